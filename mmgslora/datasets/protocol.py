@@ -23,6 +23,7 @@ class ClassPartition:
         retain: Classes that must stay and have training data.
         old: Classes gone in earlier tasks.
         missing: Classes that must stay and have no training data.
+        classes: All classes of the model, in label order.
     """
 
     task: int
@@ -30,6 +31,11 @@ class ClassPartition:
     retain: tuple[str, ...]
     old: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def labels(self, group: str) -> list[int]:
+        """Label numbers of one group, e.g. ``labels('forget')``."""
+        return [self.classes.index(name) for name in getattr(self, group)]
 
     def publish(self) -> None:
         """Make this the partition of the moment; MMEngine saves it with every checkpoint."""
@@ -115,6 +121,7 @@ class Protocol:
             ),
             old=tuple(c for c in self.classes if c in gone),
             missing=tuple(c for c in self.classes if c in self.missing),
+            classes=self.classes,
         )
 
     def _check_known(self, name: str, where: str) -> None:

@@ -1,0 +1,7 @@
+# The hooks of every forgetting run; see the docstrings in mmgslora/engine.
+custom_hooks = [
+    dict(type='FiniteLossHook'),
+    dict(type='GroupSparsityHook'),
+    dict(type='AdapterHook'),
+    dict(type='RecordHook'),
+]

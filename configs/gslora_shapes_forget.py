@@ -1,0 +1,34 @@
+# GS-LoRA on the generated shapes: three requests of two classes each, our default recipe.
+#   python tools/train.py configs/shapes/deformable-detr_shapes.py   (once: the detector)
+#   python tools/train.py configs/gslora_shapes_forget.py
+_base_ = [
+    './shapes/deformable-detr_shapes.py',
+    './_base_/forgetting.py',
+    './_base_/protocols/shapes_3x2.py',
+]
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True,
+    type='ForgettingDetector',
+    detector=_base_.model,
+    method=dict(type='GSLoRA'),
+)
+load_from = 'work_dirs/deformable-detr_shapes/epoch_12.pth'
+train_dataloader = dict(
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset
+    ),
+)
+val_evaluator = dict(type='ForgettingCocoMetric')
+test_evaluator = val_evaluator
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=_base_.protocol,
+    epochs_per_task=4,
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=4, convert_to_iter_based=True)
+]

@@ -1,0 +1,13 @@
+from mmgslora.engine.adapter_hook import AdapterHook
+from mmgslora.engine.finite_loss_hook import FiniteLossHook
+from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
+from mmgslora.engine.loop import ContinualForgettingLoop
+from mmgslora.engine.record_hook import RecordHook
+
+__all__ = [
+    'AdapterHook',
+    'ContinualForgettingLoop',
+    'FiniteLossHook',
+    'GroupSparsityHook',
+    'RecordHook',
+]

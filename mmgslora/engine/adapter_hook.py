@@ -1,0 +1,85 @@
+"""Writes what a finished task leaves behind: its adapter and the merged plain checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.errors import ForgettingError
+from mmgslora.lora import check_live_adapters, save_adapter
+
+
+@HOOKS.register_module()
+class AdapterHook(Hook):
+    """Saves ``adapters/task_XX/`` before a task is merged and ``merged/task_XX.pth`` after it.
+
+    The merged file is a checkpoint of the plain detector with its config in ``meta['cfg']``:
+    MMDetection loads it with nothing of mmgslora.
+
+    Raises:
+        ForgettingError: The work_dir holds the adapters of another run, or an adapter gets no
+            gradient.
+    """
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    @master_only
+    def before_run(self, runner) -> None:
+        found = sorted(Path(runner.work_dir, 'adapters').glob('task_*'))
+        if found and not runner._resume:
+            raise ForgettingError(
+                f'{runner.work_dir} already holds the adapters of another run '
+                f'({", ".join(f.name for f in found)}); resume it with --resume, '
+                'choose another --work-dir, or remove that folder.'
+            )
+
+    def before_forget_task(self, runner) -> None:
+        self._checked = False
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not self._checked:
+            check_live_adapters(runner.train_loop.model)
+            self._checked = True
+
+    @master_only
+    def before_merge(self, runner) -> None:
+        partition = ClassPartition.current()
+        save_adapter(
+            runner.train_loop.model.plain_model,
+            Path(runner.work_dir, 'adapters', f'task_{partition.task:02d}'),
+            metadata=dict(partition=asdict(partition), seed=runner.seed),
+        )
+
+    @master_only
+    def after_forget_task(self, runner, metrics: dict) -> None:
+        task = ClassPartition.current().task
+        path = Path(runner.work_dir, 'merged', f'task_{task:02d}.pth')
+        path.parent.mkdir(exist_ok=True)
+        state = runner.train_loop.model.plain_model.state_dict()
+        checkpoint = dict(
+            state_dict={k: v.cpu() for k, v in state.items() if 'lora_' not in k},
+            meta=dict(
+                dataset_meta=dict(runner.train_loop.views.metainfo),
+                cfg=_plain_config(runner.cfg),
+                task=task,
+                seed=runner.seed,
+            ),
+        )
+        draft = path.with_suffix('.tmp')
+        torch.save(checkpoint, draft)
+        draft.replace(path)
+
+
+def _plain_config(cfg: Config) -> str:
+    """The parts of a run's config that describe the plain detector and its test data."""
+    keys = ('default_scope', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer')
+    plain = {key: cfg[key] for key in keys if key in cfg}
+    return Config(dict(model=cfg.model.detector, **plain)).pretty_text

@@ -1,0 +1,32 @@
+"""Stops a run whose loss is no number any more."""
+
+from __future__ import annotations
+
+import math
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmgslora.errors import ForgettingError
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Names the loss term that became NaN or infinite and stops.
+
+    The broken weights are never saved: the checkpoint of the last finished epoch stays.
+
+    Raises:
+        ForgettingError: A loss term is not finite.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for name, value in (outputs or {}).items():
+            if 'loss' in name and name != 'loss' and not math.isfinite(value):
+                raise ForgettingError(
+                    f'Loss term {name!r} became {float(value)} in task {runner.train_loop.task}, '
+                    f'epoch {runner.epoch + 1}, iteration {batch_idx + 1}; the last good '
+                    'checkpoint is kept, so lower the learning rate or beta and use --resume.'
+                )

@@ -1,0 +1,170 @@
+"""One Runner for a whole sequence of forgetting tasks."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, set_random_seed
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmgslora.datasets.protocol import Protocol
+from mmgslora.errors import ForgettingError
+from mmgslora.evaluation import publish_tasks, remember_pretrained
+from mmgslora.lora import merge_adapters, reset_adapters
+
+
+@LOOPS.register_module()
+class ContinualForgettingLoop(EpochBasedTrainLoop):
+    """Forgets one task after another; global epoch e belongs to task ``e // epochs_per_task + 1``.
+
+    Because tasks are slices of the global epoch, MMEngine's own checkpoints resume at the right
+    task and epoch. Every epoch starts from seeds of its own, so that a resumed run gives the
+    numbers of an uninterrupted one.
+
+    At the start of a task: the class partition is published, the adapter is fresh, and data
+    loader, optimizer and schedulers are built anew; then ``call_hook('before_forget_task')``.
+    At its end: ``call_hook('before_merge')``, merge, evaluation, and
+    ``call_hook('after_forget_task', metrics=...)``, all before MMEngine saves the checkpoint of
+    the task's last epoch. The last weights of a task are its result.
+
+    Args:
+        runner: The Runner.
+        dataloader: Config of the training data loader; its data set is a
+            :class:`~mmgslora.datasets.ForgettingViews`.
+        protocol: Arguments of :class:`~mmgslora.datasets.Protocol`: ``tasks`` and ``missing``.
+        epochs_per_task: Passes over the retain view per task.
+
+    Raises:
+        ForgettingError: The protocol does not fit the classes or the data (before any training),
+            or no trained detector was loaded.
+    """
+
+    def __init__(self, runner, dataloader: dict, protocol: dict, epochs_per_task: int) -> None:
+        if epochs_per_task < 1:
+            raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
+        self.views = DATASETS.build(dataloader['dataset'])
+        self.protocol = Protocol(self.views.classes, **protocol)
+        self.epochs_per_task = epochs_per_task
+        # Workers that outlive an epoch would not take the seeds of the next one.
+        self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
+        self.runner = runner
+        # Building every task's loader now finds what is wrong with task 7 before task 1 trains.
+        steps = [len(self._build_loader(t)) for t in range(1, len(self.protocol) + 1)]
+        super().__init__(
+            runner,
+            self._build_loader(1),
+            max_epochs=epochs_per_task * len(self.protocol),
+        )
+        self._max_iters = epochs_per_task * sum(steps)
+        self.steps_per_task = [epochs_per_task * n for n in steps]
+
+    @property
+    def task(self) -> int:
+        """Number of the task that the current epoch belongs to, from 1."""
+        return min(self._epoch // self.epochs_per_task + 1, len(self.protocol))
+
+    @property
+    def epoch_in_task(self) -> int:
+        """Epochs of the current task that are done."""
+        return self._epoch % self.epochs_per_task
+
+    @property
+    def model(self) -> nn.Module:
+        """The model without a distributed wrapper."""
+        model = self.runner.model
+        return model.module if is_model_wrapper(model) else model
+
+    def run(self) -> nn.Module:
+        """Serve all requests."""
+        self.runner.call_hook('before_train')
+        if self._epoch == 0:
+            self._evaluate_pretrained()
+        elif self.epoch_in_task:
+            self._enter_task()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            if self.epoch_in_task == 0:
+                self._start_task()
+            self.run_epoch()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """One pass over the retain view; the last one of a task ends the task."""
+        self._seed_epoch()
+        started = time.perf_counter()
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for idx, data_batch in enumerate(self.dataloader):
+            self.run_iter(idx, data_batch)
+        self._add_time('train_seconds', time.perf_counter() - started)
+        if self.epoch_in_task == self.epochs_per_task - 1:
+            self._end_task()
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _evaluate_pretrained(self) -> None:
+        if not self.runner._has_loaded and not self._has_pretrained_init():
+            raise ForgettingError(
+                'No trained model was loaded, and a random one has nothing to forget; '
+                'set load_from to its checkpoint.'
+            )
+        self.protocol.partition(1).publish()
+        publish_tasks(self.protocol.tasks)
+        remember_pretrained(self.runner.val_loop.run())
+
+    def _has_pretrained_init(self) -> bool:
+        plain = self.model.plain_model
+        return getattr(plain, 'init_cfg', None) is not None
+
+    def _build_loader(self, task: int) -> DataLoader:
+        self.views.set_partition(self.protocol.partition(task))
+        return self.runner.build_dataloader(self._loader_cfg, seed=self.runner.seed)
+
+    def _enter_task(self) -> None:
+        """What a task needs whether it begins now or is resumed in its middle."""
+        self.protocol.partition(self.task).publish()
+        self.dataloader = self._build_loader(self.task)
+
+    def _start_task(self) -> None:
+        runner = self.runner
+        self._enter_task()
+        generator = torch.Generator().manual_seed((runner.seed or 0) + self.task)
+        reset_adapters(self.model, generator=generator)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
+        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+        if runner.cfg.get('param_scheduler'):
+            runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+        runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self._max_iters)
+        for key in ('train_seconds', 'eval_seconds'):
+            runner.message_hub.update_info(key, 0.0)
+        partition = self.protocol.partition(self.task)
+        runner.logger.info(
+            f'Task {self.task} of {len(self.protocol)}: forget {", ".join(partition.forget)}; '
+            f'{self.views.num_forget} forget and {self.views.num_retain} retain images'
+        )
+        runner.call_hook('before_forget_task')
+
+    def _end_task(self) -> None:
+        self.runner.call_hook('before_merge')
+        merge_adapters(self.model)
+        started = time.perf_counter()
+        metrics = self.runner.val_loop.run()
+        self._add_time('eval_seconds', time.perf_counter() - started)
+        self.runner.call_hook('after_forget_task', metrics=metrics)
+
+    def _add_time(self, key: str, seconds: float) -> None:
+        hub = self.runner.message_hub
+        hub.update_info(key, hub.get_info(key, 0.0) + seconds)
+
+    def _seed_epoch(self) -> None:
+        """Give every epoch, and its data workers, seeds that depend on nothing before it."""
+        seed = (self.runner.seed or 0) + 10_000 * (self._epoch + 1)
+        set_random_seed(seed, diff_rank_seed=True)
+        init = self.dataloader.worker_init_fn
+        if isinstance(init, partial) and 'seed' in init.keywords:
+            self.dataloader.worker_init_fn = partial(init, seed=seed)

@@ -1,0 +1,87 @@
+"""Keeps the record of a run: ``forgetting.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from rich.console import Console
+
+from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.env import versions
+from mmgslora.lora import trainable_share
+from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
+
+_PER_CLASS = 'per_class/'
+
+
+def _split(metrics: dict) -> tuple[dict, dict]:
+    """Headline metrics and per-class values of one evaluation."""
+    headline = {k: v for k, v in metrics.items() if not k.startswith(_PER_CLASS)}
+    per_class = {k[len(_PER_CLASS) :]: v for k, v in metrics.items() if k.startswith(_PER_CLASS)}
+    return headline, per_class
+
+
+@HOOKS.register_module()
+class RecordHook(Hook):
+    """Writes ``forgetting.json`` and ``forgetting.png`` after every task, a table at the end.
+
+    The finished tasks are kept in the message hub, so that a resumed run goes on with the record
+    that belongs to its checkpoint.
+    """
+
+    priority = 'LOW'
+
+    @master_only
+    def after_forget_task(self, runner, metrics: dict) -> None:
+        loop, hub, partition = runner.train_loop, runner.message_hub, ClassPartition.current()
+        headline, per_class = _split(metrics)
+        trainable, total = trainable_share(loop.model.plain_model)
+        task = dict(
+            task=partition.task,
+            forget=list(partition.forget),
+            retain=list(partition.retain),
+            old=list(partition.old),
+            missing=list(partition.missing),
+            metrics=headline,
+            per_class=per_class,
+            groups=hub.get_info('group_norms'),
+            zero_group_ratio=hub.get_info('zero_group_ratio'),
+            trainable_params=trainable,
+            total_params=total,
+            train_images=dict(forget=loop.views.num_forget, retain=loop.views.num_retain),
+            steps=loop.steps_per_task[partition.task - 1],
+            train_seconds=hub.get_info('train_seconds'),
+            eval_seconds=hub.get_info('eval_seconds'),
+        )
+        done = [t for t in hub.get_info('finished_tasks', []) if t['task'] < partition.task]
+        hub.update_info('finished_tasks', [*done, task])
+        record = self.record(runner)
+        path = Path(runner.work_dir, 'forgetting.json')
+        draft = path.with_suffix('.tmp')
+        draft.write_text(json.dumps(record, indent=1))
+        draft.replace(path)
+        plot_forgetting(record, path.with_suffix('.png'))
+
+    @master_only
+    def after_train(self, runner) -> None:
+        record = self.record(runner)
+        console = Console(width=max(Console().width, 100))
+        console.print(forgetting_table(record))
+        for line in summary_lines(record):
+            console.print(line)
+        console.print(f'Results: {runner.work_dir}')
+
+    def record(self, runner) -> dict:
+        """The content of ``forgetting.json``."""
+        headline, per_class = _split(runner.message_hub.get_info('pretrained'))
+        return dict(
+            config=runner.cfg.filename or runner.experiment_name,
+            seed=runner.seed,
+            versions=versions(),
+            pretrained=dict(per_class=per_class, **headline),
+            tasks=runner.message_hub.get_info('finished_tasks', []),
+        )

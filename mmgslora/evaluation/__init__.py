@@ -1,0 +1,14 @@
+from .forgetting_coco_metric import ForgettingCocoMetric
+from .grouping import class_groups, group_by_partition, harmonic_mean
+from .pretrained import pretrained_values, publish_tasks, published_tasks, remember_pretrained
+
+__all__ = [
+    'ForgettingCocoMetric',
+    'class_groups',
+    'group_by_partition',
+    'harmonic_mean',
+    'pretrained_values',
+    'publish_tasks',
+    'published_tasks',
+    'remember_pretrained',
+]

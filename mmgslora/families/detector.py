@@ -1,0 +1,238 @@
+"""The detector family: any DETR-like model of MMDetection, made to forget."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmdet.structures import SampleList
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.errors import ForgettingError
+from mmgslora.families.view import View
+from mmgslora.lora import adapters_disabled, inject_lora, reset_adapters
+
+_DROPS = (nn.Dropout, DropPath, nn.MultiheadAttention)
+_TRUNK = ('backbone', 'neck')
+
+
+@contextmanager
+def _recorded_targets(head: nn.Module) -> Iterator[list]:
+    """Collect what ``head.get_targets`` returns: matching is slow on a CPU, once is enough."""
+    seen: list = []
+
+    def get_targets(*args, **kwargs):
+        seen.append(type(head).get_targets(head, *args, **kwargs))
+        return seen[-1]
+
+    head.get_targets = get_targets
+    try:
+        yield seen
+    finally:
+        del head.get_targets
+
+
+@MODELS.register_module()
+class ForgettingDetector(BaseModel):
+    """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
+
+    The detector is built from its own, unchanged config. Everything in it is frozen but the LoRA
+    matrices; backbone and neck run without gradients and in eval mode, so that batch-norm
+    statistics stay as they are. Both views of a step share one forward pass. The detector stays
+    in eval mode while training (queries for denoising and encoder losses belong to its original
+    training), apart from dropout where the method asks for it.
+
+    A checkpoint of the plain detector loads directly: its keys are recognised.
+
+    Args:
+        detector: Config of the detector, as in MMDetection.
+        method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
+        lora: Arguments of :func:`mmgslora.lora.inject_lora`. Defaults to rank 8, lora_alpha 1,
+            the feed-forward network of every transformer block outside backbone and neck.
+        init_cfg: As in MMEngine. Defaults to None.
+
+    Raises:
+        ForgettingError: The model has no head with one-to-one matching, nothing in it can
+            carry LoRA, or a loaded checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        detector: dict,
+        method: dict,
+        lora: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        # MMDetection's constructors write into the config they are given.
+        built = MODELS.build(copy.deepcopy(detector))
+        if not hasattr(getattr(built, 'bbox_head', None), 'get_targets'):
+            raise ForgettingError(
+                f'{type(built).__name__} has no DETR-like bbox_head; '
+                'ForgettingDetector wraps detectors that match queries to boxes one to one.'
+            )
+        super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
+        self.detector = built
+        self.lora = dict(exclude=_TRUNK, **(lora or {})) if 'exclude' not in (lora or {}) else lora
+        inject_lora(self.detector, **self.lora)
+        self.method = MODELS.build(copy.deepcopy(method))
+        self.method.bind(self.detector)
+        trunk = [p for part in _TRUNK for p in getattr(built, part, nn.Module()).parameters()]
+        self._trunk_learns = any(p.requires_grad for p in trunk)
+        self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
+
+    @property
+    def num_classes(self) -> int:
+        return self.detector.bbox_head.num_classes
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The wrapped detector itself (its LoRA layers included)."""
+        return self.detector
+
+    def init_weights(self) -> None:
+        """Load what ``detector.init_cfg`` names; a random detector has nothing to forget."""
+        if self.detector.init_cfg is not None:
+            self.detector.init_weights()
+            reset_adapters(self.detector)
+
+    def train(self, mode: bool = True) -> ForgettingDetector:
+        super().train(mode)
+        self.detector.eval()
+        if mode and self.method.dropout:
+            for name, module in self.detector.named_modules():
+                if isinstance(module, _DROPS) and not name.startswith(_TRUNK):
+                    module.train()
+        return self
+
+    def forward(
+        self, inputs: Tensor, data_samples: SampleList | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | SampleList | tuple:
+        """The three modes of MMEngine; 'loss' takes a batch of both views (see PairedSampler)."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.detector(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of the method on a batch in which every sample says its ``view``."""
+        with torch.set_grad_enabled(self._trunk_learns):
+            features = self.detector.extract_feat(inputs)
+        outputs = self._decode(features, data_samples)
+        teacher = None
+        if self.method.needs_teacher:
+            with torch.no_grad(), adapters_disabled(self.detector):
+                teacher = self._decode(features, data_samples)
+        views = {
+            side: self._view(side, outputs, teacher, data_samples) for side in ('forget', 'retain')
+        }
+        return self.method.losses(**views)
+
+    def _decode(self, features: tuple[Tensor, ...], samples: SampleList) -> tuple[Tensor, ...]:
+        """Last decoder layer: embeddings (b, q, D), class logits (b, q, C), boxes (b, q, 4)."""
+        inputs = self.detector.forward_transformer(features, samples)
+        logits, boxes = self.detector.bbox_head(**inputs)
+        return inputs['hidden_states'][-1], logits[-1], boxes[-1]
+
+    def _view(
+        self,
+        side: str,
+        outputs: tuple[Tensor, ...],
+        teacher: tuple[Tensor, ...] | None,
+        samples: SampleList,
+    ) -> View:
+        head = self.detector.bbox_head
+        rows = [i for i, sample in enumerate(samples) if sample.metainfo.get('view') == side]
+        if not rows:
+            raise ForgettingError(
+                f'A training batch holds no image of the {side} view; '
+                'use PairedSampler and an even batch_size.'
+            )
+        embeddings, logits, boxes = (x[rows] for x in outputs)
+        with _recorded_targets(head) as targets:
+            values = head.loss_by_feat_single(
+                logits,
+                boxes,
+                batch_gt_instances=[samples[i].gt_instances for i in rows],
+                batch_img_metas=[samples[i].metainfo for i in rows],
+            )
+        terms = dict(zip(('loss_cls', 'loss_bbox', 'loss_iou'), values))
+        labels = torch.cat(targets[0][0])
+        matched = labels < head.num_classes
+        log_probs = self._log_probs(logits)
+        return View(
+            loss=sum(terms.values()),
+            terms=terms,
+            labels=labels[matched],
+            logits=logits.flatten(0, 1)[matched],
+            embeddings=embeddings.flatten(0, 1)[matched],
+            log_probs=log_probs.flatten(0, 1),
+            objects=max(int(matched.sum()), 1),
+            classes=self._labels_of(side).to(labels.device),
+            drift=None if teacher is None else self._drift(logits, boxes, teacher, rows),
+        )
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        """(..., C) log-probabilities, sigmoid or softmax as the head was trained."""
+        if self.detector.bbox_head.loss_cls.use_sigmoid:
+            return F.logsigmoid(logits)
+        return logits.log_softmax(-1)[..., : self.num_classes]
+
+    def _drift(self, logits: Tensor, boxes: Tensor, teacher: tuple[Tensor, ...], rows: list[int]):
+        """Distance from the adapter-free detector in everything but the classes to forget (ours).
+
+        Kullback-Leibler divergence of the class scores plus, weighted by how sure the teacher is
+        of an object, five times the L1 distance of the boxes (DETR's weight), per expected object.
+        """
+        _, teacher_logits, teacher_boxes = (x[rows] for x in teacher)
+        keep = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        keep[self._labels_of('forget').to(logits.device)] = False
+        ours, theirs = logits[..., keep], teacher_logits[..., keep]
+        if self.detector.bbox_head.loss_cls.use_sigmoid:
+            p = theirs.sigmoid()
+            sure = p.max(-1).values
+            entropy = F.binary_cross_entropy_with_logits(theirs, p, reduction='sum')
+            divergence = F.binary_cross_entropy_with_logits(ours, p, reduction='sum') - entropy
+        else:
+            p = theirs.softmax(-1)
+            sure = 1 - p[..., -1]
+            divergence = F.kl_div(ours.log_softmax(-1), p, reduction='sum')
+        boxes_apart = ((boxes - teacher_boxes).abs().sum(-1) * sure).sum()
+        return (divergence + 5 * boxes_apart) / sure.sum().clamp(min=1)
+
+    def _labels_of(self, side: str) -> Tensor:
+        partition = ClassPartition.current()
+        if partition is None:
+            raise ForgettingError(
+                'No forgetting task has begun; train with ContinualForgettingLoop, '
+                'which says which classes go and which stay.'
+            )
+        return torch.tensor(partition.labels(side))
+
+    def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
+        """Rename the keys of a plain detector checkpoint and refuse one that does not fit."""
+        own = self.state_dict()
+        if state and not any(key.startswith(f'{prefix}detector.') for key in state):
+            for key in list(state):
+                state[f'{prefix}detector.{key[len(prefix) :]}'] = state.pop(key)
+        given = {key[len(prefix) :]: value for key, value in state.items()}
+        for key, value in own.items():
+            plain = key[len('detector.') :]
+            if key not in given:
+                if 'lora_' in key:
+                    continue
+                raise ForgettingError(
+                    f'The checkpoint has no {plain!r}, which {type(self.detector).__name__} as '
+                    'configured needs; it belongs to another architecture.'
+                )
+            if given[key].shape != value.shape:
+                raise ForgettingError(
+                    f'{plain!r} is {tuple(given[key].shape)} in the checkpoint and '
+                    f'{tuple(value.shape)} in the model as configured '
+                    f'({self.num_classes} classes); use the checkpoint of this very detector.'
+                )

@@ -1,0 +1,38 @@
+"""The one structure in which families and methods meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class View:
+    """One side of a training step: what a method may know of it, whatever is being trained.
+
+    Attributes:
+        loss: Scalar task loss of this view, the sum of ``terms``; no auxiliary decoder layers.
+        terms: Its named parts, classification first (``loss_cls``, ``loss_bbox``, ``loss_iou``
+            for detectors, ``loss_ce`` for classifiers).
+        labels: (n,) true label of each matched query, or of each image.
+        logits: (n, C) the classifier's output for them.
+        embeddings: (n, D) what the classifier head reads for them.
+        log_probs: (m, C) log-probability of every class in every prediction of the view's
+            images: all queries of a detector, one row per image for a classifier.
+        objects: Number of labelled objects in the view, at least 1; what sums over predictions
+            are divided by.
+        classes: (k,) labels of the classes this side is about in the current task.
+        drift: Scalar distance of this view's outputs, the classes to forget left out, from
+            those of the adapter-free model. None unless the method asks for it.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    labels: Tensor
+    logits: Tensor
+    embeddings: Tensor
+    log_probs: Tensor
+    objects: float
+    classes: Tensor
+    drift: Tensor | None = field(default=None)

@@ -1,0 +1,31 @@
+"""LoRA in plain PyTorch: the layer, injection, groups and adapter files."""
+
+from mmgslora.lora.adapter_file import load_adapter, save_adapter
+from mmgslora.lora.groups import LoRAGroup, discover_groups
+from mmgslora.lora.inject import (
+    adapters_disabled,
+    check_live_adapters,
+    find_blocks,
+    inject_lora,
+    lora_layers,
+    merge_adapters,
+    reset_adapters,
+    trainable_share,
+)
+from mmgslora.lora.layer import LoRALinear
+
+__all__ = [
+    'LoRAGroup',
+    'LoRALinear',
+    'adapters_disabled',
+    'check_live_adapters',
+    'discover_groups',
+    'find_blocks',
+    'inject_lora',
+    'load_adapter',
+    'lora_layers',
+    'merge_adapters',
+    'reset_adapters',
+    'save_adapter',
+    'trainable_share',
+]

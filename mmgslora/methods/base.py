@@ -1,0 +1,53 @@
+"""What every forgetting method offers to the families and the hooks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from mmgslora.errors import ForgettingError
+from mmgslora.families.view import View
+from mmgslora.lora import LoRAGroup, discover_groups
+
+
+class Method(ABC):
+    """The rule that turns the two views of a step into losses.
+
+    A method never knows what is being trained. It is a plain object, not a module: what it learns
+    with are the model's LoRA groups, handed to it by :meth:`bind`.
+
+    Args:
+        sparsity: How groups are driven to zero. ``mode`` is 'proximal' (ours: after every
+            optimizer step the B matrices of a group shrink together), 'penalty' (the papers':
+            a loss term) or 'none'; ``alpha`` its weight; ``by`` the grouping ('block', 'module'
+            or 'matrix'); ``warmup_epochs`` how many epochs of every task alpha stays 0.
+            Defaults to no sparsity.
+        dropout: Whether the transformer's dropout is active while forgetting. Defaults to False.
+
+    Attributes:
+        needs_teacher: Whether views must carry their ``drift`` from the adapter-free model.
+        alpha: The sparsity weight of the moment; 0 during warm-up.
+        groups: The LoRA groups of the bound model.
+    """
+
+    needs_teacher: bool = False
+
+    def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
+        sparsity = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0) | (sparsity or {})
+        if sparsity['mode'] not in ('proximal', 'penalty', 'none'):
+            raise ForgettingError(
+                f'Sparsity mode is {sparsity["mode"]!r}; it can be proximal, penalty or none.'
+            )
+        self.sparsity = sparsity
+        self.dropout = dropout
+        self.alpha = 0.0 if sparsity['warmup_epochs'] else sparsity['alpha']
+        self.groups: list[LoRAGroup] = []
+
+    def bind(self, model: nn.Module) -> None:
+        """Take over the LoRA groups of a model."""
+        self.groups = discover_groups(model, by=self.sparsity['by'])
+
+    @abstractmethod
+    def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
+        """Named losses of one step; those with 'loss' in their name are summed."""

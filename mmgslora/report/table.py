@@ -1,0 +1,259 @@
+"""The forgetting run as one table for the terminal, and the sentences below it."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from mmgslora.report.record import (
+    hardest_hit,
+    mean_before,
+    metric,
+    metric_prefix,
+    number,
+    share_kept,
+    tasks_of,
+)
+
+_WIDTH = 100
+_GAP = 1
+_NAMES_WIDTH = (12, 28)
+_CLASS_WIDTH = 17
+_NOTHING = '-'
+
+# A cell is what is true now and, below it, what it is compared with.
+Cell = tuple[str, str]
+
+
+def forgetting_table(record: dict) -> Table:
+    """One row per forgetting task, each number above the pre-trained one it compares with.
+
+    Args:
+        record: The content of a run's ``forgetting.json``.
+
+    Returns:
+        A table of at most 100 columns, whatever the number of forgotten classes.
+
+    Raises:
+        ForgettingError: The record holds no task or no forget and retain metric.
+    """
+    tasks = tasks_of(record)
+    prefix = metric_prefix(record)
+    recalls = _recall_keys(tasks)
+    has_missing = any(metric(task, f'{prefix}m') is not None for task in tasks)
+
+    headers: list[Cell] = [(f'{prefix}f', ''), (f'{prefix}r', ''), (f'{prefix}o', '')]
+    headers += [(f'{prefix}m', '')] if has_missing else []
+    headers += [('H', '')]
+    headers += [('AR_f', key[len('AR_f') :]) for key in recalls]
+    headers += [(' hardest hit', ''), ('zero', 'groups'), ('train', 's')]
+
+    classes = record['pretrained']['per_class']
+    known = sum(number(value) is not None for value in classes.values())
+    start: list[Cell] = [('', '')] * len(headers)
+    start[1] = (_points(mean_before(record, classes)), '')
+    rows = [start]
+    for task in tasks:
+        row = [
+            (_points(metric(task, f'{prefix}f')), _of(mean_before(record, task['forget']))),
+            (
+                _points(metric(task, f'{prefix}r')),
+                _of(mean_before(record, task['retain']), share_kept(record, task)),
+            ),
+            (_points(metric(task, f'{prefix}o')), ''),
+        ]
+        if has_missing:
+            missing_before = mean_before(record, task.get('missing', []))
+            row.append((_points(metric(task, f'{prefix}m')), _of(missing_before)))
+        row.append((_points(metric(task, 'H')), ''))
+        row += [(_points(metric(task, key)), '') for key in recalls]
+        row += [_hit_cell(record, task), (_zero_groups(task), ''), (_seconds(task), '')]
+        rows.append(row)
+
+    # The names get what the numbers leave: numbers must never be cut.
+    task_cells = ['task', *(str(task['task']) for task in tasks)]
+    taken = max(map(cell_len, task_cells)) + sum(
+        max(cell_len(line) for cell in column for line in cell) for column in zip(headers, *rows)
+    )
+    room = _WIDTH - taken - _GAP * (len(headers) + 2)
+    names_width = min(max(room, _NAMES_WIDTH[0]), _NAMES_WIDTH[1])
+    all_names = [f'pre-trained\n{_count(known, "class")}']
+    all_names += [shorten_names(task['forget'], names_width, lines=2) for task in tasks]
+    longest = max(cell_len(line) for names in all_names for line in names.split('\n'))
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        # The box already puts one column between cells.
+        padding=(0, 0),
+        title=Text(f'{Path(record.get("config") or "").name}, seed {record.get("seed")}'),
+        caption=_caption(prefix, recalls),
+        caption_justify='left',
+    )
+    table.add_column(Text('task'), justify='right', no_wrap=True)
+    # One column more than the names need, or '+7 of 79.3' would read as one phrase.
+    table.add_column(Text('forgotten'), width=min(longest, names_width) + _GAP, no_wrap=True)
+    for top, bottom in headers:
+        table.add_column(
+            Text(f'{top}\n{bottom}' if bottom else top),
+            justify='left' if 'hardest' in top else 'right',
+            no_wrap=True,
+        )
+    for number_cell, names, row in zip(['', *task_cells[1:]], all_names, rows):
+        table.add_row(number_cell, Text(names), *map(_text, row))
+    return table
+
+
+def summary_lines(record: dict) -> list[str]:
+    """The cost of the run and its worst side effect, as plain sentences.
+
+    Args:
+        record: The content of a run's ``forgetting.json``.
+
+    Returns:
+        One sentence per line; what the record does not hold is left out.
+    """
+    tasks = tasks_of(record)
+    prefix = metric_prefix(record)
+    last = tasks[-1]
+    gone = sum(len(task['forget']) for task in tasks)
+    known = len(record['pretrained']['per_class'])
+    lines = [
+        f'{_count(len(tasks), "forgetting task")}: {gone} of {_count(known, "class")} '
+        'asked to be forgotten.'
+    ]
+
+    trained = max((task.get('trainable_params') or 0 for task in tasks), default=0)
+    total = max((task.get('total_params') or 0 for task in tasks), default=0)
+    if total:
+        lines.append(
+            f'Trained in a task: {trained:,} of {total:,} parameters '
+            f'({100 * trained / total:.2f} %).'
+        )
+
+    images = [task['train_images'] for task in tasks if task.get('train_images')]
+    if images:
+        lines.append(
+            f'Training images, all tasks: {sum(i.get("forget", 0) for i in images):,} '
+            f'to forget, {sum(i.get("retain", 0) for i in images):,} to retain.'
+        )
+
+    train, evaluate = (
+        sum(task.get(key) or 0 for task in tasks) for key in ('train_seconds', 'eval_seconds')
+    )
+    lines.append(f'Training took {_duration(train)} in all, evaluation {_duration(evaluate)}.')
+
+    hit = hardest_hit(record, last)
+    if hit:
+        lines.append(
+            f'Hardest hit of the classes that must stay, after task {last["task"]}: {hit.name}, '
+            f'{hit.now:.1f} of {hit.before:.1f} ({100 * hit.share:.0f} % kept).'
+        )
+
+    paper = [
+        f'{name} {value:.1f}'
+        for name in (f'{prefix}f', f'{prefix}r', f'{prefix}o')
+        if (value := metric(last, f'paper/{name}')) is not None
+    ]
+    if paper:
+        lines.append(f"Measured the paper's way after task {last['task']}: {', '.join(paper)}.")
+    return lines
+
+
+def shorten_names(names: list[str], width: int, lines: int = 1) -> str:
+    """As many names as fit, then how many more there are: 'microwave, skateboard, +8'.
+
+    Args:
+        names: Class names.
+        width: Characters in a line.
+        lines: Lines that may be filled.
+    """
+    for shown in range(len(names), 0, -1):
+        more = len(names) - shown
+        text = ', '.join(names[:shown]) + (f', +{more}' if more else '')
+        wrapped = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+        if len(wrapped) <= lines and all(len(line) <= width for line in wrapped):
+            return '\n'.join(wrapped)
+    if not names:
+        return _NOTHING
+    more = f', +{len(names) - 1}' if len(names) > 1 else ''
+    return names[0][: width - len(more) - 1] + '…' + more
+
+
+def _caption(prefix: str, recalls: list[str]) -> Text:
+    caption = (
+        'Values in %. "of": the pre-trained value of the same classes. '
+        f'{prefix}f: forgotten now, {prefix}r: retained, {prefix}o: forgotten earlier.'
+    )
+    if recalls:
+        caption += ' AR_f@s: forgotten objects still found with a score of s or more.'
+    caption += ' Zero groups: transformer blocks the task left exactly as they were.'
+    return Text(caption)
+
+
+def _recall_keys(tasks: list[dict]) -> list[str]:
+    """'AR_f@0.3', 'AR_f@0.05', ...: the strictest score first."""
+    keys = {key for task in tasks for key in task['metrics'] if key.startswith('AR_f@')}
+    return sorted(keys, key=lambda key: -float(key.split('@')[1]))
+
+
+def _text(cell: Cell) -> Text:
+    text = Text(cell[0])
+    if cell[1]:
+        text.append(f'\n{cell[1]}', style='dim')
+    return text
+
+
+def _points(value: float | None) -> str:
+    if value is None:
+        return _NOTHING
+    # '100' and not '100.0': no number is wider than four characters.
+    return f'{value:.1f}' if value < 99.95 else f'{value:.0f}'
+
+
+def _of(before: float | None, share: float | None = None) -> str:
+    if before is None:
+        return ''
+    part = '' if share is None else f'{100 * share:.0f}% '
+    return f'{part}of {_points(before)}'
+
+
+def _hit_cell(record: dict, task: dict) -> Cell:
+    hit = hardest_hit(record, task)
+    if hit is None:
+        return _NOTHING, ''
+    name = Text(hit.name)
+    name.truncate(_CLASS_WIDTH, overflow='ellipsis')
+    # Text beside right-aligned numbers needs more air than the one column between cells.
+    return f' {name.plain}', f' {_points(hit.now)}, {_of(hit.before, hit.share)}'
+
+
+def _zero_groups(task: dict) -> str:
+    groups = task.get('groups') or {}
+    if not groups:
+        return _NOTHING
+    return f'{sum(norm == 0.0 for norm in groups.values())}/{len(groups)}'
+
+
+def _seconds(task: dict) -> str:
+    seconds = number(task.get('train_seconds'))
+    if seconds is None:
+        return _NOTHING
+    return f'{seconds:.1f}' if seconds < 100 else f'{seconds:.0f}'
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f'{seconds:.1f} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 120 else f'{minutes // 60} h {minutes % 60} min'
+
+
+def _count(n: int, noun: str) -> str:
+    plural = f'{noun}es' if noun.endswith('s') else f'{noun}s'
+    return f'{n} {noun if n == 1 else plural}'

@@ -1,0 +1,151 @@
+import cv2
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mmgslora.report import group_map, plot_forgetting
+from mmgslora.report.figures import forgetting_figure, short_group_names, spread
+
+from .records import COCO_TASKS, detr_groups, make_record, shapes_record
+
+
+def zero_marks(figure):
+    """(row, column) of every cell drawn as untouched."""
+    return {
+        (round(patch.get_y() + 0.5), round(patch.get_x() + 0.5))
+        for axes in figure.axes
+        for patch in axes.patches
+        if patch.get_gid() == 'zero group'
+    }
+
+
+def tick_boxes(axes, which):
+    labels = getattr(axes, f'get_{which}ticklabels')()
+    return [label.get_window_extent() for label in labels if label.get_text()]
+
+
+def test_the_map_holds_norms_shares_and_exact_zeros():
+    blocks = group_map(shapes_record())
+    assert blocks.groups[0] == 'encoder.layers.0.ffn' and blocks.tasks == [1, 2]
+    np.testing.assert_allclose(blocks.norms[:, 0], [0.0, 0.0, 3.2, 0.8, 0.0])
+    np.testing.assert_allclose(blocks.relative[:, 0], [0.0, 0.0, 1.0, 0.25, 0.0])
+    np.testing.assert_allclose(blocks.relative[:, 1], [1.0, 0.25, 0.0, 2.5e-10, 0.5])
+    assert blocks.zero.sum(axis=0).tolist() == [3, 1]
+    assert not blocks.zero[3, 1]  # 1e-9 is small, and not zero
+
+
+def test_the_map_survives_a_task_that_touched_nothing_and_a_group_that_came_later():
+    record = make_record([['a'], ['b']], ['c'], {'x.0': [0.0, 1.0], 'x.1': [0.0, 2.0]})
+    del record['tasks'][0]['groups']['x.1']
+    blocks = group_map(record)
+    assert np.isnan(blocks.norms[1, 0]) and not blocks.zero[1, 0]
+    assert blocks.relative[0].tolist() == [0.0, 0.5]
+    assert zero_marks(forgetting_figure(record)) == {(0, 0)}
+
+
+def test_exactly_the_zero_groups_are_drawn_as_zero():
+    record = shapes_record()
+    figure = forgetting_figure(record)
+    assert zero_marks(figure) == set(zip(*np.nonzero(group_map(record).zero)))
+    axes = figure.axes[1]
+    assert [text.get_text() for text in axes.texts] == ['0'] * 4
+    shown = axes.images[0].get_array()
+    assert (np.ma.getmaskarray(shown) == group_map(record).zero).all()
+
+
+def test_lines_start_at_the_pretrained_values_of_task_one():
+    figure = forgetting_figure(shapes_record())
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    np.testing.assert_allclose(lines['AP_f'], [80.0, 1.0, 1.0])
+    np.testing.assert_allclose(lines['AP_r'], [65.0, 56.0, 48.0])
+    np.testing.assert_allclose(lines['AP_o'], [np.nan, np.nan, 0.7])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {'AP_f 1.0\nforgotten now', 'AP_r 48.0\nretained'} <= set(texts)
+
+
+def test_other_prefixes():
+    figure = forgetting_figure(shapes_record(prefix='Acc_', missing=('ring',)))
+    labels = {line.get_label() for line in figure.axes[0].get_lines()}
+    assert {'Acc_f', 'Acc_r', 'Acc_o', 'Acc_m'} <= labels
+    assert figure.axes[0].get_ylabel() == 'Acc (%)'
+
+
+def test_without_groups_only_the_metrics_are_drawn():
+    record = make_record([['a']], ['b'], {})
+    assert len(forgetting_figure(record).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ('tasks', 'groups'),
+    [
+        (1, detr_groups(1, 3)),
+        (7, detr_groups(7)),
+        (20, {f'backbone.stages.{i % 4}.blocks.{i}.ffn': [0.0] * 20 for i in range(24)}),
+    ],
+)
+def test_labels_stand_apart(tasks, groups):
+    forget = [[f'{name}{task}' for name in COCO_TASKS[0]] for task in range(tasks)]
+    figure = forgetting_figure(make_record(forget, ['person', 'dog'], groups))
+    FigureCanvasAgg(figure).draw()
+    page = figure.bbox
+    for axes in figure.axes[:2]:
+        for which in 'xy':
+            boxes = tick_boxes(axes, which)
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]), (
+                which
+            )
+            assert all(box.x0 >= page.x0 and box.x1 <= page.x1 for box in boxes)
+    named = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(named) for b in named[i + 1 :])
+    # The names of the lines end before the names of the groups begin.
+    names = tick_boxes(figure.axes[1], 'y')
+    assert max(box.x1 for box in named) < min(box.x0 for box in names)
+
+
+def test_the_file_is_a_picture_of_sensible_size(tmp_path):
+    path = plot_forgetting(shapes_record(), tmp_path / 'report' / 'forgetting.png')
+    height, width, _ = cv2.imread(str(path)).shape
+    assert 900 < width < 3000 and 500 < height < 2000
+    assert path.stat().st_size < 400_000
+    assert [p.name for p in path.parent.iterdir()] == ['forgetting.png']
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / 'forgetting.png'
+    path.write_bytes(b'the old picture')
+
+    def half_written(self, target, **kwargs):
+        target.write_bytes(b'\x89PNG')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(Figure, 'savefig', half_written)
+    with pytest.raises(OSError, match='disk full'):
+        plot_forgetting(shapes_record(), path)
+    assert path.read_bytes() == b'the old picture'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ('groups', 'expected'),
+    [
+        (['encoder.layers.0.ffn', 'decoder.layers.1.ffn'], ['encoder 0', 'decoder 1']),
+        (['vit.blocks.0.mlp', 'vit.blocks.10.mlp'], ['blocks 0', 'blocks 10']),
+        (
+            ['backbone.stages.0.blocks.1.ffn', 'backbone.stages.2.blocks.17.ffn'],
+            ['stages 0 blocks 1', 'stages 2 blocks 17'],
+        ),
+        (['transformer.layers.0.1.fn', 'transformer.layers.1.1.fn'],
+         ['transformer 0', 'transformer 1']),
+        (['layers.0', 'layers.1'], ['layer 0', 'layer 1']),
+        (['only.one'], ['only.one']),
+        (['a', 'a.layers'], ['a', 'a.layers']),
+    ],
+)  # fmt: skip
+def test_group_names_lose_what_they_share(groups, expected):
+    assert short_group_names(groups) == expected
+
+
+def test_spread_keeps_order_and_distance():
+    assert spread([80.0, 0.5, 0.3], 10.0, 2.0, 96.0) == [80.0, 12.0, 2.0]
+    assert spread([95.0, 96.0], 10.0, 2.0, 96.0) == [86.0, 96.0]
