@@ -198,8 +198,10 @@ def _deformable_attention(value: Tensor, shapes: Tensor) -> Callable[..., Tensor
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     if value.dtype == torch.bfloat16:
-        # mmcv has rounded the sampling locations by now: up to 1/512 of the image, some pixels.
-        raise _not_compiled('Deformable attention in bfloat16 (float16 and float32 work)')
+        # By now mmcv has rounded the sampling locations, by up to 1/512 of the image.
+        raise NotImplementedError(
+            'The operator of mmcv for deformable attention has no bfloat16: use float16 or float32.'
+        )
     sizes = shapes.tolist()  # asks the GPU once, not for every number
 
     def attention(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:

@@ -3,5 +3,6 @@ custom_hooks = [
     dict(type='FiniteLossHook'),
     dict(type='GroupSparsityHook'),
     dict(type='AdapterHook'),
+    dict(type='PictureHook'),
     dict(type='RecordHook'),
 ]

@@ -242,6 +242,7 @@ class ShapesDataset(CocoDataset):
     """
 
     METAINFO = dict(classes=SHAPES)
+    makes_its_files = True
 
     def __init__(self, *args, data_root: str, generate: dict | None = None, **kwargs) -> None:
         write_shapes(data_root, **(generate or {}))

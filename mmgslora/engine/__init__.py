@@ -2,6 +2,7 @@ from mmgslora.engine.adapter_hook import AdapterHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
 from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
 from mmgslora.engine.loop import ContinualForgettingLoop
+from mmgslora.engine.picture_hook import PictureHook
 from mmgslora.engine.record_hook import RecordHook
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     'ContinualForgettingLoop',
     'FiniteLossHook',
     'GroupSparsityHook',
+    'PictureHook',
     'RecordHook',
 ]

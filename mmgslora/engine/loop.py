@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmgslora.datasets.files import check_files
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
@@ -47,6 +48,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def __init__(self, runner, dataloader: dict, protocol: dict, epochs_per_task: int) -> None:
         if epochs_per_task < 1:
             raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
+        for loader in (dataloader, runner.cfg.get('val_dataloader')):
+            if loader:
+                check_files(loader['dataset'])
         self.views = DATASETS.build(dataloader['dataset'])
         self.protocol = Protocol(self.views.classes, **protocol)
         self.epochs_per_task = epochs_per_task

@@ -164,17 +164,18 @@ class ForgettingDetector(BaseModel):
         terms = dict(zip(('loss_cls', 'loss_bbox', 'loss_iou'), values))
         labels = torch.cat(targets[0][0])
         matched = labels < head.num_classes
-        log_probs = self._log_probs(logits)
+        before = None if teacher is None else tuple(x[rows] for x in teacher)
         return View(
             loss=sum(terms.values()),
             terms=terms,
             labels=labels[matched],
             logits=logits.flatten(0, 1)[matched],
             embeddings=embeddings.flatten(0, 1)[matched],
-            log_probs=log_probs.flatten(0, 1),
+            log_probs=self._log_probs(logits).flatten(0, 1),
             objects=max(int(matched.sum()), 1),
             classes=self._labels_of(side).to(labels.device),
-            drift=None if teacher is None else self._drift(logits, boxes, teacher, rows),
+            teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
+            drift=before and self._drift(logits, boxes, *before[1:]),
         )
 
     def _log_probs(self, logits: Tensor) -> Tensor:
@@ -183,13 +184,14 @@ class ForgettingDetector(BaseModel):
             return F.logsigmoid(logits)
         return logits.log_softmax(-1)[..., : self.num_classes]
 
-    def _drift(self, logits: Tensor, boxes: Tensor, teacher: tuple[Tensor, ...], rows: list[int]):
+    def _drift(
+        self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor
+    ) -> Tensor:
         """Distance from the adapter-free detector in everything but the classes to forget (ours).
 
         Kullback-Leibler divergence of the class scores plus, weighted by how sure the teacher is
         of an object, five times the L1 distance of the boxes (DETR's weight), per expected object.
         """
-        _, teacher_logits, teacher_boxes = (x[rows] for x in teacher)
         keep = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         keep[self._labels_of('forget').to(logits.device)] = False
         ours, theirs = logits[..., keep], teacher_logits[..., keep]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -23,8 +23,10 @@ class View:
         objects: Number of labelled objects in the view, at least 1; what sums over predictions
             are divided by.
         classes: (k,) labels of the classes this side is about in the current task.
+        teacher_log_probs: (m, C) the same of the adapter-free model, without gradient. None
+            unless the method asks for a teacher.
         drift: Scalar distance of this view's outputs, the classes to forget left out, from
-            those of the adapter-free model. None unless the method asks for it.
+            those of the adapter-free model. None unless the method asks for a teacher.
     """
 
     loss: Tensor
@@ -35,4 +37,5 @@ class View:
     log_probs: Tensor
     objects: float
     classes: Tensor
-    drift: Tensor | None = field(default=None)
+    teacher_log_probs: Tensor | None = None
+    drift: Tensor | None = None

@@ -107,8 +107,9 @@ class GSLoRA(Method):
             losses.update({f'forget_{name}': self.beta * value for name, value in others})
         else:
             surprise = -forget.log_probs[:, forget.classes]
-            hinge = bounded_ascent(surprise, self.bound).sum() / forget.objects
-            losses['forget_loss_cls'] = self.beta * hinge
+            belief = forget.teacher_log_probs[:, forget.classes].exp()
+            hinge = bounded_ascent(surprise, self.bound)
+            losses['forget_loss_cls'] = self.beta * (belief * hinge).sum() / belief.sum().clamp(min=1)
         if self.drift:
             losses['forget_loss_drift'] = self.drift * forget.drift
             losses['retain_loss_drift'] = self.drift * retain.drift

@@ -1,0 +1,99 @@
+"""Draws what the model saw before forgetting and what it sees now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmgslora.report import draw_before_after
+
+_KEY = 'detections_before'
+
+
+@HOOKS.register_module()
+class PictureHook(Hook):
+    """Writes ``before_after.png`` after every task: the same validation images, then and now.
+
+    Pictures are the first ones that hold a class of the protocol to forget beside a class that
+    stays. What the pre-trained detector found there is kept in the message hub, where a resumed
+    run finds it.
+
+    Args:
+        num_images: How many pictures. Defaults to 6.
+        score_thr: Score from which a detection is drawn. Defaults to 0.3.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, num_images: int = 6, score_thr: float = 0.3) -> None:
+        self.num_images = num_images
+        self.score_thr = score_thr
+
+    @master_only
+    def before_forget_task(self, runner) -> None:
+        if _KEY in runner.message_hub.runtime_info:
+            return
+        indices = self._choose(runner)
+        found = [self._detect(runner, i) for i in indices]
+        runner.message_hub.update_info(_KEY, dict(indices=indices, found=found))
+
+    @master_only
+    def after_forget_task(self, runner, metrics: dict) -> None:
+        loop, dataset = runner.train_loop, runner.val_loop.dataloader.dataset
+        before = runner.message_hub.get_info(_KEY)
+        if not before['indices']:
+            return
+        infos = [dataset.get_data_info(i) for i in before['indices']]
+        gone = [name for task in loop.protocol.tasks[: loop.task] for name in task]
+        draw_before_after(
+            images=[cv2.imread(info['img_path'])[..., ::-1] for info in infos],
+            before=[_as_arrays(found) for found in before['found']],
+            after=[_as_arrays(self._detect(runner, i)) for i in before['indices']],
+            truth=[
+                dict(
+                    bboxes=np.array([item['bbox'] for item in info['instances']]).reshape(-1, 4),
+                    labels=np.array([item['bbox_label'] for item in info['instances']], int),
+                )
+                for info in infos
+            ],
+            classes=loop.protocol.classes,
+            forget=gone,
+            path=Path(runner.work_dir, 'before_after.png'),
+            score_thr=self.score_thr,
+        )
+
+    def _choose(self, runner) -> list[int]:
+        protocol, dataset = runner.train_loop.protocol, runner.val_loop.dataloader.dataset
+        asked = {protocol.classes.index(name) for task in protocol.tasks for name in task}
+        chosen = []
+        for index in range(len(dataset)):
+            labels = {item['bbox_label'] for item in dataset.get_data_info(index)['instances']}
+            if labels & asked and labels - asked:
+                chosen.append(index)
+            if len(chosen) == self.num_images:
+                break
+        return chosen
+
+    def _detect(self, runner, index: int) -> dict[str, list]:
+        model = runner.train_loop.model
+        model.eval()
+        batch = pseudo_collate([runner.val_loop.dataloader.dataset[index]])
+        with torch.no_grad():
+            found = model.test_step(batch)[0].pred_instances
+        found = found[found.scores >= self.score_thr]
+        return {key: found[key].tolist() for key in ('bboxes', 'scores', 'labels')}
+
+
+def _as_arrays(found: dict[str, list]) -> dict[str, np.ndarray]:
+    return dict(
+        bboxes=np.array(found['bboxes'], float).reshape(-1, 4),
+        scores=np.array(found['scores'], float),
+        labels=np.array(found['labels'], int),
+    )
