@@ -28,9 +28,6 @@ class AdapterHook(Hook):
             gradient.
     """
 
-    def __init__(self) -> None:
-        self._checked = False
-
     @master_only
     def before_run(self, runner) -> None:
         found = sorted(Path(runner.work_dir, 'adapters').glob('task_*'))
@@ -42,12 +39,14 @@ class AdapterHook(Hook):
             )
 
     def before_forget_task(self, runner) -> None:
-        self._checked = False
+        model = runner.train_loop.model
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if not self._checked:
-            check_live_adapters(runner.train_loop.model)
-            self._checked = True
+        def check(*_) -> None:
+            handle.remove()
+            check_live_adapters(model)
+
+        # Gradients exist just before a step only: OptimWrapper clears them right after it.
+        handle = runner.optim_wrapper.optimizer.register_step_pre_hook(check)
 
     @master_only
     def before_merge(self, runner) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmgslora.lora import LoRAGroup
 from mmgslora.losses import proximal_step, zero_ratio
 
 
 @HOOKS.register_module()
 class GroupSparsityHook(Hook):
-    """Warm-up of alpha, the proximal step, and the norms of the groups.
+    r"""Warm-up of alpha, the proximal step, and the norms of the groups.
 
-    The sparsity settings are the method's (``model.method.sparsity``). In mode 'proximal' every
-    group's B matrices shrink after each optimizer step: with the learning rate lr of the step,
-    ``B_g <- B_g * max(0, 1 - lr * alpha / ||B_g||_F)``. Alpha is 0 during the first
+    The settings are the method's (``model.method.sparsity``). Alpha is 0 during the first
     ``warmup_epochs`` of every task (a step function, as in the authors' code).
+
+    In mode 'proximal' (ours) a task first selects groups and then refits them. While selecting,
+    every group's B shrinks after each optimizer step of learning rate lr:
+
+    .. math:: B_g \leftarrow B_g \max(0, 1 - \mathrm{lr}\,\alpha \sqrt{n_g} / \|B_g\|_F)
+
+    with :math:`n_g` entries in :math:`B_g`. The root is the usual weight of a group lasso; here it
+    also makes alpha a pure number, since Adam moves every entry by about lr a step: at 1 no
+    group could ever leave zero. After ``select_epochs`` the groups at zero are held there and the
+    others train on without shrinkage, which would cost accuracy.
 
     At the end of each task the penalised norms (the joint norm of A and B for 'penalty', that of
     B otherwise) and the share of groups at exactly zero go to the message hub.
@@ -23,17 +35,30 @@ class GroupSparsityHook(Hook):
 
     priority = 'ABOVE_NORMAL'
 
-    def before_train_epoch(self, runner) -> None:
-        method = runner.train_loop.model.method
-        warm = runner.train_loop.epoch_in_task < method.sparsity['warmup_epochs']
-        method.alpha = 0.0 if warm else method.sparsity['alpha']
+    def __init__(self) -> None:
+        self._held: list[LoRAGroup] = []
 
+    def before_train_epoch(self, runner) -> None:
+        method, epoch = runner.train_loop.model.method, runner.train_loop.epoch_in_task
+        sparsity = method.sparsity
+        selecting = sparsity['mode'] == 'penalty' or epoch < sparsity['select_epochs']
+        active = epoch >= sparsity['warmup_epochs'] and selecting
+        method.alpha = sparsity['alpha'] if active else 0.0
+        # Read off the weights, so that a resumed run holds the same groups.
+        held = sparsity['mode'] == 'proximal' and not selecting
+        self._held = [g for g in method.groups if held and g.B and not any(map(torch.any, g.B))]
+
+    @torch.no_grad()
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         method = runner.train_loop.model.method
         if method.sparsity['mode'] == 'proximal' and method.alpha:
             lr = runner.optim_wrapper.get_lr()['lr'][0]
-            proximal_step(method.groups, lr * method.alpha)
-        runner.message_hub.update_scalar('train/zero_groups', zero_ratio(method.groups))
+            for group in method.groups:
+                entries = sum(matrix.numel() for matrix in group.B)
+                proximal_step([group], lr * method.alpha * math.sqrt(entries))
+        for group in self._held:
+            for matrix in group.B:
+                matrix.zero_()
 
     def before_merge(self, runner) -> None:
         method = runner.train_loop.model.method

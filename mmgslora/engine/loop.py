@@ -56,7 +56,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self.epochs_per_task = epochs_per_task
         # Workers that outlive an epoch would not take the seeds of the next one.
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
-        self.runner = runner
+        self._runner = runner  # BaseLoop would set it too late
         # Building every task's loader now finds what is wrong with task 7 before task 1 trains.
         steps = [len(self._build_loader(t)) for t in range(1, len(self.protocol) + 1)]
         super().__init__(

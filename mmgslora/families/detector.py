@@ -225,14 +225,14 @@ class ForgettingDetector(BaseModel):
         given = {key[len(prefix) :]: value for key, value in state.items()}
         for key, value in own.items():
             plain = key[len('detector.') :]
-            if key not in given:
-                if 'lora_' in key:
-                    continue
+            if key not in given and 'lora_' in key:
+                state[f'{prefix}{key}'] = value  # the adapter in place stays
+            elif key not in given:
                 raise ForgettingError(
                     f'The checkpoint has no {plain!r}, which {type(self.detector).__name__} as '
                     'configured needs; it belongs to another architecture.'
                 )
-            if given[key].shape != value.shape:
+            elif given[key].shape != value.shape:
                 raise ForgettingError(
                     f'{plain!r} is {tuple(given[key].shape)} in the checkpoint and '
                     f'{tuple(value.shape)} in the model as configured '

@@ -21,8 +21,9 @@ class Method(ABC):
         sparsity: How groups are driven to zero. ``mode`` is 'proximal' (ours: after every
             optimizer step the B matrices of a group shrink together), 'penalty' (the papers':
             a loss term) or 'none'; ``alpha`` its weight; ``by`` the grouping ('block', 'module'
-            or 'matrix'); ``warmup_epochs`` how many epochs of every task alpha stays 0.
-            Defaults to no sparsity.
+            or 'matrix'); ``warmup_epochs`` how many epochs of every task alpha stays 0;
+            ``select_epochs`` the epoch of the task at which 'proximal' stops selecting and refits
+            (see :class:`~mmgslora.engine.GroupSparsityHook`). Defaults to no sparsity.
         dropout: Whether the transformer's dropout is active while forgetting. Defaults to False.
 
     Attributes:
@@ -34,7 +35,8 @@ class Method(ABC):
     needs_teacher: bool = False
 
     def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
-        sparsity = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0) | (sparsity or {})
+        default = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0, select_epochs=2)
+        sparsity = default | (sparsity or {})
         if sparsity['mode'] not in ('proximal', 'penalty', 'none'):
             raise ForgettingError(
                 f'Sparsity mode is {sparsity["mode"]!r}; it can be proximal, penalty or none.'

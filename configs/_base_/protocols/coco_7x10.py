@@ -39,9 +39,9 @@ protocol = dict(
             'cup',
         ],
         [
-            'stop sign',
-            'broccoli',
             'fire hydrant',
+            'broccoli',
+            'stop sign',
             'person',
             'bus',
             'fork',

@@ -1,0 +1,97 @@
+"""A tiny detector on a tiny data set: what whole runs of seconds are made of."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
+
+import mmgslora.register  # noqa: F401
+from mmgslora.datasets import write_shapes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def repo_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _fresh_message_hub(request):
+    """Every test starts without a class partition and in MMDetection's scope."""
+    MessageHub.get_instance(request.node.name)
+    DefaultScope.get_instance(request.node.name, scope_name='mmdet')
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def shapes_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    write_shapes(root, train=40, val=12, test=4, size=64)
+    return root
+
+
+@pytest.fixture(scope='session')
+def tiny_cfg(shapes_root) -> Config:
+    """configs/gslora_shapes_forget.py, shrunk until two tasks take seconds."""
+    cfg = Config.fromfile(ROOT / 'configs/gslora_shapes_forget.py')
+    shrink_detector(cfg.model.detector)
+    for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = f'{shapes_root}/'
+        loader.dataset.generate = dict(train=40, val=12, test=4, size=64)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = f'{shapes_root}/annotations/val.json'
+    cfg.train_dataloader.batch_size = 8
+    cfg.train_dataloader.dataset.data_ratio = 0.4
+    cfg.train_cfg.protocol = dict(tasks=[['circle', 'square'], ['star']], missing=[])
+    cfg.train_cfg.epochs_per_task = 2
+    cfg.param_scheduler[0].T_max = 2
+    cfg.log_level = 'WARNING'
+    return cfg
+
+
+def shrink_detector(detector) -> None:
+    """Narrow the tiny Deformable DETR to 16 channels and one layer of each kind."""
+    detector.num_queries = 12
+    detector.backbone.base_channels = 8
+    detector.neck.update(in_channels=[16, 32, 64], out_channels=16)
+    detector.neck.norm_cfg.num_groups = 4
+    for coder in (detector.encoder, detector.decoder):
+        for part in coder.layer_cfg.values():
+            part.embed_dims = 16
+        coder.layer_cfg.ffn_cfg.feedforward_channels = 32
+    detector.encoder.num_layers = 1
+    detector.decoder.num_layers = 2
+    detector.positional_encoding.num_feats = 8
+    detector.bbox_head.embed_dims = 16
+
+
+@pytest.fixture(scope='session')
+def tiny_checkpoint(tiny_cfg, tmp_path_factory) -> Path:
+    """Random but fixed weights of the plain tiny detector, as MMDetection would save them."""
+    from mmengine.registry import MODELS
+
+    DefaultScope.get_instance('tiny_checkpoint', scope_name='mmdet')
+    torch.manual_seed(1)
+    detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
+    detector.init_weights()
+    # Classes far from the initial "nothing is there", so that there is something to forget.
+    for branch in detector.bbox_head.cls_branches:
+        torch.nn.init.normal_(branch.weight, std=0.5)
+    path = tmp_path_factory.mktemp('checkpoint') / 'plain.pth'
+    torch.save(dict(state_dict=detector.state_dict(), meta={}), path)
+    return path
+
+
+@pytest.fixture
+def run_cfg(tiny_cfg, tiny_checkpoint, tmp_path) -> Config:
+    """A config ready for Runner.from_cfg, with a work_dir of its own."""
+    cfg = copy.deepcopy(tiny_cfg)
+    cfg.load_from = str(tiny_checkpoint)
+    cfg.work_dir = str(tmp_path / 'run')
+    cfg.experiment_name = tmp_path.name
+    return cfg
