@@ -1,26 +1,42 @@
-# make setup | demo | test | lint.  PYTHON= picks the interpreter, VENV= an environment you have already.
+# make setup | demo | test | lint | clean.
+# PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/python
+PIP = $(VENV)/bin/python -m pip install --progress-bar off -c constraints.txt
+# The stamps say what is installed in the environment.
+RUNTIME = $(VENV)/.mmgslora-runtime
+TEST = $(VENV)/.mmgslora-test
+START := $(shell date +%s)
 
-.PHONY: setup demo test lint
-setup: $(VENV)/.mmgslora-runtime
+.PHONY: setup demo test lint clean
+setup: $(RUNTIME)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.mmgslora-runtime: | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --progress-bar off -c constraints.txt 'setuptools<82' wheel
-	$(VENV)/bin/python -m pip install --progress-bar off -c constraints.txt -r requirements/mmcv.txt -e .
+$(RUNTIME): setup.py constraints.txt requirements/runtime.txt requirements/mmcv.txt | $(VENV)/bin/python
+	$(PIP) 'setuptools<82' wheel
+	$(PIP) -r requirements/mmcv.txt -e .
 	touch $@
 
-$(VENV)/.mmgslora-test: $(VENV)/.mmgslora-runtime
-	$(VENV)/bin/python -m pip install --progress-bar off -c constraints.txt -r requirements/test.txt
+$(TEST): $(RUNTIME) requirements/test.txt
+	$(PIP) -r requirements/test.txt
 	touch $@
 
-test: $(VENV)/.mmgslora-test
+# --resume: a demo that was interrupted goes on, one that is finished shows its table again.
+demo: $(RUNTIME)
+	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
+	$(RUN) tools/train.py configs/gslora_shapes_forget.py --resume
+	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
+
+test: $(TEST)
 	$(RUN) -m pytest
 
-lint: $(VENV)/.mmgslora-test
+lint: $(TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The demo's detector and results, for a demo from the start.
+clean:
+	rm -rf work_dirs/deformable-detr_shapes work_dirs/gslora_shapes_forget

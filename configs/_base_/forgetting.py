@@ -1,5 +1,6 @@
 # The hooks of every forgetting run; see the docstrings in mmgslora/engine.
 custom_hooks = [
+    dict(type='ClassCheckHook'),
     dict(type='FiniteLossHook'),
     dict(type='GroupSparsityHook'),
     dict(type='AdapterHook'),

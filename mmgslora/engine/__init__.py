@@ -1,4 +1,5 @@
 from mmgslora.engine.adapter_hook import AdapterHook
+from mmgslora.engine.class_check_hook import ClassCheckHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
 from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
 from mmgslora.engine.loop import ContinualForgettingLoop
@@ -7,6 +8,7 @@ from mmgslora.engine.record_hook import RecordHook
 
 __all__ = [
     'AdapterHook',
+    'ClassCheckHook',
     'ContinualForgettingLoop',
     'FiniteLossHook',
     'GroupSparsityHook',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -48,6 +49,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def __init__(self, runner, dataloader: dict, protocol: dict, epochs_per_task: int) -> None:
         if epochs_per_task < 1:
             raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
+        _check_checkpoint(runner._load_from)
         for loader in (dataloader, runner.cfg.get('val_dataloader')):
             if loader:
                 check_files(loader['dataset'])
@@ -172,3 +174,11 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         init = self.dataloader.worker_init_fn
         if isinstance(init, partial) and 'seed' in init.keywords:
             self.dataloader.worker_init_fn = partial(init, seed=seed)
+
+
+def _check_checkpoint(load_from: str | None) -> None:
+    if load_from and '://' not in load_from and not Path(load_from).is_file():
+        raise ForgettingError(
+            f'The checkpoint to start from, {load_from!r}, does not exist; '
+            'train the detector first, or set load_from.'
+        )

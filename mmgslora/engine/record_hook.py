@@ -15,14 +15,16 @@ from mmgslora.env import versions
 from mmgslora.lora import trainable_share
 from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
 
-_PER_CLASS = 'per_class/'
-
-
-def _split(metrics: dict) -> tuple[dict, dict]:
-    """Headline metrics and per-class values of one evaluation."""
-    headline = {k: v for k, v in metrics.items() if not k.startswith(_PER_CLASS)}
-    per_class = {k[len(_PER_CLASS) :]: v for k, v in metrics.items() if k.startswith(_PER_CLASS)}
-    return headline, per_class
+def _nest(metrics: dict) -> dict:
+    """The flat metrics of an evaluation with 'per_class/x' (and 'paper/per_class/x') as dicts."""
+    nested: dict = {}
+    for key, value in metrics.items():
+        head, found, name = key.partition('per_class/')
+        if found:
+            nested.setdefault(f'{head}per_class', {})[name] = value
+        else:
+            nested[key] = value
+    return nested
 
 
 @HOOKS.register_module()
@@ -38,7 +40,7 @@ class RecordHook(Hook):
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
         loop, hub, partition = runner.train_loop, runner.message_hub, ClassPartition.current()
-        headline, per_class = _split(metrics)
+        metrics = _nest(metrics)
         trainable, total = trainable_share(loop.model.plain_model)
         task = dict(
             task=partition.task,
@@ -46,8 +48,8 @@ class RecordHook(Hook):
             retain=list(partition.retain),
             old=list(partition.old),
             missing=list(partition.missing),
-            metrics=headline,
-            per_class=per_class,
+            per_class=metrics.pop('per_class'),
+            metrics=metrics,
             groups=hub.get_info('group_norms'),
             zero_group_ratio=hub.get_info('zero_group_ratio'),
             trainable_params=trainable,
@@ -77,11 +79,10 @@ class RecordHook(Hook):
 
     def record(self, runner) -> dict:
         """The content of ``forgetting.json``."""
-        headline, per_class = _split(runner.message_hub.get_info('pretrained'))
         return dict(
             config=runner.cfg.filename or runner.experiment_name,
             seed=runner.seed,
             versions=versions(),
-            pretrained=dict(per_class=per_class, **headline),
+            pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),
         )

@@ -6,48 +6,208 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+from mmgslora.errors import ForgettingError
 from mmgslora.lora import lora_layers
 
 
-def weights(model):
-    return {k: v.clone() for k, v in model.state_dict().items() if 'lora_' not in k}
+def plain_weights(model):
+    return {k[len('detector.') :]: v for k, v in model.state_dict().items() if 'lora_' not in k}
 
 
-@pytest.fixture
-def finished(run_cfg):
-    runner = Runner.from_cfg(run_cfg)
-    start = weights(runner.model)
+def record_of(runner):
+    return json.loads(Path(runner.work_dir, 'forgetting.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def finished(tiny_cfg, tiny_checkpoint, tmp_path_factory):
+    cfg = copy.deepcopy(tiny_cfg)
+    cfg.load_from = str(tiny_checkpoint)
+    cfg.work_dir = str(tmp_path_factory.mktemp('finished') / 'run')
+    cfg.experiment_name = 'finished'
+    runner = Runner.from_cfg(cfg)
     runner.train()
-    return runner, start
+    return runner
 
 
-def test_two_tasks(finished, tiny_checkpoint):
-    runner, _ = finished
-    work_dir = Path(runner.work_dir)
-    record = json.loads((work_dir / 'forgetting.json').read_text())
-    assert [t['forget'] for t in record['tasks']] == [['circle', 'square'], ['star']]
-    assert [t['old'] for t in record['tasks']] == [[], ['circle', 'square']]
-    assert 'AP_o' in record['tasks'][1]['metrics']
-    assert record['tasks'][0]['steps'] == 2 * -(-2 * record['tasks'][0]['train_images']['retain'] // 8)
-    assert set(record['tasks'][0]['groups']) == {
+def test_record(finished):
+    record = record_of(finished)
+    first, second = record['tasks']
+    assert (first['task'], first['forget'], first['old']) == (1, ['circle', 'square'], [])
+    assert (second['task'], second['forget'], second['old']) == (2, ['star'], ['circle', 'square'])
+    assert second['retain'] == [
+        'triangle', 'hexagon', 'cross', 'ring', 'crescent', 'arrow', 'heart'
+    ]  # fmt: skip
+    assert {'AP_f', 'AP_r', 'Drop', 'H', 'AR_f@0.3', 'AR_f@0.05', 'paper/AP_f'} <= set(
+        first['metrics']
+    )
+    assert 'AP_o' in second['metrics'] and 'AP_o' not in first['metrics']
+    assert set(first['groups']) == {
         'encoder.layers.0.ffn',
         'decoder.layers.0.ffn',
         'decoder.layers.1.ffn',
     }
-    for name in ('forgetting.png', 'before_after.png', 'merged/task_01.pth', 'merged/task_02.pth'):
+    # 3 blocks, each (16 + 32) * 8 numbers for both linears
+    assert first['trainable_params'] == 3 * 2 * (16 + 32) * 8
+    assert first['total_params'] == sum(p.numel() for p in finished.model.parameters()) - 2304
+    batches = -(-2 * first['train_images']['retain'] // 8)
+    assert first['steps'] == 2 * batches
+    assert record['pretrained']['per_class'].keys() >= {'circle', 'star'}
+    assert record['seed'] == 0 and 'torch' in record['versions']
+
+
+def test_files(finished):
+    work_dir = Path(finished.work_dir)
+    for name in (
+        'forgetting.png',
+        'before_after.png',
+        'adapters/task_01/adapter_config.json',
+        'adapters/task_02/adapter_model.safetensors',
+        'merged/task_01.pth',
+        'merged/task_02.pth',
+    ):
         assert (work_dir / name).stat().st_size > 0
-    assert (work_dir / 'adapters/task_02/adapter_model.safetensors').is_file()
+    assert not list(work_dir.rglob('*.tmp'))
 
 
 def test_only_the_adapted_weights_changed(finished, tiny_checkpoint):
     """Frozen parameters and buffers, batch-norm statistics too, are bit-identical."""
-    runner, _ = finished
     before = torch.load(tiny_checkpoint)['state_dict']
-    after = {k[len('detector.') :]: v for k, v in weights(runner.model).items()}
-    adapted = {f'{name}.weight' for name in lora_layers(runner.model.detector)}
+    after = plain_weights(finished.model)
     assert after.keys() == before.keys()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
-    assert changed == adapted
+    adapted = {f'{name}.weight' for name in lora_layers(finished.model.detector)}
+    assert changed and changed <= adapted
     assert any('running_mean' in k for k in before)
+
+
+def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
+    """Original weights plus the file of each task, added in float64, give merged/task_02.pth."""
+    from safetensors.torch import load_file
+
+    weights = torch.load(tiny_checkpoint)['state_dict']
+    work_dir = Path(finished.work_dir)
+    for task in (1, 2):
+        adapter = load_file(work_dir / f'adapters/task_0{task}/adapter_model.safetensors')
+        for key, a in adapter.items():
+            if 'lora_A' in key:
+                b = adapter[key.replace('lora_A', 'lora_B')]
+                name = key[len('base_model.model.') :].replace('lora_A.weight', 'weight')
+                weights[name] = weights[name].double() + b.double() @ a.double() / 8
+    merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
+    assert merged.keys() == weights.keys()
+    for key, value in merged.items():
+        assert torch.allclose(value.double(), weights[key].double(), atol=1e-6), key
+
+
+def test_zero_groups_are_untouched_blocks(finished, tiny_checkpoint):
+    """A group reported as zero means: the weights of that block are bit for bit the old ones."""
+    before = torch.load(tiny_checkpoint)['state_dict']
+    after = torch.load(Path(finished.work_dir, 'merged/task_01.pth'))['state_dict']
+    for name, norm in record_of(finished)['tasks'][0]['groups'].items():
+        same = all(torch.equal(before[k], after[k]) for k in before if k.startswith(name))
+        assert same == (norm == 0)
+
+
+def test_resume_without_interruption_changes_nothing(finished, tiny_cfg, run_cfg):
+    """Stopped after the first epoch of task 2 and resumed: the same numbers, bit for bit."""
+
+    class Stop(Exception):
+        pass
+
+    runner = Runner.from_cfg(run_cfg)
+    run_epoch = type(runner.build_train_loop(run_cfg.train_cfg)).run_epoch
+
+    def stop_after_three(loop):
+        if loop._epoch == 3:
+            raise Stop
+        run_epoch(loop)
+
+    runner._train_loop = runner.build_train_loop(run_cfg.train_cfg)
+    runner._train_loop.run_epoch = lambda: stop_after_three(runner._train_loop)
+    with pytest.raises(Stop):
+        runner.train()
+    assert len(record_of(runner)['tasks']) == 1
+    again = copy.deepcopy(run_cfg)
+    again.resume, again.load_from = True, None
+    again.experiment_name = f'{run_cfg.experiment_name}_again'
+    resumed = Runner.from_cfg(again)
+    resumed.train()
+    expected, found = plain_weights(finished.model), plain_weights(resumed.model)
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    for a, b in zip(record_of(finished)['tasks'], record_of(resumed)['tasks']):
+        assert a['metrics'] == b['metrics'] and a['groups'] == b['groups']
+
+
+def test_penalty_mode(run_cfg):
+    run_cfg.model.method = dict(
+        type='GSLoRA', recipe='paper', sparsity=dict(warmup_epochs=1, by='module')
+    )
+    run_cfg.train_cfg.protocol.tasks = [['circle']]
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    (task,) = record_of(runner)['tasks']
+    assert len(task['groups']) == 6  # two linears in each of three blocks
+    assert all(norm > 0 for norm in task['groups'].values()) and task['zero_group_ratio'] == 0
+
+
+def test_no_test_data_influences_training(finished, run_cfg, shapes_root, tmp_path):
+    """With every validation label turned into another, the trained weights are the same."""
+    content = json.loads((shapes_root / 'annotations/val.json').read_text())
+    for item in content['annotations']:
+        item['category_id'] = item['category_id'] % 10 + 1
+    other = tmp_path / 'other.json'
+    other.write_text(json.dumps(content))
+    run_cfg.val_dataloader.dataset.ann_file = str(other)
+    run_cfg.val_evaluator.ann_file = str(other)
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    expected, found = plain_weights(finished.model), plain_weights(runner.model)
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+def test_adapters_of_another_run_are_not_overwritten(finished, run_cfg):
+    run_cfg.work_dir = finished.work_dir
+    adapter = Path(run_cfg.work_dir, 'adapters/task_01/adapter_model.safetensors')
+    before = adapter.read_bytes()
+    with pytest.raises(ForgettingError, match='task_01, task_02.*--resume'):
+        Runner.from_cfg(run_cfg).train()
+    assert adapter.read_bytes() == before
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(run_cfg):
+    run_cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1e30)
+    run_cfg.optim_wrapper.clip_grad = None
+    with pytest.raises(ForgettingError, match="Loss term '.*loss.*' became .* in task 1, epoch 1"):
+        Runner.from_cfg(run_cfg).train()
+    assert not list(Path(run_cfg.work_dir).glob('epoch_*.pth'))
+    assert not Path(run_cfg.work_dir, 'adapters').exists()
+
+
+def test_a_random_model_has_nothing_to_forget(run_cfg):
+    run_cfg.load_from = None
+    with pytest.raises(ForgettingError, match='set load_from'):
+        Runner.from_cfg(run_cfg).train()
+
+
+def test_checkpoint_of_other_classes(run_cfg, tiny_checkpoint, tmp_path):
+    checkpoint = torch.load(tiny_checkpoint)
+    names = list(run_cfg.train_cfg.protocol.tasks[0]) + list('abcdefgh')
+    checkpoint['meta'] = dict(dataset_meta=dict(classes=names))
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    run_cfg.load_from = str(tmp_path / 'other.pth')
+    with pytest.raises(ForgettingError, match="'a' as class 2, the data set 'triangle'"):
+        Runner.from_cfg(run_cfg).train()
+
+
+def test_plain_model_from_the_merged_file_alone(finished):
+    """The merged file carries the config of the plain detector."""
+    from mmengine.config import Config
+
+    checkpoint = torch.load(Path(finished.work_dir, 'merged/task_02.pth'))
+    cfg = Config.fromstring(checkpoint['meta']['cfg'], '.py')
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(checkpoint['state_dict'])
+    assert type(model).__name__ == 'DeformableDETR'

@@ -1,0 +1,20 @@
+"""A hook for tests: the process dies as if the power had failed."""
+
+import os
+import signal
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Kills the process after the given global iteration, unless ``flag`` exists already."""
+
+    def __init__(self, after_iter: int, flag: str) -> None:
+        self.after_iter, self.flag = after_iter, flag
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter + 1 == self.after_iter and not os.path.exists(self.flag):
+            open(self.flag, 'w').close()
+            os.kill(os.getpid(), signal.SIGKILL)

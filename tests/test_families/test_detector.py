@@ -1,0 +1,201 @@
+import copy
+
+import pytest
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.registry import MODELS
+
+from mmgslora.datasets import SHAPES, Protocol
+from mmgslora.errors import ForgettingError
+from mmgslora.families import ForgettingDetector
+from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
+
+
+@pytest.fixture
+def plain(tiny_cfg, tiny_checkpoint):
+    detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
+    detector.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
+    return detector.eval()
+
+
+@pytest.fixture
+def build(tiny_cfg, tiny_checkpoint):
+    def build(**method):
+        model = ForgettingDetector(tiny_cfg.model.detector, dict(type='GSLoRA', **method))
+        model.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
+        Protocol(SHAPES, [['circle', 'square']]).partition(1).publish()
+        return model
+
+    return build
+
+
+def batch(model, sides=('forget', 'retain', 'forget', 'retain'), size=64):
+    torch.manual_seed(3)
+    data = demo_mm_inputs(len(sides), [[3, size, size]] * len(sides), num_items=[2] * len(sides))
+    for side, sample in zip(sides, data['data_samples']):
+        sample.set_metainfo(dict(view=side))
+        sample.gt_instances.labels = torch.tensor([0, 1] if side == 'forget' else [4, 7])
+    return model.data_preprocessor(data, True)
+
+
+def disturb(model):
+    torch.manual_seed(4)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B)
+
+
+def test_plain_checkpoint_loads_and_predicts_the_same(build, plain):
+    model = build().eval()
+    data = batch(model)
+    with torch.no_grad():
+        ours = model(**data, mode='predict')
+        theirs = plain(**batch(model), mode='predict')
+    for a, b in zip(ours, theirs):
+        assert torch.equal(a.pred_instances.scores, b.pred_instances.scores)
+        assert torch.equal(a.pred_instances.bboxes, b.pred_instances.bboxes)
+
+
+def test_merged_weights_in_the_plain_model(build, plain):
+    model = build().eval()
+    disturb(model)
+    with torch.no_grad():
+        before = model(**batch(model), mode='predict')
+    merge_adapters(model)
+    state = {k: v for k, v in model.plain_model.state_dict().items() if 'lora_' not in k}
+    plain.load_state_dict(state)
+    with torch.no_grad():
+        after = plain(**batch(model), mode='predict')
+    for a, b in zip(before, after):
+        assert (a.pred_instances.scores - b.pred_instances.scores).abs().max() < 1e-4
+        assert (a.pred_instances.bboxes - b.pred_instances.bboxes).abs().max() < 1e-2
+
+
+def test_view_terms_equal_the_heads_own_losses(build, plain):
+    """The last decoder layer's losses of MMDetection on each side alone, as the reference."""
+    model = build(recipe='paper').train()
+    data = batch(model)
+    model.method.dropout = False
+    losses = model.train()(**data, mode='loss')
+    plain.train()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    for side in ('retain', 'forget'):
+        rows = [i for i, s in enumerate(data['data_samples']) if s.metainfo['view'] == side]
+        reference = plain.loss(data['inputs'][rows], [data['data_samples'][i] for i in rows])
+        for name in ('loss_cls', 'loss_bbox', 'loss_iou'):
+            ours = losses[f'{side}_{name}'].item()
+            expected = reference[name].item()
+            if side == 'forget':
+                expected = 0.015 * (max(0, 15 - expected) if name == 'loss_cls' else expected)
+            assert ours == pytest.approx(expected, rel=1e-4)
+
+
+def test_drift_is_zero_until_something_moves_and_ignores_forgotten_classes(build):
+    model = build().train()
+    data = batch(model)
+    assert model(**data, mode='loss')['retain_loss_drift'].item() == pytest.approx(0, abs=1e-5)
+    disturb(model)
+    assert model(**data, mode='loss')['retain_loss_drift'].item() > 1e-3
+    logits, boxes = torch.randn(2, 12, 10), torch.rand(2, 12, 4)
+    moved = logits.clone()
+    moved[..., :2] += 5  # circle and square are labels 0 and 1
+    assert model._drift(moved, boxes, logits, boxes).item() == pytest.approx(0, abs=1e-5)
+    moved[..., 2] += 5
+    assert model._drift(moved, boxes, logits, boxes).item() > 0.1
+
+
+def test_drift_by_hand(build):
+    """One query, in float64: eight kept classes at p = 1/2, one of them moved to sigmoid(1)."""
+    model = build()
+    theirs = torch.zeros(1, 1, 10, dtype=torch.float64)
+    ours = theirs.clone()
+    ours[..., 5] = 1.0
+    boxes = torch.zeros(1, 1, 4, dtype=torch.float64)
+    q = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64))
+    divergence = 0.5 * torch.log(0.5 / q) + 0.5 * torch.log(0.5 / (1 - q))
+    # boxes are 0.1 apart in each of 4 numbers; the teacher is sure to 1/2; 1 is the least divisor
+    expected = divergence + 5 * 0.4 * 0.5
+    assert model._drift(ours, boxes + 0.1, theirs, boxes).item() == pytest.approx(expected.item())
+
+
+def test_only_adapters_train_and_all_of_them(build):
+    model = build().train()
+    disturb(model)
+    sum(v for k, v in model(**batch(model), mode='loss').items() if 'loss' in k).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == ('lora_' in name), name
+
+
+def test_training_mode_leaves_batch_norm_alone_and_dropout_to_the_method(build):
+    paper, ours = build(recipe='paper').train(), build().train()
+    for model, dropout in ((paper, True), (ours, False)):
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert norms and not any(m.training for m in norms)
+        attention = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+        assert [m.training for m in attention] == [dropout] * len(attention)
+    before = {k: v.clone() for k, v in paper.state_dict().items()}
+    paper(**batch(paper), mode='loss')
+    assert all(torch.equal(before[k], v) for k, v in paper.state_dict().items())
+
+
+def test_teacher_is_the_adapter_free_model(build, plain):
+    model = build().eval()
+    disturb(model)
+    data = batch(model)
+    with torch.no_grad(), adapters_disabled(model):
+        _, ours, _ = model._decode(model.detector.extract_feat(data['inputs']), data['data_samples'])
+    with torch.no_grad():
+        theirs = plain(**data, mode='tensor')[0][-1]
+    assert torch.equal(ours, theirs)
+
+
+def test_softmax_heads_are_understood(build):
+    """Softmax heads have a last column for 'no object', which is no class."""
+    model = build()
+    model.detector.bbox_head.loss_cls.use_sigmoid = False
+    logits = torch.randn(1, 5, 11)
+    log_probs = model._log_probs(logits)
+    assert log_probs.shape == (1, 5, 10)
+    expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()[..., :10]
+    assert torch.allclose(log_probs, expected, atol=1e-6)
+    assert model._drift(logits, torch.zeros(1, 5, 4), logits, torch.zeros(1, 5, 4)) == 0
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'words'),
+    [
+        (lambda s: s.pop('encoder.layers.0.norms.0.weight'), 'no .encoder.layers.0.norms.0.weight'),
+        (
+            lambda s: s.update({'bbox_head.cls_branches.1.weight': torch.zeros(80, 16)}),
+            r'bbox_head.cls_branches.1.weight.*\(80, 16\).*\(10, 16\).*10 classes',
+        ),
+    ],
+)
+def test_checkpoint_that_does_not_fit(build, tiny_checkpoint, spoil, words):
+    model = build()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.load(tiny_checkpoint)['state_dict']
+    spoil(state)
+    with pytest.raises(ForgettingError, match=words):
+        model.load_state_dict(state)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_batch_without_a_view(build):
+    model = build()
+    with pytest.raises(ForgettingError, match='no image of the forget view'):
+        model(**batch(model, sides=('retain', 'retain')), mode='loss')
+
+
+def test_a_detector_without_matching_is_refused():
+    detector = dict(
+        type='RetinaNet',
+        backbone=dict(type='ResNet', depth=18, base_channels=8),
+        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5),
+        bbox_head=dict(
+            type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1
+        ),
+    )
+    with pytest.raises(ForgettingError, match='RetinaNet'):
+        ForgettingDetector(detector, dict(type='GSLoRA'))

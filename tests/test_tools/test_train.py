@@ -1,0 +1,178 @@
+"""The command lines as a user runs them, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+MMDET_TRAIN = Path(find_spec('mmdet').submodule_search_locations[0], '.mim/tools/train.py')
+
+
+@pytest.fixture
+def run(repo_root, run_cfg, tmp_path):
+    """Runs tools/train.py on the tiny config, dumped to a file."""
+
+    def run(*arguments, script='tools/train.py', cfg=run_cfg, check=False):
+        config = tmp_path / 'config.py'
+        cfg.dump(config)
+        environment = os.environ | dict(
+            PYTHONPATH=f'{repo_root}{os.pathsep}{repo_root / "tests"}',
+            OMP_NUM_THREADS='1',
+            OMP_WAIT_POLICY='PASSIVE',
+        )
+        result = subprocess.run(
+            [sys.executable, script, str(config), *arguments],
+            cwd=repo_root,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if check:
+            assert result.returncode == 0, result.stderr[-3000:]
+        return result
+
+    return run
+
+
+def numbers(work_dir):
+    """What a run must reproduce: everything in forgetting.json but times and versions."""
+    record = json.loads(Path(work_dir, 'forgetting.json').read_text())
+    for task in record['tasks']:
+        del task['train_seconds'], task['eval_seconds']
+    return record['pretrained'], record['tasks']
+
+
+def test_killed_in_task_two_and_resumed(run, run_cfg, tmp_path):
+    run('--work-dir', str(tmp_path / 'whole'), check=True)
+    pretrained, tasks = numbers(tmp_path / 'whole')
+    steps = [task['steps'] for task in tasks]
+    kill = dict(
+        type='KillHook', after_iter=steps[0] + steps[1] // 2 + 1, flag=str(tmp_path / 'killed')
+    )
+    run_cfg.custom_imports = dict(imports=['mmgslora.register', 'kill_hook'])
+    run_cfg.custom_hooks.append(kill)
+    broken = tmp_path / 'broken'
+    assert run('--work-dir', str(broken)).returncode == -signal.SIGKILL
+    assert len(numbers(broken)[1]) == 1
+    result = run('--work-dir', str(broken), '--resume', check=True)
+    assert 'resumed epoch: 3' in result.stdout + result.stderr or run_cfg.log_level == 'WARNING'
+    assert numbers(broken) == (pretrained, tasks)
+    for task in ('task_01', 'task_02'):
+        a, b = (
+            torch.load(tmp_path / name / f'merged/{task}.pth')['state_dict']
+            for name in ('whole', 'broken')
+        )
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_mmdetections_own_train_script(run, tmp_path):
+    run('--work-dir', str(tmp_path / 'ours'), check=True)
+    run('--work-dir', str(tmp_path / 'theirs'), script=str(MMDET_TRAIN), check=True)
+    assert numbers(tmp_path / 'ours') == numbers(tmp_path / 'theirs')
+
+
+def test_merged_checkpoint_in_plain_mmdetection(run, run_cfg, tmp_path, repo_root):
+    """Only mmgslora.compat is imported; detections equal those of the wrapped model."""
+    run('--work-dir', str(tmp_path / 'run'), check=True)
+    script = tmp_path / 'plain.py'
+    script.write_text(
+        'import sys, glob, torch\n'
+        'from mmdet.apis import DetInferencer\n'
+        'out = {}\n'
+        'model = DetInferencer(weights=sys.argv[1], device="cpu", show_progress=False)\n'
+        'for path in sorted(glob.glob(sys.argv[2])):\n'
+        '    found = model(path, return_datasamples=True)["predictions"][0].pred_instances\n'
+        '    out[path] = (found.scores, found.bboxes, found.labels)\n'
+        'torch.save(out, sys.argv[3])\n'
+        'assert not any(m.startswith("mmgslora.") and m not in '
+        '("mmgslora.compat",) for m in sys.modules), sys.modules\n'
+    )
+    merged, out = tmp_path / 'run/merged/task_02.pth', tmp_path / 'found.pth'
+    root = run_cfg.val_dataloader.dataset.data_root
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmgslora.compat', script, merged, f'{root}val/*.png', out],
+        cwd=repo_root,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    import copy
+
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import DATASETS, MODELS
+
+    wrapped = MODELS.build(copy.deepcopy(run_cfg.model)).eval()
+    checkpoint = sorted((tmp_path / 'run').glob('epoch_*.pth'))[-1]
+    wrapped.load_state_dict(torch.load(checkpoint)['state_dict'])
+    dataset = DATASETS.build(run_cfg.val_dataloader.dataset)
+    found = torch.load(out)
+    assert len(found) == len(dataset) == 12
+    for item in dataset:
+        path = item['data_samples'].img_path
+        with torch.no_grad():
+            ours = wrapped.test_step(pseudo_collate([item]))[0].pred_instances
+        scores, boxes, labels = found[path]
+        assert len(scores) and (ours.scores - scores).abs().max() < 1e-4
+        assert (ours.bboxes - boxes).abs().max() < 1e-2
+        assert torch.equal(ours.labels, labels)
+
+
+def test_test_tool_regroups_by_task(run, run_cfg, tmp_path, capsys):
+    run('--work-dir', str(tmp_path / 'run'), check=True)
+    _, tasks = numbers(tmp_path / 'run')
+    run_cfg.log_level = 'INFO'
+    for number, task in enumerate(tasks, 1):
+        merged = str(tmp_path / f'run/merged/task_0{number}.pth')
+        result = run(
+            merged,
+            f'--task={number}',
+            f'--work-dir={tmp_path / "test"}',
+            script='tools/test.py',
+            check=True,
+        )
+        for key in ('AP_f', 'AP_r'):
+            assert f'{key}: {task["metrics"][key]:.4f}' in result.stdout
+    assert not (tmp_path / 'test/adapters').exists()
+
+
+BAD = {
+    'unknown class': (
+        ['train_cfg.protocol.tasks=[[cirle]]'],
+        "Class 'cirle' in task 1 is unknown; did you mean 'circle'?",
+    ),
+    'class in two tasks': (
+        ['train_cfg.protocol.tasks=[[circle],[star,circle]]'],
+        "Class 'circle' is to be forgotten in task 1 and again in task 2",
+    ),
+    'empty task': (['train_cfg.protocol.tasks=[[circle],[]]'], 'Task 2 of the protocol is empty'),
+    'annotation file': (
+        ['train_dataloader.dataset.dataset.type=CocoDataset']
+        + ['train_dataloader.dataset.dataset.ann_file=nowhere.json'],
+        "nowhere.json' does not exist",
+    ),
+    'image folder': (
+        ['val_dataloader.dataset.type=CocoDataset', 'val_dataloader.dataset.data_prefix.img=gone/'],
+        "gone' does not exist",
+    ),
+    'regex': (['model.lora.target=nothing.*'], "'nothing.*' matches no Linear"),
+    'checkpoint': (['load_from=nowhere.pth'], "'nowhere.pth'"),
+    'data ratio': (['train_dataloader.dataset.data_ratio=2'], 'data_ratio is 2'),
+}
+
+
+@pytest.mark.parametrize('what', BAD)
+def test_bad_input_is_one_sentence(run, tmp_path, what):
+    options, sentence = BAD[what]
+    result = run('--work-dir', str(tmp_path / 'run'), '--cfg-options', *options)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ') and sentence in last
+    assert 'Traceback' not in result.stderr
+    assert not list(tmp_path.glob('run/**/*.pth')) and not (tmp_path / 'run/adapters').exists()
