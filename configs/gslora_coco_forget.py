@@ -23,9 +23,7 @@ train_dataloader = dict(
     batch_size=4,
     batch_sampler=None,
     sampler=dict(_delete_=True, type='PairedSampler'),
-    dataset=dict(
-        _delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset
-    ),
+    dataset=dict(_delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = val_evaluator

@@ -16,9 +16,7 @@ model = dict(
 load_from = 'work_dirs/deformable-detr_shapes/epoch_12.pth'
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='PairedSampler'),
-    dataset=dict(
-        _delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset
-    ),
+    dataset=dict(_delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = val_evaluator
@@ -26,9 +24,10 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=4,
+    epochs_per_task=9,
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-2))
+optim_wrapper = dict(optimizer=dict(lr=2e-2))
 param_scheduler = [
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=4, convert_to_iter_based=True)
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=9, convert_to_iter_based=True),
 ]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -12,9 +13,9 @@ class KillHook(Hook):
     """Kills the process after the given global iteration, unless ``flag`` exists already."""
 
     def __init__(self, after_iter: int, flag: str) -> None:
-        self.after_iter, self.flag = after_iter, flag
+        self.after_iter, self.flag = after_iter, Path(flag)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter + 1 == self.after_iter and not os.path.exists(self.flag):
-            open(self.flag, 'w').close()
+        if runner.iter + 1 == self.after_iter and not self.flag.exists():
+            self.flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -35,9 +35,7 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='override settings of the config, e.g. train_cfg.epochs_per_task=2',
     )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'
-    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import DATASETS, HOOKS
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
@@ -67,7 +69,7 @@ class AdapterHook(Hook):
             state_dict={k: v.cpu() for k, v in state.items() if 'lora_' not in k},
             meta=dict(
                 dataset_meta=dict(runner.train_loop.views.metainfo),
-                cfg=_plain_config(runner.cfg),
+                cfg=_plain_config(runner.cfg, runner.train_loop.views.classes),
                 task=task,
                 seed=runner.seed,
             ),
@@ -77,8 +79,14 @@ class AdapterHook(Hook):
         draft.replace(path)
 
 
-def _plain_config(cfg: Config) -> str:
-    """The parts of a run's config that describe the plain detector and its test data."""
+def _plain_config(cfg: Config, classes: Sequence[str]) -> str:
+    """What of a run's config describes the plain detector, in MMDetection's words alone."""
     keys = ('default_scope', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer')
-    plain = {key: cfg[key] for key in keys if key in cfg}
+    plain = copy.deepcopy({key: cfg[key] for key in keys if key in cfg})
+    if 'test_evaluator' in plain:
+        plain['test_evaluator']['type'] = 'CocoMetric'
+    dataset = plain.get('test_dataloader', {}).get('dataset', {})
+    if getattr(DATASETS.get(dataset.get('type', '')), 'makes_its_files', False):
+        dataset.update(type='CocoDataset', metainfo=dict(classes=tuple(classes)))
+        dataset.pop('generate', None)
     return Config(dict(model=cfg.model.detector, **plain)).pretty_text

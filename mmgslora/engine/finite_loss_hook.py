@@ -26,7 +26,6 @@ class FiniteLossHook(Hook):
         for name, value in (outputs or {}).items():
             if 'loss' in name and name != 'loss' and not math.isfinite(value):
                 raise ForgettingError(
-                    f'Loss term {name!r} became {float(value)} in task {runner.train_loop.task}, '
-                    f'epoch {runner.epoch + 1}, iteration {batch_idx + 1}; the last good '
-                    'checkpoint is kept, so lower the learning rate or beta and use --resume.'
+                    f'loss term {name!r} became {float(value)}; the last good checkpoint is kept, '
+                    'so lower the learning rate or beta and use --resume.'
                 )

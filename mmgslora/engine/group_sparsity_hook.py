@@ -26,8 +26,8 @@ class GroupSparsityHook(Hook):
 
     with :math:`n_g` entries in :math:`B_g`. The root is the usual weight of a group lasso; here it
     also makes alpha a pure number, since Adam moves every entry by about lr a step: at 1 no
-    group could ever leave zero. After ``select_epochs`` the groups at zero are held there and the
-    others train on without shrinkage, which would cost accuracy.
+    group could ever leave zero. After the share ``select`` of the task's epochs the groups at zero
+    are held there and the others train on without shrinkage, which would cost accuracy.
 
     At the end of each task the penalised norms (the joint norm of A and B for 'penalty', that of
     B otherwise) and the share of groups at exactly zero go to the message hub.
@@ -39,9 +39,11 @@ class GroupSparsityHook(Hook):
         self._held: list[LoRAGroup] = []
 
     def before_train_epoch(self, runner) -> None:
-        method, epoch = runner.train_loop.model.method, runner.train_loop.epoch_in_task
-        sparsity = method.sparsity
-        selecting = sparsity['mode'] == 'penalty' or epoch < sparsity['select_epochs']
+        loop, method = runner.train_loop, runner.train_loop.model.method
+        epoch, sparsity = loop.epoch_in_task, method.sparsity
+        selecting = (
+            sparsity['mode'] == 'penalty' or epoch < sparsity['select'] * loop.epochs_per_task
+        )
         active = epoch >= sparsity['warmup_epochs'] and selecting
         method.alpha = sparsity['alpha'] if active else 0.0
         # Read off the weights, so that a resumed run holds the same groups.

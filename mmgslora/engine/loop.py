@@ -106,7 +106,11 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         for idx, data_batch in enumerate(self.dataloader):
-            self.run_iter(idx, data_batch)
+            try:
+                self.run_iter(idx, data_batch)
+            except ForgettingError as error:
+                place = f'epoch {self.epoch_in_task + 1}, iteration {idx + 1}'
+                raise ForgettingError(f'Task {self.task}, {place}: {error}') from error
         self._add_time('train_seconds', time.perf_counter() - started)
         if self.epoch_in_task == self.epochs_per_task - 1:
             self._end_task()

@@ -15,6 +15,7 @@ from mmgslora.env import versions
 from mmgslora.lora import trainable_share
 from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
 
+
 def _nest(metrics: dict) -> dict:
     """The flat metrics of an evaluation with 'per_class/x' (and 'paper/per_class/x') as dicts."""
     nested: dict = {}

@@ -86,6 +86,7 @@ class ForgettingDetector(BaseModel):
         trunk = [p for part in _TRUNK for p in getattr(built, part, nn.Module()).parameters()]
         self._trunk_learns = any(p.requires_grad for p in trunk)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
+        self.train()
 
     @property
     def num_classes(self) -> int:
@@ -154,6 +155,13 @@ class ForgettingDetector(BaseModel):
                 'use PairedSampler and an even batch_size.'
             )
         embeddings, logits, boxes = (x[rows] for x in outputs)
+        for name, value in (('loss_cls', logits), ('loss_bbox', boxes)):
+            if not torch.isfinite(value).all():  # matching would fail with less to say
+                raise ForgettingError(
+                    f'loss term {side}_{name} cannot be computed, the predictions it is made '
+                    'of became NaN or infinite; the last good checkpoint is kept, so lower the '
+                    'learning rate or beta and use --resume.'
+                )
         with _recorded_targets(head) as targets:
             values = head.loss_by_feat_single(
                 logits,
@@ -172,7 +180,6 @@ class ForgettingDetector(BaseModel):
             logits=logits.flatten(0, 1)[matched],
             embeddings=embeddings.flatten(0, 1)[matched],
             log_probs=self._log_probs(logits).flatten(0, 1),
-            objects=max(int(matched.sum()), 1),
             classes=self._labels_of(side).to(labels.device),
             teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
             drift=before and self._drift(logits, boxes, *before[1:]),

@@ -20,8 +20,6 @@ class View:
         embeddings: (n, D) what the classifier head reads for them.
         log_probs: (m, C) log-probability of every class in every prediction of the view's
             images: all queries of a detector, one row per image for a classifier.
-        objects: Number of labelled objects in the view, at least 1; what sums over predictions
-            are divided by.
         classes: (k,) labels of the classes this side is about in the current task.
         teacher_log_probs: (m, C) the same of the adapter-free model, without gradient. None
             unless the method asks for a teacher.
@@ -35,7 +33,6 @@ class View:
     logits: Tensor
     embeddings: Tensor
     log_probs: Tensor
-    objects: float
     classes: Tensor
     teacher_log_probs: Tensor | None = None
     drift: Tensor | None = None

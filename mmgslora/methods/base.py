@@ -22,8 +22,8 @@ class Method(ABC):
             optimizer step the B matrices of a group shrink together), 'penalty' (the papers':
             a loss term) or 'none'; ``alpha`` its weight; ``by`` the grouping ('block', 'module'
             or 'matrix'); ``warmup_epochs`` how many epochs of every task alpha stays 0;
-            ``select_epochs`` the epoch of the task at which 'proximal' stops selecting and refits
-            (see :class:`~mmgslora.engine.GroupSparsityHook`). Defaults to no sparsity.
+            ``select`` the share of a task's epochs after which 'proximal' stops selecting and
+            refits (see :class:`~mmgslora.engine.GroupSparsityHook`). Defaults to no sparsity.
         dropout: Whether the transformer's dropout is active while forgetting. Defaults to False.
 
     Attributes:
@@ -35,7 +35,7 @@ class Method(ABC):
     needs_teacher: bool = False
 
     def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
-        default = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0, select_epochs=2)
+        default = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0, select=0.5)
         sparsity = default | (sparsity or {})
         if sparsity['mode'] not in ('proximal', 'penalty', 'none'):
             raise ForgettingError(

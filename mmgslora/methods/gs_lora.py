@@ -26,9 +26,9 @@ RECIPES = {
     'default': dict(
         ascend='predictions',
         bound=9.0,
-        beta=1.0,
+        beta=0.2,
         drift=1.0,
-        sparsity=dict(mode='proximal', alpha=1.0, by='block', warmup_epochs=0),
+        sparsity=dict(mode='proximal', alpha=0.3, by='block', warmup_epochs=0, select=1 / 3),
         dropout=False,
     ),
 }
@@ -47,10 +47,11 @@ class GSLoRA(Method):
     - ``ascend='loss'``, the papers': :math:`\mathrm{ReLU}(BND - L_{cls}) + L_{other}`, one hinge
       on the classification loss of the whole forget view; the box terms of the forgotten objects
       are still minimised, as in the authors' detection code.
-    - ``ascend='predictions'``, ours: :math:`\frac1n\sum_{q,\,c \in forget}
-      \mathrm{ReLU}(BND + \log p_{qc})`, a hinge on every prediction and every class to forget,
-      over the number n of forgotten objects. No query is left that could name the class, whichever
-      it is matched to, and scores of other classes are not ascended.
+    - ``ascend='predictions'``, ours: :math:`\sum_{q,\,c \in forget} \hat p_{qc}\,
+      \mathrm{ReLU}(BND + \log p_{qc}) / \sum \hat p_{qc}`, a hinge on every prediction and every
+      class to forget, weighted by what the adapter-free model believes, :math:`\hat p`. No query
+      is left that could name the class, whichever it is matched to; scores of other classes are
+      not ascended, and predictions that never meant the class stay where they are.
 
     Args:
         recipe: 'default' (ours) or 'paper' (the authors' detection recipe); the other arguments
@@ -109,7 +110,9 @@ class GSLoRA(Method):
             surprise = -forget.log_probs[:, forget.classes]
             belief = forget.teacher_log_probs[:, forget.classes].exp()
             hinge = bounded_ascent(surprise, self.bound)
-            losses['forget_loss_cls'] = self.beta * (belief * hinge).sum() / belief.sum().clamp(min=1)
+            losses['forget_loss_cls'] = (
+                self.beta * (belief * hinge).sum() / belief.sum().clamp(min=1)
+            )
         if self.drift:
             losses['forget_loss_drift'] = self.drift * forget.drift
             losses['retain_loss_drift'] = self.drift * retain.drift

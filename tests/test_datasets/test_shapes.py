@@ -36,7 +36,7 @@ def test_boxes_are_tight_and_inside():
         assert 1 <= len(objects) <= 4
         for item in objects:
             x, y, w, h = item['bbox']
-            assert 0 <= x and 0 <= y and x + w <= 64 and y + h <= 64
+            assert min(x, y) >= 0 and max(x + w, y + h) <= 64
             assert 0.2 * w * h < item['area'] <= w * h
             seen.add(item['category_id'])
     assert seen == set(range(1, len(SHAPES) + 1))

@@ -23,7 +23,9 @@ def setting():
     method = SimpleNamespace(alpha=0.0, groups=groups, sparsity={})
     infos = {}
     runner = SimpleNamespace(
-        train_loop=SimpleNamespace(model=SimpleNamespace(method=method), epoch_in_task=0),
+        train_loop=SimpleNamespace(
+            model=SimpleNamespace(method=method), epoch_in_task=0, epochs_per_task=2
+        ),
         optim_wrapper=SimpleNamespace(get_lr=lambda: dict(lr=[0.1])),
         message_hub=SimpleNamespace(update_info=infos.__setitem__),
         infos=infos,
@@ -33,7 +35,7 @@ def setting():
 
 def test_proximal_step_selects_then_refits(setting):
     runner, method, (big, small) = setting
-    method.sparsity = dict(mode='proximal', alpha=1.0, warmup_epochs=0, select_epochs=1)
+    method.sparsity = dict(mode='proximal', alpha=1.0, warmup_epochs=0, select=0.5)
     hook = GroupSparsityHook()
     hook.before_train_epoch(runner)
     hook.after_train_iter(runner, 0)
@@ -54,7 +56,7 @@ def test_proximal_step_selects_then_refits(setting):
 
 def test_alpha_warms_up_as_a_step(setting):
     runner, method, _ = setting
-    method.sparsity = dict(mode='penalty', alpha=3e-4, warmup_epochs=2, select_epochs=0)
+    method.sparsity = dict(mode='penalty', alpha=3e-4, warmup_epochs=2, select=0.0)
     alphas = []
     for runner.train_loop.epoch_in_task in range(4):
         GroupSparsityHook().before_train_epoch(runner)
@@ -64,7 +66,7 @@ def test_alpha_warms_up_as_a_step(setting):
 
 def test_penalty_moves_nothing_itself_and_reports_the_joint_norm(setting):
     runner, method, (big, _) = setting
-    method.sparsity = dict(mode='penalty', alpha=1.0, warmup_epochs=0, select_epochs=0)
+    method.sparsity = dict(mode='penalty', alpha=1.0, warmup_epochs=0, select=0.0)
     hook = GroupSparsityHook()
     hook.before_train_epoch(runner)
     hook.after_train_iter(runner, 0)

@@ -51,8 +51,8 @@ def test_plain_checkpoint_loads_and_predicts_the_same(build, plain):
         ours = model(**data, mode='predict')
         theirs = plain(**batch(model), mode='predict')
     for a, b in zip(ours, theirs):
-        assert torch.equal(a.pred_instances.scores, b.pred_instances.scores)
-        assert torch.equal(a.pred_instances.bboxes, b.pred_instances.bboxes)
+        assert torch.allclose(a.pred_instances.scores, b.pred_instances.scores, atol=1e-6)
+        assert torch.allclose(a.pred_instances.bboxes, b.pred_instances.bboxes, atol=1e-4)
 
 
 def test_merged_weights_in_the_plain_model(build, plain):
@@ -144,10 +144,12 @@ def test_teacher_is_the_adapter_free_model(build, plain):
     disturb(model)
     data = batch(model)
     with torch.no_grad(), adapters_disabled(model):
-        _, ours, _ = model._decode(model.detector.extract_feat(data['inputs']), data['data_samples'])
+        _, ours, _ = model._decode(
+            model.detector.extract_feat(data['inputs']), data['data_samples']
+        )
     with torch.no_grad():
         theirs = plain(**data, mode='tensor')[0][-1]
-    assert torch.equal(ours, theirs)
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_softmax_heads_are_understood(build):
@@ -159,7 +161,8 @@ def test_softmax_heads_are_understood(build):
     assert log_probs.shape == (1, 5, 10)
     expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()[..., :10]
     assert torch.allclose(log_probs, expected, atol=1e-6)
-    assert model._drift(logits, torch.zeros(1, 5, 4), logits, torch.zeros(1, 5, 4)) == 0
+    same = model._drift(logits, torch.zeros(1, 5, 4), logits, torch.zeros(1, 5, 4))
+    assert same.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
