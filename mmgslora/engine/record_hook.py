@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from mmengine.dist import master_only
@@ -26,6 +27,11 @@ def _nest(metrics: dict) -> dict:
         else:
             nested[key] = value
     return nested
+
+
+def _from_here(path: str | None) -> str | None:
+    """The path as a user would type it, so that records do not depend on the machine."""
+    return path and os.path.relpath(path)
 
 
 @HOOKS.register_module()
@@ -76,12 +82,12 @@ class RecordHook(Hook):
         console.print(forgetting_table(record))
         for line in summary_lines(record):
             console.print(line)
-        console.print(f'Results: {runner.work_dir}')
+        console.print(f'Results: {_from_here(runner.work_dir)}')
 
     def record(self, runner) -> dict:
         """The content of ``forgetting.json``."""
         return dict(
-            config=runner.cfg.filename or runner.experiment_name,
+            config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
             versions=versions(),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
