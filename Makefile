@@ -1,21 +1,22 @@
-# make setup | demo | test | lint | clean.
+# make setup | demo | test | test-oldest | lint | clean.
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/python
-PIP = $(VENV)/bin/python -m pip install --progress-bar off -c constraints.txt
+CONSTRAINTS ?= constraints.txt
+PIP = $(VENV)/bin/python -m pip install --progress-bar off -c $(CONSTRAINTS)
 # The stamps say what is installed in the environment.
 RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(RUNTIME): setup.py constraints.txt requirements/runtime.txt requirements/mmcv.txt | $(VENV)/bin/python
+$(RUNTIME): setup.py $(CONSTRAINTS) requirements/runtime.txt requirements/mmcv.txt | $(VENV)/bin/python
 	$(PIP) 'setuptools<82' wheel
 	$(PIP) -r requirements/mmcv.txt -e .
 	touch $@
@@ -32,6 +33,10 @@ demo: $(RUNTIME)
 
 test: $(TEST)
 	$(RUN) -m pytest
+
+# The same suite with the oldest supported versions, in an environment of its own.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 lint: $(TEST)
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,24 @@
+_base_ = ['./bccd/deformable-detr_bccd.py', './_base_/forgetting.py']
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True, type='ForgettingDetector', detector=_base_.model, method=dict(type='GSLoRA')
+)
+load_from = 'work_dirs/deformable-detr_bccd/epoch_60.pth'
+train_dataloader = dict(
+    batch_size=16,
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=0.5,
+    ),
+)
+val_evaluator = dict(type='ForgettingCocoMetric')
+test_evaluator = dict(type='ForgettingCocoMetric')
+train_cfg = dict(_delete_=True, type='ContinualForgettingLoop', epochs_per_task=12)
+train_cfg['protocol'] = dict(tasks=[['WBC']])
+optim_wrapper = dict(optimizer=dict(lr=2e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=12, convert_to_iter_based=True)
+]
