@@ -1,10 +1,13 @@
-# GS-LoRA on COCO 2017 with MMDetection's Deformable DETR: the authors' seven tasks of ten classes.
+# GS-LoRA on COCO 2017 with MMDetection's Deformable DETR: the authors' seven tasks of ten classes,
+# our default recipe.
 #   python tools/train.py configs/gslora_coco_forget.py
-# COCO is expected under data/coco. 10 % of the training images, 30 epochs per task, our default
-# recipe; method=dict(type='GSLoRA', recipe='paper') is the authors'.
+# COCO is expected under data/coco. Another request, by names or COCO category ids:
+#   --cfg-options train_cfg.protocol.tasks=[[person]]
+# Results on real COCO still await a run.
 _base_ = [
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     './_base_/forgetting.py',
+    './_base_/methods/gs_lora.py',
     './_base_/protocols/coco_7x10.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
@@ -12,7 +15,7 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=_base_.forgetting.method,
 )
 load_from = (
     'https://download.openmmlab.com/mmdetection/v3.0/deformable_detr/'
@@ -20,10 +23,15 @@ load_from = (
     'deformable-detr_r50_16xb2-50e_coco_20221029_210934-6bc7d21b.pth'
 )
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=_base_.forgetting.batch_size,
     batch_sampler=None,
     sampler=dict(_delete_=True, type='PairedSampler'),
-    dataset=dict(_delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=_base_.forgetting.data_ratio,
+    ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = val_evaluator
@@ -31,13 +39,9 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=30,
+    epochs_per_task=_base_.forgetting.epochs_per_task,
 )
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
-)
-param_scheduler = []
+optim_wrapper = dict(_delete_=True, **_base_.forgetting.optim_wrapper)
+param_scheduler = _base_.forgetting.param_scheduler
+auto_scale_lr = _base_.forgetting.auto_scale_lr
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))

@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from train import load_config
 
-from mmgslora.datasets.protocol import Protocol
+from mmgslora.datasets.protocol import Protocol, category_ids_of
 from mmgslora.errors import ForgettingError
 
 
@@ -46,8 +46,9 @@ def main() -> None:
         cfg[key] = None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if protocol is not None:
-        classes = runner.test_loop.dataloader.dataset.metainfo['classes']
-        protocol = Protocol(classes, **protocol)
+        dataset = runner.test_loop.dataloader.dataset
+        ids = category_ids_of(dataset)
+        protocol = Protocol(dataset.metainfo['classes'], category_ids=ids, **protocol)
         protocol.partition(args.task or len(protocol)).publish()
     runner.test()
 

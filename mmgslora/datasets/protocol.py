@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import yaml
 from mmengine.logging import MessageHub
+from torch.utils.data import Dataset
 
 from mmgslora.errors import ForgettingError
 
 _HUB_KEY = 'class_partition'
+_FILE_KEYS = ('tasks', 'order', 'sizes', 'missing')
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,55 @@ class ClassPartition:
 class Protocol:
     """The ordered list of forgetting tasks, checked against the classes of the model.
 
+    The tasks are given in one of three ways. The first one that is there counts, so that a request
+    on the command line needs not take back what a base config says:
+
+    - ``tasks``: the classes of each task;
+    - ``file``: a file with the same keys;
+    - ``order`` and ``sizes``: all classes in a row, and how many of them each task takes off its
+      end, as the authors do it. ``order[-10:]`` is the first of ``sizes=[10, 10]``,
+      ``order[-20:-10]`` the second; the rest of the order stays.
+
+    A class is given by its name or, where the data set is in COCO format, by its category id.
+
     Args:
         classes: All class names the model was trained on, in label order.
-        tasks: One list of class names per forgetting task.
+        tasks: One list of classes per forgetting task.
         missing: Classes that must stay but have no training data. Defaults to none.
+        order: All classes.
+        sizes: Number of classes per forgetting task.
+        file: YAML or JSON file (by its suffix) with the keys ``tasks`` or ``order`` and ``sizes``,
+            and ``missing``. A relative path starts in the current folder.
+        category_ids: Class name of every category id, see :func:`category_ids_of`. Defaults to
+            None: classes have names only.
 
     Raises:
-        ForgettingError: A name is unknown, a class stands in two tasks, a task is
-            empty, a missing class is to be forgotten, or nothing is left to retain.
+        ForgettingError: A name or id is unknown, a class stands in two tasks or twice in the
+            order, a task is empty, a missing class is to be forgotten, nothing is left to
+            retain, order and sizes do not fit, or the file cannot be read or understood.
     """
 
     def __init__(
         self,
         classes: Sequence[str],
-        tasks: Sequence[Sequence[str]],
-        missing: Sequence[str] = (),
+        tasks: Sequence[Sequence[str | int]] | None = None,
+        missing: Sequence[str | int] = (),
+        order: Sequence[str | int] | None = None,
+        sizes: Sequence[int] | None = None,
+        file: str | Path | None = None,
+        category_ids: Mapping[int, str] | None = None,
     ) -> None:
         self.classes = tuple(classes)
-        self.tasks = tuple(tuple(task) for task in tasks)
-        self.missing = tuple(missing)
+        self.category_ids = category_ids
+        if tasks is None and file is not None:
+            content = _read(Path(file))
+            tasks, order, sizes = (content.get(key) for key in ('tasks', 'order', 'sizes'))
+            missing = missing or content.get('missing') or ()
+        if tasks is None and (order is not None or sizes is not None):
+            tasks = self._from_the_end(order, sizes)
+        _check_list(tasks or (), 'the tasks')
+        self.tasks = tuple(self._names(t, f'task {n}') for n, t in enumerate(tasks or (), 1))
+        self.missing = self._names(missing, 'the missing classes')
         if not self.tasks:
             raise ForgettingError('The protocol has no tasks; give at least one list of classes.')
         asked_in: dict[str, int] = {}
@@ -84,7 +119,6 @@ class Protocol:
                     f'Task {number} of the protocol is empty; give at least one class to forget.'
                 )
             for name in task:
-                self._check_known(name, f'task {number}')
                 if name in asked_in:
                     raise ForgettingError(
                         f'Class {name!r} is to be forgotten in task {asked_in[name]} and again in '
@@ -92,7 +126,6 @@ class Protocol:
                     )
                 asked_in[name] = number
         for name in self.missing:
-            self._check_known(name, 'the missing classes')
             if name in asked_in:
                 raise ForgettingError(
                     f'Class {name!r} is to be forgotten in task {asked_in[name]} and is also '
@@ -124,11 +157,102 @@ class Protocol:
             classes=self.classes,
         )
 
-    def _check_known(self, name: str, where: str) -> None:
-        if name in self.classes:
-            return
-        near = difflib.get_close_matches(str(name), self.classes, n=1, cutoff=0)
-        raise ForgettingError(
-            f'Class {name!r} in {where} is unknown; did you mean {near[0]!r}? '
-            f'The model knows: {", ".join(self.classes)}.'
-        )
+    def _from_the_end(
+        self, order: Sequence[str | int] | None, sizes: Sequence[int] | None
+    ) -> list[tuple[str, ...]]:
+        if order is None or sizes is None:
+            there, absent = ('sizes', 'order') if order is None else ('order', 'sizes')
+            raise ForgettingError(
+                f'The protocol has {there} but no {absent}; order lists all classes, and sizes '
+                'says how many each task takes off its end, e.g. sizes=[10, 10].'
+            )
+        names = self._names(order, 'the order')
+        for name in self.classes:
+            if names.count(name) != 1:
+                times = f'{names.count(name)} times' if name in names else 'not'
+                raise ForgettingError(
+                    f'Class {name!r} is {times} in the order; every class must be there once.'
+                )
+        _check_list(sizes, 'sizes')
+        for size in sizes:
+            if not _is_integer(size) or size < 1:
+                raise ForgettingError(
+                    f'{size!r} in sizes is not a number of classes; a task needs 1 or more.'
+                )
+        if sum(sizes) >= len(names):
+            raise ForgettingError(
+                f'The sizes {list(sizes)} add up to {sum(sizes)} of {len(names)} classes; they '
+                f'can add up to {len(names) - 1}, so that one is left to retain.'
+            )
+        ends = [len(names) - sum(sizes[:task]) for task in range(len(sizes))]
+        return [names[end - size : end] for end, size in zip(ends, sizes)]
+
+    def _names(self, entries: Sequence[str | int], where: str) -> tuple[str, ...]:
+        """The entries as class names, each of which the model knows."""
+        _check_list(entries, where)
+        return tuple(self._name(entry, where) for entry in entries)
+
+    def _name(self, entry: str | int, where: str) -> str:
+        if entry in self.classes:
+            return entry
+        if not _is_integer(entry):
+            near = difflib.get_close_matches(str(entry), self.classes, n=1, cutoff=0)
+            raise ForgettingError(
+                f'Class {entry!r} in {where} is unknown; did you mean {near[0]!r}? '
+                f'The model knows: {", ".join(self.classes)}.'
+            )
+        if self.category_ids is None:
+            raise ForgettingError(
+                f'Category id {entry} in {where} means nothing, for the data set is not in COCO '
+                f'format; give class names: {", ".join(self.classes)}.'
+            )
+        if entry not in self.category_ids:
+            near = sorted(sorted(self.category_ids, key=lambda known: abs(known - entry))[:4])
+            raise ForgettingError(
+                f'COCO category id {entry} in {where} does not exist in the data set; it has '
+                f'{len(self.category_ids)} ids, the next ones being '
+                f'{", ".join(f"{known} ({self.category_ids[known]})" for known in near)}.'
+            )
+        return self.category_ids[entry]
+
+
+def category_ids_of(dataset: Dataset) -> dict[int, str] | None:
+    """Class name of every category id of a COCO-format data set; None for other data sets."""
+    if not hasattr(dataset, 'cat_ids'):
+        return None
+    return dict(zip(dataset.cat_ids, dataset.metainfo['classes']))
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_list(value: object, where: str) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ForgettingError(f'{value!r} is given for {where}; give a list, such as [{value!r}].')
+
+
+def _read(file: Path) -> dict:
+    """The content of a protocol file."""
+    name = f'Protocol file {str(file)!r}'
+    if file.suffix not in ('.yaml', '.yml', '.json'):
+        raise ForgettingError(f'{name} is of an unknown kind; it must end in .yaml, .yml or .json.')
+    if not file.is_file():
+        raise ForgettingError(f'{name} does not exist; a relative path starts in {Path.cwd()}.')
+    try:
+        text = file.read_text(encoding='utf-8')
+        content = json.loads(text) if file.suffix == '.json' else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        kind = 'JSON' if file.suffix == '.json' else 'YAML'
+        reason = ' '.join(str(error).split())
+        raise ForgettingError(f'{name} cannot be read as {kind}: {reason}.') from error
+    allowed = f'a protocol has the keys {", ".join(_FILE_KEYS)}'
+    if not isinstance(content, dict):
+        raise ForgettingError(f'{name} holds {content!r} instead of keys and values; {allowed}.')
+    for key in content:
+        if key not in _FILE_KEYS:
+            raise ForgettingError(f'{name} has the unknown key {key!r}; {allowed}.')
+    # Here no base config is in play, so two answers to one question are a mistake.
+    if 'tasks' in content and ('order' in content or 'sizes' in content):
+        raise ForgettingError(f'{name} has tasks and order or sizes; it can have one of the two.')
+    return content

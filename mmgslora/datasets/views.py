@@ -12,7 +12,7 @@ from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler
 
-from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.datasets.protocol import ClassPartition, category_ids_of
 from mmgslora.errors import ForgettingError
 
 
@@ -60,6 +60,11 @@ class ForgettingViews(Dataset):
     @property
     def metainfo(self) -> dict:
         return self.base.metainfo
+
+    @property
+    def category_ids(self) -> dict[int, str] | None:
+        """Class name of every category id of a COCO-format data set; None for other data sets."""
+        return category_ids_of(self.base)
 
     @property
     def num_forget(self) -> int:

@@ -1,91 +1,15 @@
 # The authors' continual detection protocol: the 80 COCO category ids, shuffled with seed 123, are
-# forgotten ten at a time from the end of the list; ten classes stay.
+# forgotten ten at a time from the end of the list; the first ten stay.
 protocol = dict(
-    tasks=[
-        [
-            'microwave',
-            'skateboard',
-            'umbrella',
-            'banana',
-            'sports ball',
-            'book',
-            'apple',
-            'couch',
-            'horse',
-            'keyboard',
-        ],
-        [
-            'truck',
-            'sandwich',
-            'toilet',
-            'chair',
-            'scissors',
-            'bottle',
-            'car',
-            'cell phone',
-            'cake',
-            'orange',
-        ],
-        [
-            'baseball bat',
-            'tie',
-            'skis',
-            'bear',
-            'kite',
-            'tennis racket',
-            'hot dog',
-            'suitcase',
-            'baseball glove',
-            'cup',
-        ],
-        [
-            'fire hydrant',
-            'broccoli',
-            'stop sign',
-            'person',
-            'bus',
-            'fork',
-            'motorcycle',
-            'wine glass',
-            'parking meter',
-            'donut',
-        ],
-        [
-            'cow',
-            'toaster',
-            'train',
-            'laptop',
-            'carrot',
-            'cat',
-            'sink',
-            'sheep',
-            'bench',
-            'zebra',
-        ],
-        [
-            'bicycle',
-            'backpack',
-            'remote',
-            'bowl',
-            'dining table',
-            'elephant',
-            'bird',
-            'clock',
-            'dog',
-            'handbag',
-        ],
-        [
-            'traffic light',
-            'surfboard',
-            'vase',
-            'frisbee',
-            'refrigerator',
-            'toothbrush',
-            'tv',
-            'hair drier',
-            'spoon',
-            'giraffe',
-        ],
+    order=[
+        74, 64, 65, 5, 79, 59, 36, 88, 9, 49,  # stay: mouse, potted plant, bed, airplane, ...
+        10, 42, 86, 34, 82, 90, 72, 89, 50, 25,  # task 7: traffic light, surfboard, vase, ...
+        2, 27, 75, 51, 67, 22, 16, 85, 18, 31,  # task 6: bicycle, backpack, remote, bowl, ...
+        21, 80, 7, 73, 57, 17, 81, 20, 15, 24,  # task 5: cow, toaster, train, laptop, carrot, ...
+        11, 56, 13, 1, 6, 48, 4, 46, 14, 60,  # task 4: fire hydrant, broccoli, stop sign, ...
+        39, 32, 35, 23, 38, 43, 58, 33, 40, 47,  # task 3: baseball bat, tie, skis, bear, kite, ...
+        8, 54, 70, 62, 87, 44, 3, 77, 61, 55,  # task 2: truck, sandwich, toilet, chair, ...
+        78, 41, 28, 52, 37, 84, 53, 63, 19, 76,  # task 1: microwave, skateboard, umbrella, ...
     ],
-    missing=[],
-)
+    sizes=[10, 10, 10, 10, 10, 10, 10],
+)  # fmt: skip
