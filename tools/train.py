@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -70,10 +72,21 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def start_on_cpu(cfg: Config) -> None:
+    """Join the other processes where there is no accelerator: MMEngine would pick a GPU each."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+    )
+
+
 def main() -> None:
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args)
+    if args.launcher == 'pytorch' and get_device() == 'cpu':
+        start_on_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 
@@ -83,3 +96,6 @@ if __name__ == '__main__':
         main()
     except ForgettingError as error:
         sys.exit(f'error: {error}')
+    if torch.distributed.is_initialized():
+        # Else its threads may still run at exit, and an abort then fails a run that is done.
+        torch.distributed.destroy_process_group()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from mmgslora.lora import LoRAGroup
 from mmgslora.losses import proximal_step, zero_ratio
+from mmgslora.methods.base import Method
 
 
 @HOOKS.register_module()
@@ -20,7 +24,8 @@ class GroupSparsityHook(Hook):
     ``warmup_epochs`` of every task (a step function, as in the authors' code).
 
     In mode 'proximal' (ours) a task first selects groups and then refits them. While selecting,
-    every group's B shrinks after each optimizer step of learning rate lr:
+    every group's B shrinks after each step of the optimizer, at its learning rate lr (one step
+    may belong to several iterations, or to none, with gradient accumulation or AMP):
 
     .. math:: B_g \leftarrow B_g \max(0, 1 - \mathrm{lr}\,\alpha \sqrt{n_g} / \|B_g\|_F)
 
@@ -37,6 +42,7 @@ class GroupSparsityHook(Hook):
 
     def __init__(self) -> None:
         self._held: list[LoRAGroup] = []
+        self._handle: RemovableHandle | None = None
 
     def before_train_epoch(self, runner) -> None:
         loop, method = runner.train_loop, runner.train_loop.model.method
@@ -49,12 +55,23 @@ class GroupSparsityHook(Hook):
         # Read off the weights, so that a resumed run holds the same groups.
         held = sparsity['mode'] == 'proximal' and not selecting
         self._held = [g for g in method.groups if held and g.B and not any(map(torch.any, g.B))]
+        # Every epoch anew: each task has an optimizer of its own, a resumed run too.
+        self._detach()
+        optimizer = runner.optim_wrapper.optimizer
+        self._handle = optimizer.register_step_post_hook(partial(self._after_step, method))
+
+    def after_train_epoch(self, runner, metrics=None) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     @torch.no_grad()
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        method = runner.train_loop.model.method
+    def _after_step(self, method: Method, optimizer: Optimizer, *_) -> None:
         if method.sparsity['mode'] == 'proximal' and method.alpha:
-            lr = runner.optim_wrapper.get_lr()['lr'][0]
+            lr = optimizer.param_groups[0]['lr']
             for group in method.groups:
                 entries = sum(matrix.numel() for matrix in group.B)
                 proximal_step([group], lr * method.alpha * math.sqrt(entries))

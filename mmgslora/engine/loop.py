@@ -38,7 +38,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         runner: The Runner.
         dataloader: Config of the training data loader; its data set is a
             :class:`~mmgslora.datasets.ForgettingViews`.
-        protocol: Arguments of :class:`~mmgslora.datasets.Protocol`: ``tasks`` and ``missing``.
+        protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
         epochs_per_task: Passes over the retain view per task.
 
     Raises:
@@ -54,7 +54,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             if loader:
                 check_files(loader['dataset'])
         self.views = DATASETS.build(dataloader['dataset'])
-        self.protocol = Protocol(self.views.classes, **protocol)
+        self.protocol = Protocol(
+            self.views.classes, category_ids=self.views.category_ids, **protocol
+        )
         self.epochs_per_task = epochs_per_task
         # Workers that outlive an epoch would not take the seeds of the next one.
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
@@ -92,6 +94,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             self._evaluate_pretrained()
         elif self.epoch_in_task:
             self._enter_task()
+            self._count_steps()
         while self._epoch < self._max_epochs and not self.stop_training:
             if self.epoch_in_task == 0:
                 self._start_task()
@@ -140,16 +143,27 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self.protocol.partition(self.task).publish()
         self.dataloader = self._build_loader(self.task)
 
+    def _count_steps(self) -> None:
+        # Per task, so that gradients accumulated over several steps never cross into the next one.
+        steps = self.steps_per_task[self.task - 1]
+        done = self.epoch_in_task * len(self.dataloader)
+        self.runner.optim_wrapper.initialize_count_status(self.runner.model, done, steps)
+
+    def _generator(self) -> torch.Generator:
+        """Source of fresh adapters: the same in every process and after a resume."""
+        return torch.Generator().manual_seed((self.runner.seed or 0) + self.task)
+
     def _start_task(self) -> None:
         runner = self.runner
         self._enter_task()
-        generator = torch.Generator().manual_seed((runner.seed or 0) + self.task)
-        reset_adapters(self.model, generator=generator)
+        reset_adapters(self.model, self._generator())
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.cfg.get('param_scheduler'):
             runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
-        runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self._max_iters)
+        self._count_steps()
+        # MMEngine copies the whole history of a scalar whenever it adds to it.
+        runner.message_hub.log_scalars.clear()
         for key in ('train_seconds', 'eval_seconds'):
             runner.message_hub.update_info(key, 0.0)
         partition = self.protocol.partition(self.task)
@@ -161,7 +175,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     def _end_task(self) -> None:
         self.runner.call_hook('before_merge')
-        merge_adapters(self.model)
+        merge_adapters(self.model, self._generator())
         started = time.perf_counter()
         metrics = self.runner.val_loop.run()
         self._add_time('eval_seconds', time.perf_counter() - started)

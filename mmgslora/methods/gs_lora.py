@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -52,6 +54,10 @@ class GSLoRA(Method):
       class to forget, weighted by what the adapter-free model believes, :math:`\hat p`. No query
       is left that could name the class, whichever it is matched to; scores of other classes are
       not ascended, and predictions that never meant the class stay where they are.
+
+    With several processes the papers' hinge sees the classification loss of all of them and
+    :math:`\sum \hat p` counts all their predictions: the mean gradient over the processes is that
+    of the joint batch.
 
     Args:
         recipe: 'default' (ours) or 'paper' (the authors' detection recipe); the other arguments
@@ -104,18 +110,32 @@ class GSLoRA(Method):
         losses = {f'retain_{name}': value for name, value in retain.terms.items()}
         if self.ascend == 'loss':
             (name, classification), *others = forget.terms.items()
+            # The value of all processes, for the hinge to see; the gradient of this one.
+            classification = classification - classification.detach() + _mean(classification)
             losses[f'forget_{name}'] = self.beta * bounded_ascent(classification, self.bound)
             losses.update({f'forget_{name}': self.beta * value for name, value in others})
         else:
-            surprise = -forget.log_probs[:, forget.classes]
-            belief = forget.teacher_log_probs[:, forget.classes].exp()
+            surprise = -_at_least_float32(forget.log_probs[:, forget.classes])
+            belief = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp()
             hinge = bounded_ascent(surprise, self.bound)
-            losses['forget_loss_cls'] = (
-                self.beta * (belief * hinge).sum() / belief.sum().clamp(min=1)
-            )
+            # The joint sum is clamped at 1, so the mean over processes at their share of that.
+            believed = _mean(belief.sum()).clamp(min=1 / get_world_size())
+            losses['forget_loss_cls'] = self.beta * (belief * hinge).sum() / believed
         if self.drift:
             losses['forget_loss_drift'] = self.drift * forget.drift
             losses['retain_loss_drift'] = self.drift * retain.drift
         if self.sparsity['mode'] == 'penalty' and self.alpha:
             losses['loss_sparsity'] = self.alpha * group_penalty(self.groups)
         return losses
+
+
+def _mean(value: Tensor) -> Tensor:
+    """The mean over all processes, without gradient; the value itself where there is one."""
+    mean = value.detach().clone()
+    all_reduce(mean, op='mean')
+    return mean
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    # Sums over all predictions lose their last terms in the half precision of autocast.
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -26,7 +26,9 @@ def setting():
         train_loop=SimpleNamespace(
             model=SimpleNamespace(method=method), epoch_in_task=0, epochs_per_task=2
         ),
-        optim_wrapper=SimpleNamespace(get_lr=lambda: dict(lr=[0.1])),
+        optim_wrapper=SimpleNamespace(
+            optimizer=torch.optim.SGD([b for g in groups for b in g.B], lr=0.1)
+        ),
         message_hub=SimpleNamespace(update_info=infos.__setitem__),
         infos=infos,
     )
@@ -38,7 +40,7 @@ def test_proximal_step_selects_then_refits(setting):
     method.sparsity = dict(mode='proximal', alpha=1.0, warmup_epochs=0, select=0.5)
     hook = GroupSparsityHook()
     hook.before_train_epoch(runner)
-    hook.after_train_iter(runner, 0)
+    runner.optim_wrapper.optimizer.step()
     # threshold = lr * alpha * sqrt(4 entries) = 0.2: 5 -> 4.8 and 0.1 -> 0
     assert torch.allclose(big.B[0], torch.tensor([[3.0, 0.0], [0.0, 4.0]]) * 4.8 / 5)
     assert not small.B[0].any()
@@ -48,7 +50,7 @@ def test_proximal_step_selects_then_refits(setting):
     with torch.no_grad():  # an optimizer step moves both
         big.B[0].fill_(1.0)
         small.B[0].fill_(1.0)
-    hook.after_train_iter(runner, 0)
+    runner.optim_wrapper.optimizer.step()
     assert torch.equal(big.B[0], torch.ones(2, 2)) and not small.B[0].any()
     hook.before_merge(runner)
     assert runner.infos == dict(group_norms=dict(big=2.0, small=0.0), zero_group_ratio=0.5)
@@ -69,7 +71,7 @@ def test_penalty_moves_nothing_itself_and_reports_the_joint_norm(setting):
     method.sparsity = dict(mode='penalty', alpha=1.0, warmup_epochs=0, select=0.0)
     hook = GroupSparsityHook()
     hook.before_train_epoch(runner)
-    hook.after_train_iter(runner, 0)
+    runner.optim_wrapper.optimizer.step()
     hook.before_merge(runner)
     assert big.B[0][1, 1] == 4
     norms = runner.infos['group_norms']
