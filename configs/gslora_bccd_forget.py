@@ -1,3 +1,4 @@
+# Forget WBC on BCCD photographs (docs/results/bccd.md): python tools/train.py configs/gslora_bccd_forget.py
 _base_ = ['./bccd/deformable-detr_bccd.py', './_base_/forgetting.py']
 custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
@@ -11,14 +12,14 @@ train_dataloader = dict(
         _delete_=True,
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
-        data_ratio=0.5,
+        data_ratio=1.0,
     ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = dict(type='ForgettingCocoMetric')
-train_cfg = dict(_delete_=True, type='ContinualForgettingLoop', epochs_per_task=12)
+train_cfg = dict(_delete_=True, type='ContinualForgettingLoop', epochs_per_task=8)
 train_cfg['protocol'] = dict(tasks=[['WBC']])
-optim_wrapper = dict(optimizer=dict(lr=2e-2))
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
 param_scheduler = [
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=12, convert_to_iter_based=True)
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=8, convert_to_iter_based=True)
 ]
