@@ -1,4 +1,4 @@
-# Forget WBC on BCCD photographs (docs/results/bccd.md): python tools/train.py configs/gslora_bccd_forget.py
+# Forget WBC on BCCD photographs: python tools/train.py configs/gslora_bccd_forget.py
 _base_ = ['./bccd/deformable-detr_bccd.py', './_base_/forgetting.py']
 custom_imports = dict(imports=['mmgslora.register'])
 model = dict(

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmdet.structures import SampleList
+from mmdet.utils import reduce_mean
+from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -24,12 +26,48 @@ _TRUNK = ('backbone', 'neck')
 
 
 @contextmanager
-def _recorded_targets(head: nn.Module) -> Iterator[list]:
-    """Collect what ``head.get_targets`` returns: matching is slow on a CPU, once is enough."""
+def _shared_queries(detector: nn.Module) -> Iterator[None]:
+    """Within, every pass decodes the queries of the first: row i is the same query in all.
+
+    Two-stage detectors choose their queries from the encoder's output, so a pass without adapters
+    would choose others, in another order, and comparing it row by row would mean nothing.
+    """
+    first: dict = {}
+
+    def forward_decoder(memory: Tensor, **inputs) -> dict:
+        if not first:
+            first.update(inputs)
+        return type(detector).forward_decoder(detector, memory=memory, **first)
+
+    detector.forward_decoder = forward_decoder
+    try:
+        yield
+    finally:
+        del detector.forward_decoder
+
+
+@contextmanager
+def _recorded_targets(head: nn.Module, kept: Tensor | None) -> Iterator[list]:
+    """Collect what ``head.get_targets`` returns: matching is slow on a CPU, once is enough.
+
+    Queries that are not ``kept`` (None keeps all) are neither matched nor given any weight.
+    """
     seen: list = []
 
-    def get_targets(*args, **kwargs):
-        seen.append(type(head).get_targets(head, *args, **kwargs))
+    def get_targets(logits, boxes, *args, **kwargs):
+        if kept is None:
+            seen.append(type(head).get_targets(head, logits, boxes, *args, **kwargs))
+            return seen[-1]
+        logits, boxes = ([x[k] for x, k in zip(rows, kept)] for rows in (logits, boxes))
+        *targets, positives, negatives = type(head).get_targets(
+            head, logits, boxes, *args, **kwargs
+        )
+        for images, empty in zip(targets, (head.num_classes, 0, 0, 0)):
+            for i, mask in enumerate(kept):
+                full = images[i].new_full((len(mask), *images[i].shape[1:]), empty)
+                full[mask] = images[i]
+                images[i] = full
+        seen.append((*targets, positives, negatives))
         return seen[-1]
 
     head.get_targets = get_targets
@@ -72,7 +110,8 @@ class ForgettingDetector(BaseModel):
     ) -> None:
         # MMDetection's constructors write into the config they are given.
         built = MODELS.build(copy.deepcopy(detector))
-        if not hasattr(getattr(built, 'bbox_head', None), 'get_targets'):
+        head = getattr(built, 'bbox_head', None)
+        if not (hasattr(built, 'forward_transformer') and hasattr(head, 'loss_by_feat_single')):
             raise ForgettingError(
                 f'{type(built).__name__} has no DETR-like bbox_head; '
                 'ForgettingDetector wraps detectors that match queries to boxes one to one.'
@@ -124,13 +163,18 @@ class ForgettingDetector(BaseModel):
         """Losses of the method on a batch in which every sample says its ``view``."""
         with torch.set_grad_enabled(self._trunk_learns):
             features = self.detector.extract_feat(inputs)
-        outputs = self._decode(features, data_samples)
-        teacher = None
-        if self.method.needs_teacher:
-            with torch.no_grad(), adapters_disabled(self.detector):
-                teacher = self._decode(features, data_samples)
+        with _shared_queries(self.detector):
+            outputs = self._decode(features, data_samples)
+            kept = self._kept_queries(len(inputs))
+            teacher = None
+            if self.method.needs_teacher:
+                with torch.no_grad(), adapters_disabled(self.detector):
+                    if self._trunk_learns:
+                        features = self.detector.extract_feat(inputs)
+                    teacher = self._decode(features, data_samples)
         views = {
-            side: self._view(side, outputs, teacher, data_samples) for side in ('forget', 'retain')
+            side: self._view(side, outputs, teacher, kept, data_samples)
+            for side in ('forget', 'retain')
         }
         return self.method.losses(**views)
 
@@ -140,11 +184,21 @@ class ForgettingDetector(BaseModel):
         logits, boxes = self.detector.bbox_head(**inputs)
         return inputs['hidden_states'][-1], logits[-1], boxes[-1]
 
+    def _kept_queries(self, images: int) -> Tensor | None:
+        """(b, q) queries of the last pass that can become detections; None where all can.
+
+        A detector with distinct query selection drops duplicates inside its decoder and leaves
+        one mask per attention head and layer; its own loss reads the first row of the last.
+        """
+        masks = getattr(self.detector, 'cache_dict', {}).get('distinct_query_mask')
+        return masks[-1].unflatten(0, (images, -1))[:, 0, 0] if masks else None
+
     def _view(
         self,
         side: str,
         outputs: tuple[Tensor, ...],
         teacher: tuple[Tensor, ...] | None,
+        kept: Tensor | None,
         samples: SampleList,
     ) -> View:
         head = self.detector.bbox_head
@@ -162,7 +216,8 @@ class ForgettingDetector(BaseModel):
                     'of became NaN or infinite; the last good checkpoint is kept, so lower the '
                     'learning rate or beta and use --resume.'
                 )
-        with _recorded_targets(head) as targets:
+        kept = None if kept is None else kept[rows]
+        with _recorded_targets(head, kept) as targets:
             values = head.loss_by_feat_single(
                 logits,
                 boxes,
@@ -197,10 +252,16 @@ class ForgettingDetector(BaseModel):
         """Distance from the adapter-free detector in everything but the classes to forget (ours).
 
         Kullback-Leibler divergence of the class scores plus, weighted by how sure the teacher is
-        of an object, five times the L1 distance of the boxes (DETR's weight), per expected object.
+        of an object, five times the L1 distance of the boxes (DETR's weight), per expected object
+        of all processes.
         """
         keep = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         keep[self._labels_of('forget').to(logits.device)] = False
+        # Sums over all queries lose their last terms in the half precision of autocast.
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logits, boxes, teacher_logits, teacher_boxes = (
+            x.to(dtype) for x in (logits, boxes, teacher_logits, teacher_boxes)
+        )
         ours, theirs = logits[..., keep], teacher_logits[..., keep]
         if self.detector.bbox_head.loss_cls.use_sigmoid:
             p = theirs.sigmoid()
@@ -212,7 +273,9 @@ class ForgettingDetector(BaseModel):
             sure = 1 - p[..., -1]
             divergence = F.kl_div(ours.log_softmax(-1), p, reduction='sum')
         boxes_apart = ((boxes - teacher_boxes).abs().sum(-1) * sure).sum()
-        return (divergence + 5 * boxes_apart) / sure.sum().clamp(min=1)
+        # The joint sum is clamped at 1, so the mean over processes at their share of that.
+        objects = reduce_mean(sure.sum()).clamp(min=1 / get_world_size())
+        return (divergence + 5 * boxes_apart) / objects
 
     def _labels_of(self, side: str) -> Tensor:
         partition = ClassPartition.current()
@@ -230,6 +293,13 @@ class ForgettingDetector(BaseModel):
             for key in list(state):
                 state[f'{prefix}detector.{key[len(prefix) :]}'] = state.pop(key)
         given = {key[len(prefix) :]: value for key, value in state.items()}
+        unknown = sorted(given.keys() - own.keys())
+        if unknown:  # MMEngine would drop them with no more than a warning
+            raise ForgettingError(
+                f'The checkpoint has {unknown[0][len("detector.") :]!r}, which '
+                f'{type(self.detector).__name__} as configured lacks; it belongs to another '
+                'architecture.'
+            )
         for key, value in own.items():
             plain = key[len('detector.') :]
             if key not in given and 'lora_' in key:

@@ -168,6 +168,10 @@ def test_softmax_heads_are_understood(build):
 @pytest.mark.parametrize(
     ('spoil', 'words'),
     [
+        (
+            lambda s: s.update({'neck.convs.0.conv.bias': torch.zeros(16)}),
+            'has .neck.convs.0.conv.bias.* lacks',
+        ),
         (lambda s: s.pop('encoder.layers.0.norms.0.weight'), 'no .encoder.layers.0.norms.0.weight'),
         (
             lambda s: s.update({'bbox_head.cls_branches.1.weight': torch.zeros(80, 16)}),
