@@ -1,0 +1,351 @@
+"""Every DETR-like of MMDetection, from its shipped config with nothing but sizes changed."""
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmdet.testing import demo_mm_inputs
+from mmengine.hub import get_config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
+
+from mmgslora.datasets import SHAPES, Protocol
+from mmgslora.errors import ForgettingError
+from mmgslora.families import ForgettingDetector
+from mmgslora.lora import (
+    adapters_disabled,
+    check_live_adapters,
+    discover_groups,
+    lora_layers,
+    merge_adapters,
+)
+
+ZOO = dict(
+    deformable='deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    refine='deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py',
+    two_stage='deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
+    detr='detr/detr_r50_8xb2-150e_coco.py',
+    conditional='conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+    dab='dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    dino='dino/dino-4scale_r50_8xb2-12e_coco.py',
+    dino_improved='dino/dino-4scale_r50_improved_8xb2-12e_coco.py',
+    dino_swin='dino/dino-5scale_swin-l_8xb2-12e_coco.py',
+    ddq='ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
+)
+LAYERS = 2
+SIZE = 96  # gives 193 encoder tokens; two-stage models need one per query
+# The width of 256 stays: Conditional DETR, DAB-DETR and the two-stage queries compute with it.
+SIZES = dict(
+    feedforward_channels=64,
+    num_layers=LAYERS,
+    num_queries=20,
+    num_dn_queries=10,
+    max_per_img=20,
+    num_classes=len(SHAPES),
+)
+# The paper's recipe with the forget view's terms as they are, but for a bound to subtract.
+PLAIN_TERMS = dict(recipe='paper', bound=100.0, beta=1.0, dropout=False)
+
+
+def shrink(node):
+    """Set every size named above, wherever it stands, and leave pretrained weights out."""
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            shrink(child)
+    elif isinstance(node, dict):
+        node.pop('init_cfg', None)
+        for key, value in node.items():
+            if key in SIZES:
+                node[key] = SIZES[key]
+            else:
+                shrink(value)
+
+
+@pytest.fixture(scope='session')
+def shrunk():
+    """Configs by name; every user takes a copy."""
+
+    def load(name):
+        model = get_config(f'mmdet::{ZOO[name]}').model
+        shrink(model)
+        backbone = model.backbone
+        if backbone.type == 'ResNet':
+            backbone.base_channels = 8
+            widths = [32 * 2**i for i in backbone.out_indices]
+        else:
+            backbone.update(embed_dims=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
+            backbone.update(window_size=4)
+            widths = [8 * 2**i for i in backbone.out_indices]
+        model.neck.in_channels = widths
+        return model
+
+    configs = {}
+
+    def config(name):
+        if name not in configs:
+            configs[name] = load(name)
+        return copy.deepcopy(configs[name])
+
+    return config
+
+
+@pytest.fixture(scope='session')
+def weights(shrunk):
+    """Random but fixed weights of the plain detectors by name."""
+    states = {}
+
+    def state(name):
+        if name not in states:
+            torch.manual_seed(1)
+            plain = MODELS.build(shrunk(name))
+            plain.init_weights()
+            for parameter in plain.parameters():  # away from branches initialised to zero
+                parameter.data += 0.03 * torch.randn_like(parameter)
+            states[name] = plain.state_dict()
+        return states[name]
+
+    return state
+
+
+@pytest.fixture
+def zoo(shrunk, weights):
+    def build(name, **options):
+        """The plain detector with random weights, and a wrapped one that has loaded them."""
+        Protocol(SHAPES, [['circle', 'square']]).partition(1).publish()
+        plain = MODELS.build(shrunk(name))
+        plain.load_state_dict(weights(name))
+        method = dict(type='GSLoRA', **options.pop('method', {}))
+        model = ForgettingDetector(shrunk(name), method, **options)
+        model.load_state_dict(weights(name))
+        return plain.eval(), model
+
+    return build
+
+
+def batch(model, sides=('forget', 'retain', 'forget', 'retain')):
+    torch.manual_seed(3)
+    shapes = [[3, SIZE, SIZE], [3, SIZE - 16, SIZE]] * (len(sides) // 2)
+    data = demo_mm_inputs(len(sides), shapes, num_items=[2] * len(sides))
+    for side, sample in zip(sides, data['data_samples']):
+        sample.set_metainfo(dict(view=side))
+        sample.gt_instances.labels = torch.tensor([0, 1] if side == 'forget' else [4, 7])
+    return data
+
+
+def prepared(model):
+    return model.data_preprocessor(batch(model), True)
+
+
+@torch.no_grad()
+def detect(model):
+    model.eval()
+    data = prepared(model)
+    return [s.pred_instances for s in model(**data, mode='predict')]
+
+
+def assert_same_detections(ours, theirs):
+    for a, b in zip(ours, theirs):
+        assert len(a) == len(b) > 0
+        assert (a.scores - b.scores).abs().max() < 1e-4
+        assert torch.equal(a.labels, b.labels)
+        assert (a.bboxes - b.bboxes).abs().max() < 1e-2
+
+
+def forget(model, steps=3):
+    """A few steps as a runner makes them; returns the losses of each."""
+    model.train()
+    adapters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(adapters, lr=1e-2)
+    optimizer.register_step_pre_hook(lambda *_: check_live_adapters(model))
+    wrapper = OptimWrapper(optimizer)
+    return [model.train_step(batch(model), wrapper) for _ in range(steps)]
+
+
+def disturb(model):
+    torch.manual_seed(4)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B)
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0
+        elif isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return model
+
+
+@pytest.mark.parametrize('recipe', ['default', 'paper'])
+@pytest.mark.parametrize('name', ZOO)
+def test_forget_merge_export_and_load_plain(zoo, shrunk, name, recipe):
+    original, model = zoo(name, method=dict(recipe=recipe))
+    assert_same_detections(detect(model), detect(original))
+    assert len(discover_groups(model)) == 2 * LAYERS  # one for each encoder and decoder layer
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    losses = forget(model)
+    assert all(torch.isfinite(value).all() for step in losses for value in step.values())
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if 'lora_' in k}  # no batch-norm statistics either
+
+    trained = detect(model)
+    merge_adapters(model.plain_model)
+    assert_same_detections(detect(model), trained)
+    state = {k: v for k, v in model.plain_model.state_dict().items() if 'lora_' not in k}
+    plain = MODELS.build(shrunk(name))
+    plain.load_state_dict(state)
+    assert_same_detections(detect(plain), trained)
+    assert (trained[0].scores - detect(original)[0].scores).abs().max() > 2e-4
+
+
+def assert_terms_are_the_heads_own(plain, model):
+    """Those of the last decoder layer, on each view alone, in MMDetection's own training mode.
+
+    With its denoising and dense queries, then, which must not reach the others.
+    """
+    data = prepared(model)
+    losses = model.train()(**data, mode='loss')
+    without_dropout(plain).train()
+    for side in ('retain', 'forget'):
+        rows = [i for i, s in enumerate(data['data_samples']) if s.metainfo['view'] == side]
+        with torch.no_grad():
+            theirs = plain.loss(data['inputs'][rows], [data['data_samples'][i] for i in rows])
+        for term in ('loss_cls', 'loss_bbox', 'loss_iou'):
+            ours = losses[f'{side}_{term}'].item()
+            if side == 'forget' and term == 'loss_cls':
+                ours = PLAIN_TERMS['bound'] - ours  # undo the bounded ascent
+            assert ours == pytest.approx(theirs[term].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_view_terms_equal_the_heads_own_losses(zoo, name):
+    assert_terms_are_the_heads_own(*zoo(name, method=PLAIN_TERMS))
+
+
+def test_queries_dropped_as_duplicates_are_not_matched(zoo, monkeypatch):
+    plain, model = zoo('ddq', method=PLAIN_TERMS)
+    for detector in (plain, model.detector):
+        # Boxes that nearly fill the image overlap.
+        detector.bbox_head.reg_branches[0][-1].bias.data[2:] += 4
+        detector.dqs_cfg['iou_threshold'] = 0.3
+    candidates = []
+    inner = type(plain.bbox_head).get_targets
+
+    def get_targets(self, logits, *args, **kwargs):
+        if self is model.detector.bbox_head:
+            candidates.extend(len(x) for x in logits)
+        return inner(self, logits, *args, **kwargs)
+
+    monkeypatch.setattr(type(plain.bbox_head), 'get_targets', get_targets)
+    assert_terms_are_the_heads_own(plain, model)
+    assert len(candidates) == 4
+    assert min(candidates) < SIZES['num_queries']
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_views_hold_what_the_classifier_reads(zoo, name, monkeypatch):
+    _, model = zoo(name)
+    seen = {}
+    monkeypatch.setattr(
+        model.method, 'losses', lambda forget, retain: seen.update(forget=forget, retain=retain)
+    )
+    model.train()(**prepared(model), mode='loss')
+    head = model.detector.bbox_head
+    classify = head.fc_cls if hasattr(head, 'fc_cls') else head.cls_branches[LAYERS - 1]
+    for side, labels in (('forget', [0, 0, 1, 1]), ('retain', [4, 4, 7, 7])):
+        view = seen[side]
+        assert sorted(view.labels.tolist()) == labels
+        assert torch.allclose(classify(view.embeddings), view.logits, atol=1e-5)
+        assert view.log_probs.shape == view.teacher_log_probs.shape == (40, len(SHAPES))
+        assert (view.log_probs <= 0).all()
+        assert torch.allclose(view.log_probs, view.teacher_log_probs, atol=1e-5)
+        assert view.drift.item() == pytest.approx(0, abs=1e-4)
+        # Each matched row stands among the rows of all queries.
+        own = model._log_probs(view.logits)
+        assert (own[:, None] - view.log_probs).abs().amax(2).min(1).values.max() < 1e-5
+
+
+@pytest.mark.parametrize('name', ['two_stage', 'dino', 'ddq', 'detr'])
+def test_teacher_answers_for_the_same_queries(zoo, name, monkeypatch):
+    """Adapters in the encoder change which queries a two-stage model selects."""
+    _, model = zoo(name)
+    disturb(model)
+    calls = []
+    inner = type(model.detector).forward_decoder
+
+    def forward_decoder(self, **inputs):
+        calls.append(inputs)
+        return inner(self, **inputs)
+
+    monkeypatch.setattr(type(model.detector), 'forward_decoder', forward_decoder)
+    model.train()(**prepared(model), mode='loss')
+    ours, teachers = calls
+    assert not torch.allclose(ours['memory'], teachers['memory'], atol=1e-2)
+    assert torch.equal(ours['query'], teachers['query'])
+    if 'reference_points' in ours:
+        assert torch.equal(ours['reference_points'], teachers['reference_points'])
+    detect(model)
+    assert 'forward_decoder' not in vars(model.detector)
+
+
+def test_no_object_is_not_a_class_of_softmax_heads(zoo):
+    _, model = zoo('detr')
+    assert model.detector.bbox_head.fc_cls.out_features == len(SHAPES) + 1
+    losses = forget(model, steps=20)
+    # The forgotten classes lose probability: the hinge on them falls.
+    assert losses[-1]['forget_loss_cls'] < 0.9 * losses[0]['forget_loss_cls']
+
+
+def test_groups_in_the_swin_backbone_too(zoo):
+    original, model = zoo('dino_swin', lora=dict(exclude=('neck',)))
+    groups = [group.name for group in discover_groups(model)]
+    inside = [name for name in groups if name.startswith('detector.backbone')]
+    assert (len(groups), len(inside)) == (9, 5)  # depths 1, 1, 2, 1
+
+    forget(model)  # checks that every adapter gets a gradient
+    assert not any(m.training for m in model.detector.backbone.modules())
+    trained = detect(model)
+    merge_adapters(model.plain_model)
+    state = {k: v for k, v in model.plain_model.state_dict().items() if 'lora_' not in k}
+    original.load_state_dict(state)
+    assert_same_detections(detect(original), trained)
+
+
+def test_teacher_of_a_learning_trunk_sees_its_own_features(zoo, monkeypatch):
+    plain, model = zoo('dino_swin', lora=dict(exclude=('neck',)))
+    disturb(model)
+    data = prepared(model)
+    features = []
+    inner = model._decode
+    monkeypatch.setattr(model, '_decode', lambda f, s: features.append(f[0]) or inner(f, s))
+    model.train()(**data, mode='loss')
+    ours, teachers = features
+    with torch.no_grad():
+        expected = plain.extract_feat(data['inputs'])[0]
+    assert torch.allclose(teachers, expected, atol=1e-5)
+    assert not torch.allclose(ours, expected, atol=1e-2)
+    with torch.no_grad(), adapters_disabled(model):
+        assert torch.allclose(model.detector.extract_feat(data['inputs'])[0], expected, atol=1e-5)
+
+
+def test_a_model_without_a_transformer_block_is_refused(shrunk):
+    everything = dict(exclude=('backbone', 'neck', 'encoder', 'decoder'))
+    with pytest.raises(ForgettingError, match='No transformer feed-forward block.*DETR outside'):
+        ForgettingDetector(shrunk('detr'), dict(type='GSLoRA'), lora=everything)
+
+
+def test_blocks_in_the_backbone_do_not_make_a_cnn_detector_a_detr(shrunk):
+    detector = dict(
+        type='RetinaNet',
+        backbone=shrunk('dino_swin').backbone,
+        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5),
+        bbox_head=dict(
+            type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1
+        ),
+    )
+    with pytest.raises(ForgettingError, match='RetinaNet has no DETR-like bbox_head'):
+        ForgettingDetector(detector, dict(type='GSLoRA'), lora=dict(exclude=('neck',)))
