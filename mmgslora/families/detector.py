@@ -82,10 +82,11 @@ class ForgettingDetector(BaseModel):
     """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
 
     The detector is built from its own, unchanged config. Everything in it is frozen but the LoRA
-    matrices; backbone and neck run without gradients and in eval mode, so that batch-norm
-    statistics stay as they are. Both views of a step share one forward pass. The detector stays
-    in eval mode while training (queries for denoising and encoder losses belong to its original
-    training), apart from dropout where the method asks for it.
+    matrices; backbone and neck run in eval mode, so that batch-norm statistics stay as they are,
+    and without gradients unless ``lora`` puts adapters there. Both views of a step share one
+    forward pass. The detector stays in eval mode while training (queries for denoising and
+    encoder losses belong to its original training), apart from dropout outside backbone and neck
+    where the method asks for it.
 
     A checkpoint of the plain detector loads directly: its keys are recognised.
 

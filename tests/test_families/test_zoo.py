@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
@@ -349,3 +350,18 @@ def test_blocks_in_the_backbone_do_not_make_a_cnn_detector_a_detr(shrunk):
     )
     with pytest.raises(ForgettingError, match='RetinaNet has no DETR-like bbox_head'):
         ForgettingDetector(detector, dict(type='GSLoRA'), lora=dict(exclude=('neck',)))
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_the_coco_config_takes_any_of_them(name, repo_root, tmp_path):
+    """As docs/models.md says: another base and another checkpoint, nothing more."""
+    text = (repo_root / 'configs/gslora_coco_forget.py').read_text()
+    text = text.replace(ZOO['deformable'], ZOO[name])
+    text = text.replace("'./_base_", f"'{repo_root.as_posix()}/configs/_base_")
+    file = tmp_path / 'config.py'
+    file.write_text(text + "load_from = 'mine.pth'\n")
+    cfg = Config.fromfile(file)
+    assert cfg.model.type == 'ForgettingDetector'
+    assert cfg.model.detector == get_config(f'mmdet::{ZOO[name]}').model | dict(_scope_='mmdet')
+    assert cfg.train_dataloader.dataset.dataset.type == 'CocoDataset'
+    assert cfg.optim_wrapper.optimizer.lr == 3e-4
