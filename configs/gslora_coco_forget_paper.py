@@ -4,9 +4,7 @@
 _base_ = ['./gslora_coco_forget.py', './_base_/methods/gs_lora_paper.py']
 paper = _base_.forgetting_paper
 model = dict(method=dict(_delete_=True, **paper.method))
-train_dataloader = dict(
-    batch_size=paper.batch_size, dataset=dict(data_ratio=paper.data_ratio)
-)
+train_dataloader = dict(batch_size=paper.batch_size, dataset=dict(data_ratio=paper.data_ratio))
 train_cfg = dict(epochs_per_task=paper.epochs_per_task)
 optim_wrapper = dict(_delete_=True, **paper.optim_wrapper)
 param_scheduler = paper.param_scheduler

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -113,6 +114,8 @@ def finished(repo_root, tmp_path_factory):
         runner.train()
     yield runner
     shutil.rmtree(root)  # seven merged detectors of 160 MB
+    # MMEngine keeps one visualizer of a name, and this one writes into the folder that is gone.
+    DetLocalVisualizer._instance_dict.clear()
 
 
 def test_seven_tasks_of_ten(finished):
