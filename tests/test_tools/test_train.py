@@ -142,6 +142,32 @@ def test_test_tool_regroups_by_task(run, run_cfg, tmp_path, capsys):
     assert not (tmp_path / 'test/adapters').exists()
 
 
+def test_mmdetections_test_script_and_its_result_file(run, run_cfg, tmp_path):
+    """MMDetection's tools/test.py on the merged file; --forget-eval regroups what it writes."""
+    from mmengine.config import Config
+
+    run('--work-dir', str(tmp_path / 'run'), check=True)
+    task = numbers(tmp_path / 'run')[1][1]
+    merged, results = str(tmp_path / 'run/merged/task_02.pth'), str(tmp_path / 'results.pkl')
+    plain = Config.fromstring(torch.load(merged)['meta']['cfg'], '.py')
+    plain.work_dir = str(tmp_path / 'plain')
+    config = tmp_path / 'plain.py'
+    plain.dump(config)
+    script = str(MMDET_TRAIN.with_name('test.py'))
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmgslora.compat', script, config, merged, '--out', results],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    result = run(results, '--forget-eval', script='tools/test.py', check=True)
+    for key in ('AP_f', 'AP_r', 'AP_o'):
+        assert f'{key}: {task["metrics"][key]:.4f}' in result.stdout
+    wrong = run(str(tmp_path / 'no.pkl'), '--forget-eval', script='tools/test.py')
+    assert wrong.returncode == 1 and "no.pkl' does not exist" in wrong.stderr
+
+
 BAD = {
     'unknown class': (
         ['train_cfg.protocol.tasks=[[cirle]]'],
