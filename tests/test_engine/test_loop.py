@@ -35,6 +35,7 @@ def finished(tiny_cfg, tiny_checkpoint, tmp_path_factory):
 def test_record(finished):
     record = record_of(finished)
     first, second = record['tasks']
+    assert first['metrics']['mAP'] > 0 and record['pretrained']['mAP'] > 0
     assert (first['task'], first['forget'], first['old']) == (1, ['circle', 'square'], [])
     assert (second['task'], second['forget'], second['old']) == (2, ['star'], ['circle', 'square'])
     assert second['retain'] == [
@@ -102,13 +103,25 @@ def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
         assert torch.allclose(value.double(), weights[key].double(), atol=1e-6), key
 
 
-def test_zero_groups_are_untouched_blocks(finished, tiny_checkpoint):
-    """A group reported as zero means: the weights of that block are bit for bit the old ones."""
+def test_blocks_with_a_norm_changed(finished, tiny_checkpoint):
     before = torch.load(tiny_checkpoint)['state_dict']
     after = torch.load(Path(finished.work_dir, 'merged/task_01.pth'))['state_dict']
     for name, norm in record_of(finished)['tasks'][0]['groups'].items():
         same = all(torch.equal(before[k], after[k]) for k in before if k.startswith(name))
         assert same == (norm == 0)
+
+
+def test_zero_groups_are_untouched_blocks(run_cfg, tiny_checkpoint):
+    """With an alpha no step can overcome, every block is bit for bit the old one."""
+    run_cfg.model.method.sparsity = dict(alpha=0.95)
+    run_cfg.train_cfg.protocol.tasks = [['circle']]
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    (task,) = record_of(runner)['tasks']
+    assert set(task['groups'].values()) == {0.0} and task['zero_group_ratio'] == 1
+    before = torch.load(tiny_checkpoint)['state_dict']
+    after = torch.load(Path(runner.work_dir, 'merged/task_01.pth'))['state_dict']
+    assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_resume_without_interruption_changes_nothing(finished, tiny_cfg, run_cfg):
