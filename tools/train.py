@@ -81,6 +81,19 @@ def start_on_cpu(cfg: Config) -> None:
     )
 
 
+def leave_group() -> None:
+    """End this process of several: all are done, nothing is left to be written."""
+    if not torch.distributed.is_initialized():
+        return
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    if get_device() == 'cpu':
+        # Threads of gloo may outlive the group, and an abort at exit would fail a run that is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def main() -> None:
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -96,6 +109,4 @@ if __name__ == '__main__':
         main()
     except ForgettingError as error:
         sys.exit(f'error: {error}')
-    if torch.distributed.is_initialized():
-        # Else its threads may still run at exit, and an abort then fails a run that is done.
-        torch.distributed.destroy_process_group()
+    leave_group()

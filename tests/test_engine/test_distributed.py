@@ -56,13 +56,13 @@ class TraceHook(Hook):
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 # One start for several runs: most of the time of a tiny run goes into imports.
 TRAIN_EACH = """
-import json, runpy, sys, torch
+import json, runpy, sys
 train, runs = sys.argv[1:]
-main = runpy.run_path(train)['main']
+tool = runpy.run_path(train)
 for arguments in json.loads(runs):
     sys.argv = [train, *arguments, '--launcher=pytorch']
-    main()
-torch.distributed.destroy_process_group()
+    tool['main']()
+tool['leave_group']()
 """
 
 
@@ -124,7 +124,7 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
 
     default = dict(type='GSLoRA')
     # The bound lies among the losses: the hinge is open for some joint batches only.
-    paper = dict(type='GSLoRA', recipe='paper', dropout=False, beta=0.2, bound=5.0)
+    paper = dict(type='GSLoRA', recipe='paper', dropout=False, beta=0.2, bound=1.0)
     for count, name in ((1, 'one'), (2, 'two')):
         prepare(f'default_{name}', default, 2, 8 // count)
         prepare(f'paper_{name}', paper, 1, 8 // count)
