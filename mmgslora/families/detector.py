@@ -119,8 +119,7 @@ class ForgettingDetector(BaseModel):
             )
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.detector = built
-        self.lora = dict(exclude=_TRUNK, **(lora or {})) if 'exclude' not in (lora or {}) else lora
-        inject_lora(self.detector, **self.lora)
+        inject_lora(self.detector, **{'exclude': _TRUNK, **(lora or {})})
         self.method = MODELS.build(copy.deepcopy(method))
         self.method.bind(self.detector)
         trunk = [p for part in _TRUNK for p in getattr(built, part, nn.Module()).parameters()]
