@@ -78,13 +78,18 @@ def read(path: Path) -> dict[str, Tensor]:
         path: A file with the key 'model'.
 
     Raises:
-        ForgettingError: It is missing, is no checkpoint, or has no weights under 'model'.
+        ForgettingError: It is missing, is no checkpoint, or has no weights under 'model'; or
+            torch is older than 2.4.
     """
     if not path.is_file():
         raise ForgettingError(f'Checkpoint {str(path)!r} does not exist.')
-    if hasattr(torch.serialization, 'add_safe_globals'):
-        # The original saves its command line next to the weights.
-        torch.serialization.add_safe_globals([argparse.Namespace])
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        raise ForgettingError(
+            f'torch is {torch.__version__}; reading the original checkpoint safely needs 2.4 or '
+            'newer. What the converter writes loads in older versions too.'
+        )
+    # The original saves its command line next to the weights.
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:

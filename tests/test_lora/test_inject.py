@@ -35,7 +35,7 @@ DETRS = [
 def fill_adapters(model, seed=1):
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B, std=0.5, generator=generator)
+        layer.lora_B.data.normal_(std=0.5, generator=generator)
 
 
 def dense_twin(plain, lora_model):

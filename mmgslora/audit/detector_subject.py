@@ -1,0 +1,306 @@
+"""DETR-like detectors of MMDetection as the subject of an audit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes, bbox_cxcywh_to_xyxy, bbox_overlaps
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS, MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmgslora.audit.subject import Images, Objects, Subject
+from mmgslora.errors import ForgettingError
+
+_CACHE_BYTES = 2**29
+_ON_OBJECT = 0.5
+"""IoU from which on a predicted box counts as being on an object, as for COCO's AP50."""
+
+
+class DetectionImages(Images):
+    """A box data set of MMDetection, seen through a pipeline without chance.
+
+    Boxes are read from the data set itself, so it does not matter where in the pipeline
+    annotations are loaded, or whether they are. Prepared images are kept in memory, up to 512 MiB.
+
+    Args:
+        dataset: The data set, or its config.
+        pipeline: Replaces the data set's own, for training data: the one that is used for
+            testing. Defaults to None.
+    """
+
+    def __init__(self, dataset: BaseDataset | dict, pipeline: list[dict] | None = None) -> None:
+        if isinstance(dataset, dict):
+            dataset = copy.deepcopy(dataset)
+            if pipeline is not None:
+                dataset['pipeline'] = copy.deepcopy(pipeline)
+            dataset = DATASETS.build(dataset)
+        dataset.full_init()
+        self.dataset = dataset
+        self.classes = tuple(dataset.metainfo['classes'])
+        self._truth = [self._read_truth(i) for i in range(len(dataset))]
+        self._cache: dict[int, dict] = {}
+        self._free = _CACHE_BYTES
+
+    def _read_truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        items = self.dataset.get_data_info(index)['instances']
+        items = [item for item in items if not item.get('ignore_flag')]
+        boxes = np.array([item['bbox'] for item in items], dtype=np.float32).reshape(-1, 4)
+        return np.array([item['bbox_label'] for item in items], dtype=int), boxes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def labels(self, index: int) -> np.ndarray:
+        return self._truth[index][0]
+
+    def batch(self, indices: Sequence[int]) -> dict:
+        """These images as a model's data preprocessor takes them, true boxes in model pixels."""
+        return pseudo_collate([self._item(int(i)) for i in indices])
+
+    def _item(self, index: int) -> dict:
+        item = self._cache.get(index)
+        if item is None:
+            info = self.dataset.get_data_info(index)
+            item = self.dataset.pipeline(copy.deepcopy(info))
+            sample = item['data_samples']
+            labels, boxes = self._truth[index]
+            (height, width), scale = sample.ori_shape, sample.get('scale_factor', (1.0, 1.0))
+            size = np.array([width, height, width, height], dtype=np.float32)
+            sample.gt_instances = InstanceData(
+                bboxes=torch.from_numpy(boxes * np.tile(np.float32(scale), 2)),
+                labels=torch.from_numpy(labels),
+            )
+            sample.set_metainfo(
+                dict(instances=info['instances'], unit_boxes=torch.from_numpy(boxes / size))
+            )
+            self._free -= item['inputs'].nbytes
+            if self._free > 0:
+                self._cache[index] = item
+        return dict(inputs=item['inputs'], data_samples=copy.deepcopy(item['data_samples']))
+
+
+class DetectorSubject(Subject):
+    """A plain DETR-like detector, without LoRA.
+
+    Args:
+        detector: The detector with its weights.
+        classes: Names of its classes in label order.
+        batch_size: Images per forward pass. Defaults to 32.
+    """
+
+    metric = 'AP'
+
+    def __init__(self, detector: nn.Module, classes: Sequence[str], batch_size: int = 32) -> None:
+        self.model = detector.eval()
+        self.classes = tuple(classes)
+        self.batch_size = batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def objects(self, data: DetectionImages, images: Sequence[int] | None = None) -> Objects:
+        """See :class:`Subject`. The prediction on an object is the query whose last box has the
+        highest IoU with it (ties: the higher score). Layers: ``neck`` and ``encoder``, the mean
+        over the tokens under the box, levels side by side; ``decoder.0``, ... that query's state
+        as the head reads it.
+
+        A head of independent class scores (sigmoid) says nothing of "no object"; its
+        log-probabilities are those of at most one class being there, softmax([logits, 0]).
+        """
+        labels, rows, parts = [], [], []
+        for batch in self._batches(data, images):
+            inputs, samples = self._prepare(data, batch)
+            with torch.no_grad():
+                seen = self._look(inputs, samples)
+            for i, index in enumerate(batch):
+                if len(data.labels(index)):
+                    labels.append(data.labels(index))
+                    rows.append(np.full(len(labels[-1]), index))
+                    parts.append(self._of_image(seen, i, samples[i]))
+        features = {
+            name: np.concatenate([p['features'][name] for p in parts])
+            for name in parts[0]['features']
+        }
+        return Objects(
+            labels=np.concatenate(labels),
+            images=np.concatenate(rows),
+            features=features,
+            scores=np.concatenate([p['scores'] for p in parts]),
+            log_probs=np.concatenate([p['log_probs'] for p in parts]),
+        )
+
+    def _look(self, inputs: Tensor, samples: list[DetDataSample]) -> dict:
+        """One forward pass: neck, encoder tokens, decoder states, logits and unit boxes."""
+        neck = self.model.extract_feat(inputs)
+        with _recorded_encoder(self.model) as encoded:
+            head_inputs = self.model.forward_transformer(neck, samples)
+        logits, boxes = self.model.bbox_head(
+            **{k: v for k, v in head_inputs.items() if not k.startswith('enc_outputs')}
+        )[:2]
+        memory = encoded[0]['memory']
+        shapes = encoded[0].get('spatial_shapes')
+        shapes = [neck[-1].shape[-2:]] if shapes is None else shapes.tolist()
+        levels = memory.split([h * w for h, w in shapes], 1)
+        maps = [x.transpose(1, 2).unflatten(2, tuple(s)) for x, s in zip(levels, shapes)]
+        return dict(
+            neck=neck,
+            encoder=maps,
+            states=head_inputs['hidden_states'],
+            logits=logits[-1].float(),
+            boxes=bbox_cxcywh_to_xyxy(boxes[-1].float()),
+        )
+
+    def _of_image(self, seen: dict, i: int, sample: DetDataSample) -> dict:
+        logits, boxes = seen['logits'][i], seen['boxes'][i]
+        truth = sample.unit_boxes.to(boxes)
+        if self.model.bbox_head.loss_cls.use_sigmoid:
+            scores = logits.sigmoid()
+            log_probs = F.pad(logits, (0, 1)).log_softmax(-1)
+        else:
+            log_probs = logits.log_softmax(-1)
+            scores = log_probs[:, :-1].exp()
+        overlaps = bbox_overlaps(truth, boxes)  # (objects, queries)
+        # Scores are at most 1, and float32 holds IoUs apart by far more than this.
+        chosen = (overlaps + 1e-6 * scores.max(-1).values).argmax(-1)
+        on = overlaps >= _ON_OBJECT
+        best = (on[..., None] * scores).amax(1)
+        # Feature maps cover the padded batch, boxes the image alone.
+        (height, width), (full_h, full_w) = sample.img_shape, sample.batch_input_shape
+        under = truth * truth.new_tensor([width / full_w, height / full_h] * 2)
+        features = {
+            part: torch.cat([_mean_under(x[i], under) for x in seen[part]], -1)
+            for part in ('neck', 'encoder')
+        }
+        for layer, states in enumerate(seen['states']):
+            features[f'decoder.{layer}'] = states[i, chosen]
+        return dict(
+            features={name: x.float().cpu().numpy() for name, x in features.items()},
+            scores=best.cpu().numpy(),
+            log_probs=log_probs[chosen].cpu().numpy(),
+        )
+
+    def evaluate(
+        self, data: DetectionImages, images: Sequence[int] | None = None
+    ) -> dict[str, float]:
+        evaluator = Evaluator(dict(type='ForgettingCocoMetric'))
+        evaluator.dataset_meta = dict(classes=self.classes)
+        count = 0
+        for batch in self._batches(data, images):
+            inputs, samples = self._prepare(data, batch)
+            with torch.no_grad():
+                samples = self.model.predict(inputs, samples)
+            evaluator.process(samples)
+            count += len(batch)
+        metrics = evaluator.evaluate(count)
+        return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
+
+    def relearn(
+        self,
+        data: DetectionImages,
+        images: Sequence[int],
+        labels: Sequence[int],
+        steps: Sequence[int],
+        lr: float,
+        batch_size: int,
+        seed: int,
+    ) -> Iterator[tuple[int, DetectorSubject]]:
+        """See :class:`Subject`. The loss is the detector's own, gradients are clipped to 0.1."""
+        pupil = DetectorSubject(copy.deepcopy(self.model), self.classes, self.batch_size)
+        model = pupil.model.requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # dropout, denoising queries
+            order = _passes(np.asarray(images), batch_size, seed)
+            for step in range(max(steps) + 1):
+                if step in steps:
+                    model.eval()
+                    yield step, pupil
+                if step == max(steps):
+                    return
+                model.train()
+                for module in model.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+                inputs, samples = pupil._prepare(data, next(order))
+                for sample in samples:
+                    kept = np.isin(sample.gt_instances.labels.cpu(), labels)
+                    sample.gt_instances = sample.gt_instances[torch.from_numpy(kept)]
+                losses = model.loss(inputs, samples)
+                optimizer.zero_grad()
+                model.parse_losses(losses)[0].backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+
+    def untrained(self, seed: int) -> DetectorSubject:
+        raise NotImplementedError
+
+    def _batches(self, data: DetectionImages, images: Sequence[int] | None) -> Iterator[np.ndarray]:
+        images = np.arange(len(data)) if images is None else np.asarray(images)
+        for start in range(0, len(images), self.batch_size):
+            yield images[start : start + self.batch_size]
+
+    def _prepare(
+        self, data: DetectionImages, batch: Sequence[int]
+    ) -> tuple[Tensor, list[DetDataSample]]:
+        prepared = self.model.data_preprocessor(data.batch(batch), False)
+        return prepared['inputs'], prepared['data_samples']
+
+
+@contextmanager
+def _recorded_encoder(detector: nn.Module) -> Iterator[list[dict]]:
+    """Collect what ``detector.forward_encoder`` returns."""
+    seen: list[dict] = []
+
+    def forward_encoder(*args, **kwargs) -> dict:
+        seen.append(type(detector).forward_encoder(detector, *args, **kwargs))
+        return seen[-1]
+
+    detector.forward_encoder = forward_encoder
+    try:
+        yield seen
+    finally:
+        del detector.forward_encoder
+
+
+def _mean_under(tokens: Tensor, boxes: Tensor) -> Tensor:
+    """Mean of a (D, h, w) map over the cells with their centre in each unit box, (n, D).
+
+    A box that holds no centre is given the cell that its own centre lies in.
+    """
+    _, height, width = tokens.shape
+    inside = []
+    for low, high, cells in ((1, 3, height), (0, 2, width)):
+        centres = (torch.arange(cells, device=boxes.device) + 0.5) / cells
+        holds = (centres >= boxes[:, low, None]) & (centres <= boxes[:, high, None])
+        middle = ((boxes[:, low] + boxes[:, high]) / 2 * cells).long().clamp(0, cells - 1)
+        bare = ~holds.any(-1)
+        holds[bare, middle[bare]] = True
+        inside.append(holds.to(tokens.dtype))
+    rows, columns = inside
+    total = torch.einsum('dhw,nh,nw->nd', tokens, rows, columns)
+    return total / (rows.sum(-1) * columns.sum(-1))[:, None]
+
+
+def _passes(images: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Batches without end: shuffled passes over the images, no image left out."""
+    rng = np.random.default_rng(seed)
+    waiting = np.array([], dtype=int)
+    size = min(batch_size, len(images))
+    while True:
+        if len(waiting) < size:
+            waiting = np.concatenate([waiting, rng.permutation(images)])
+        yield waiting[:size]
+        waiting = waiting[size:]
