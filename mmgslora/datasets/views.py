@@ -18,44 +18,55 @@ from mmgslora.errors import ForgettingError
 
 @DATASETS.register_module()
 class ForgettingViews(Dataset):
-    """Forget view and retain view over any MMDetection box data set.
+    """Forget view and retain view over any data set of MMEngine with boxes or with one label each.
 
     An image with a cat and a dog, forget dog: it stands in both views, in the forget view with
     its dog boxes only, in the retain view with its cat boxes only. Every other object counts as
-    background there, as in the authors' code (their issue #4).
+    background there, as in the authors' code (their issue #4). An image that shows a missing
+    class is in neither view.
 
     Items ``0 .. num_forget - 1`` are the forget view, the rest the retain view. Which images they
     are is settled by :meth:`set_partition` at the start of each task.
 
     Args:
-        dataset: The data set, or its config. Its pipeline must end in ``PackDetInputs``.
+        dataset: The data set, or its config. What it knows of an image holds ``instances`` with a
+            ``bbox_label`` each, or a ``gt_label``; its pipeline makes ``data_samples``.
         data_ratio: Share of the images of each view that a task may use, (0, 1]. Defaults to
             0.1, the papers' value.
+        few_shot: Use exactly this many images of every class instead. An image counts for every
+            class whose boxes are kept in it; where it shows one more of a class that has its
+            number already, the boxes of that class are left out, and such images are taken last.
+            Defaults to None: ``data_ratio`` decides.
         seed: Seed of the draw, used together with the number of the task. Defaults to 0.
 
     Raises:
-        ForgettingError: ``data_ratio`` is out of range; or, from :meth:`set_partition`, a class
-            to forget has no training image or no image is left to retain.
+        ForgettingError: ``data_ratio`` or ``few_shot`` is out of range; or, from
+            :meth:`set_partition`, a class to forget has no training image, a class has fewer than
+            ``few_shot``, or no image is left to retain.
     """
 
-    def __init__(self, dataset: BaseDataset | dict, data_ratio: float = 0.1, seed: int = 0):
+    def __init__(
+        self,
+        dataset: BaseDataset | dict,
+        data_ratio: float = 0.1,
+        few_shot: int | None = None,
+        seed: int = 0,
+    ) -> None:
         if not 0 < data_ratio <= 1:
             raise ForgettingError(f'data_ratio is {data_ratio}; it must be above 0, at most 1.')
+        if few_shot is not None and (not isinstance(few_shot, int) or few_shot < 1):
+            raise ForgettingError(
+                f'few_shot is {few_shot!r}; it must be a number of images per class, 1 or more.'
+            )
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.base.full_init()
         self.data_ratio = data_ratio
+        self.few_shot = few_shot
         self.seed = seed
         self.classes: tuple[str, ...] = tuple(self.base.metainfo['classes'])
-        self._labels_of = [
-            {
-                item['bbox_label']
-                for item in self.base.get_data_info(i)['instances']
-                if not item.get('ignore_flag')
-            }
-            for i in range(len(self.base))
-        ]
-        self._indices: dict[str, list[int]] = {'forget': [], 'retain': []}
-        self._kept_labels: dict[str, set[int]] = {}
+        self._labels_of = [labels_of(self.base.get_data_info(i)) for i in range(len(self.base))]
+        # Per view: the images, and which labels are kept in each.
+        self._drawn: dict[str, list[tuple[int, set[int]]]] = {'forget': [], 'retain': []}
 
     @property
     def metainfo(self) -> dict:
@@ -68,68 +79,104 @@ class ForgettingViews(Dataset):
 
     @property
     def num_forget(self) -> int:
-        return len(self._indices['forget'])
+        return len(self._drawn['forget'])
 
     @property
     def num_retain(self) -> int:
-        return len(self._indices['retain'])
-
-    def images_per_class(self) -> dict[str, int]:
-        """Number of training images that hold each class."""
-        count = Counter(label for labels in self._labels_of for label in labels)
-        return {name: count[label] for label, name in enumerate(self.classes)}
+        return len(self._drawn['retain'])
 
     def set_partition(self, partition: ClassPartition) -> None:
         """Draw the images of both views for one task.
 
-        The draw is ``int(data_ratio * n)`` of the ``n`` images of a view, as in the authors'
-        code; should it miss a class of the view altogether, one image of it is added (ours).
+        With ``data_ratio`` the draw is ``int(data_ratio * n)`` of the ``n`` images of a view, as in
+        the authors' code; should it miss a class of the view altogether, one image of it is added
+        (ours).
         """
+        hidden = set(partition.labels('missing'))
+        shown = [i for i, found in enumerate(self._labels_of) if not found & hidden]
         for side in ('forget', 'retain'):
-            names = getattr(partition, side)
-            labels = {self.classes.index(name) for name in names}
-            pool = [i for i, found in enumerate(self._labels_of) if found & labels]
-            if side == 'forget' or not pool:
-                counts = self.images_per_class()
-                bare = [name for name in names if not counts[name]]
-                if bare:
-                    raise ForgettingError(
-                        f'Class {bare[0]!r} ({side} in task {partition.task}) has no training '
-                        'image; every class to forget needs at least one.'
-                    )
+            labels = set(partition.labels(side))
+            pool = [i for i in shown if self._labels_of[i] & labels]
+            self._check_counts(pool, partition, side)
             rng = np.random.default_rng([self.seed, partition.task, side == 'retain'])
             order = [pool[i] for i in rng.permutation(len(pool))]
-            drawn = order[: int(self.data_ratio * len(pool))]
-            for label in sorted(labels - {x for i in drawn for x in self._labels_of[i]}):
-                drawn += [i for i in order if label in self._labels_of[i]][:1]
-            self._indices[side] = list(dict.fromkeys(drawn))
-            self._kept_labels[side] = labels
+            draw = self._share if self.few_shot is None else self._few
+            self._drawn[side] = draw(order, labels)
+
+    def _check_counts(self, pool: list[int], partition: ClassPartition, side: str) -> None:
+        counts = Counter(label for i in pool for label in self._labels_of[i])
+        for name in getattr(partition, side):
+            count = counts[self.classes.index(name)]
+            where = f'Class {name!r} ({side} in task {partition.task})'
+            if not count and (side == 'forget' or not pool):
+                raise ForgettingError(
+                    f'{where} has no training image; every class to forget needs at least one.'
+                )
+            if self.few_shot is not None and count < self.few_shot:
+                raise ForgettingError(
+                    f'{where} has {count} training images, few_shot asks for {self.few_shot}; '
+                    f'{count} is the most it can be.'
+                )
+
+    def _share(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
+        drawn = order[: int(self.data_ratio * len(order))]
+        for label in sorted(labels - {x for i in drawn for x in self._labels_of[i]}):
+            drawn += [i for i in order if label in self._labels_of[i]][:1]
+        return [(i, self._labels_of[i] & labels) for i in dict.fromkeys(drawn)]
+
+    def _few(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
+        short = dict.fromkeys(labels, self.few_shot)
+        drawn: dict[int, set[int]] = {}
+        for whole_images in (True, False):
+            for i in order:
+                found = self._labels_of[i] & labels
+                wanted = {label for label in found if short[label]}
+                if wanted and i not in drawn and (wanted == found or not whole_images):
+                    drawn[i] = wanted
+                    for label in wanted:
+                        short[label] -= 1
+        return list(drawn.items())
 
     def image_ids(self, side: str) -> list[int]:
         """Image ids of one view ('forget' or 'retain'), in the order of its items."""
-        return [self.base.get_data_info(i)['img_id'] for i in self._indices[side]]
+        return [self.base.get_data_info(i)['img_id'] for i, _ in self._drawn[side]]
+
+    def images_of_classes(self, side: str) -> dict[str, list[int]]:
+        """Ids of the images of one view that keep objects of each of its classes."""
+        images: dict[str, list[int]] = {}
+        for image, (_, kept) in zip(self.image_ids(side), self._drawn[side]):
+            for label in sorted(kept):
+                images.setdefault(self.classes[label], []).append(image)
+        return images
 
     def __len__(self) -> int:
         return self.num_forget + self.num_retain
 
     def __getitem__(self, index: int) -> dict:
         side = 'forget' if index < self.num_forget else 'retain'
-        indices = self._indices[side]
+        drawn = self._drawn[side]
         position = index - (0 if side == 'forget' else self.num_forget)
         # A pipeline may give up on an image (a crop without boxes); then the next one serves.
-        for step in range(len(indices)):
-            info = copy.deepcopy(self.base.get_data_info(indices[(position + step) % len(indices)]))
-            info['instances'] = [
-                item for item in info['instances'] if item['bbox_label'] in self._kept_labels[side]
-            ]
+        for step in range(len(drawn)):
+            image, kept = drawn[(position + step) % len(drawn)]
+            info = copy.deepcopy(self.base.get_data_info(image))
+            if 'instances' in info:
+                info['instances'] = [x for x in info['instances'] if x['bbox_label'] in kept]
             data = self.base.pipeline(info)
             if data is not None:
                 data['data_samples'].set_metainfo(dict(view=side))
                 return data
         raise ForgettingError(
-            f'The training pipeline returned nothing for each of the {len(indices)} images of '
+            f'The training pipeline returned nothing for each of the {len(drawn)} images of '
             f'the {side} view; use milder crops.'
         )
+
+
+def labels_of(info: dict) -> set[int]:
+    """What an image shows, as labels."""
+    if 'instances' not in info:
+        return {int(info['gt_label'])}
+    return {x['bbox_label'] for x in info['instances'] if not x.get('ignore_flag')}
 
 
 @DATA_SAMPLERS.register_module()

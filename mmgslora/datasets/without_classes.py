@@ -9,6 +9,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from mmgslora.datasets.views import labels_of
 from mmgslora.errors import ForgettingError
 
 
@@ -29,9 +30,7 @@ class WithoutClasses(Dataset):
         ForgettingError: A name is unknown, or nothing is left.
     """
 
-    def __init__(
-        self, dataset: BaseDataset | dict, classes: Sequence[str | Sequence[str]]
-    ) -> None:
+    def __init__(self, dataset: BaseDataset | dict, classes: Sequence[str | Sequence[str]]) -> None:
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.base.full_init()
         names = [n for entry in classes for n in ([entry] if isinstance(entry, str) else entry)]
@@ -42,7 +41,9 @@ class WithoutClasses(Dataset):
                     f'Class {name!r} to leave out is unknown; the data set has {", ".join(known)}.'
                 )
         self._gone = {known.index(name) for name in names}
-        self._indices = [i for i in range(len(self.base)) if self._labels(i) - self._gone]
+        self._indices = [
+            i for i in range(len(self.base)) if labels_of(self.base.get_data_info(i)) - self._gone
+        ]
         if not self._indices:
             raise ForgettingError(f'Without {", ".join(names)} no training image is left.')
 
@@ -72,9 +73,3 @@ class WithoutClasses(Dataset):
             if data is not None:
                 return data
         raise ForgettingError('The training pipeline returned nothing for every image.')
-
-    def _labels(self, index: int) -> set[int]:
-        info = self.base.get_data_info(index)
-        if 'instances' not in info:
-            return {info['gt_label']}
-        return {x['bbox_label'] for x in info['instances'] if not x.get('ignore_flag')}

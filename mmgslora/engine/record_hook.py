@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from rich.console import Console
 
 from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
 from mmgslora.lora import trainable_share
 from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
@@ -27,6 +28,14 @@ def _nest(metrics: dict) -> dict:
         else:
             nested[key] = value
     return nested
+
+
+def _few_shot(views: ForgettingViews) -> dict | None:
+    """The exact images of a few-shot task, per class; None where a share of all images is used."""
+    if views.few_shot is None:
+        return None
+    images = {side: views.images_of_classes(side) for side in ('forget', 'retain')}
+    return dict(images_per_class=views.few_shot, seed=views.seed, **images)
 
 
 def _from_here(path: str | None) -> str | None:
@@ -62,6 +71,7 @@ class RecordHook(Hook):
             trainable_params=trainable,
             total_params=total,
             train_images=dict(forget=loop.views.num_forget, retain=loop.views.num_retain),
+            few_shot=_few_shot(loop.views),
             steps=loop.steps_per_task[partition.task - 1],
             train_seconds=hub.get_info('train_seconds'),
             eval_seconds=hub.get_info('eval_seconds'),

@@ -8,21 +8,16 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmdet.structures import SampleList
 from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
+from mmgslora.families.base import ForgettingModel
 from mmgslora.families.view import View
-from mmgslora.lora import adapters_disabled, inject_lora, reset_adapters
-
-_DROPS = (nn.Dropout, DropPath, nn.MultiheadAttention)
-_TRUNK = ('backbone', 'neck')
+from mmgslora.lora import adapters_disabled
 
 
 @contextmanager
@@ -78,17 +73,13 @@ def _recorded_targets(head: nn.Module, kept: Tensor | None) -> Iterator[list]:
 
 
 @MODELS.register_module()
-class ForgettingDetector(BaseModel):
+class ForgettingDetector(ForgettingModel):
     """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
 
-    The detector is built from its own, unchanged config. Everything in it is frozen but the LoRA
-    matrices; backbone and neck run in eval mode, so that batch-norm statistics stay as they are,
-    and without gradients unless ``lora`` puts adapters there. Both views of a step share one
-    forward pass. The detector stays in eval mode while training (queries for denoising and
-    encoder losses belong to its original training), apart from dropout outside backbone and neck
-    where the method asks for it.
-
-    A checkpoint of the plain detector loads directly: its keys are recognised.
+    The detector is built from its own, unchanged config. Backbone and neck run in eval mode, so
+    that batch-norm statistics stay as they are, and without gradients unless ``lora`` puts adapters
+    there. Both views of a step share one forward pass. Queries for denoising and encoder losses
+    belong to the detector's original training and are not used.
 
     Args:
         detector: Config of the detector, as in MMDetection.
@@ -98,9 +89,12 @@ class ForgettingDetector(BaseModel):
         init_cfg: As in MMEngine. Defaults to None.
 
     Raises:
-        ForgettingError: The model has no head with one-to-one matching, nothing in it can
-            carry LoRA, or a loaded checkpoint does not fit.
+        ForgettingError: The model has no head with one-to-one matching, or see
+            :class:`ForgettingModel`.
     """
+
+    part = 'detector'
+    trunk = ('backbone', 'neck')
 
     def __init__(
         self,
@@ -117,51 +111,27 @@ class ForgettingDetector(BaseModel):
                 f'{type(built).__name__} has no DETR-like bbox_head; '
                 'ForgettingDetector wraps detectors that match queries to boxes one to one.'
             )
-        super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
-        self.detector = built
-        inject_lora(self.detector, **{'exclude': _TRUNK, **(lora or {})})
-        self.method = MODELS.build(copy.deepcopy(method))
-        self.method.bind(self.detector)
-        trunk = [p for part in _TRUNK for p in getattr(built, part, nn.Module()).parameters()]
+        super().__init__(built, method, lora, init_cfg)
+        trunk = [p for part in self.trunk for p in getattr(built, part, nn.Module()).parameters()]
         self._trunk_learns = any(p.requires_grad for p in trunk)
-        self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
-        self.train()
 
     @property
     def num_classes(self) -> int:
         return self.detector.bbox_head.num_classes
 
     @property
-    def plain_model(self) -> nn.Module:
-        """The wrapped detector itself (its LoRA layers included)."""
-        return self.detector
+    def classifier_weight(self) -> Tensor:
+        """See :class:`ForgettingModel`: the rows of the last decoder layer's class branch."""
+        head = self.detector.bbox_head
+        if hasattr(head, 'cls_branches'):
+            branch = head.cls_branches[self.detector.decoder.num_layers - 1]
+        else:
+            branch = head.fc_cls
+        return branch.weight[: self.num_classes]
 
-    def init_weights(self) -> None:
-        """Load what ``detector.init_cfg`` names; a random detector has nothing to forget."""
-        if self.detector.init_cfg is not None:
-            self.detector.init_weights()
-            reset_adapters(self.detector)
-
-    def train(self, mode: bool = True) -> ForgettingDetector:
-        super().train(mode)
-        self.detector.eval()
-        if mode and self.method.dropout:
-            for name, module in self.detector.named_modules():
-                if isinstance(module, _DROPS) and not name.startswith(_TRUNK):
-                    module.train()
-        return self
-
-    def forward(
-        self, inputs: Tensor, data_samples: SampleList | None = None, mode: str = 'tensor'
-    ) -> dict[str, Tensor] | SampleList | tuple:
-        """The three modes of MMEngine; 'loss' takes a batch of both views (see PairedSampler)."""
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        return self.detector(inputs, data_samples, mode=mode)
-
-    def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
-        """Losses of the method on a batch in which every sample says its ``view``."""
-        with torch.set_grad_enabled(self._trunk_learns):
+    def views(self, inputs: Tensor, data_samples: SampleList) -> dict[str, View]:
+        """See :class:`ForgettingModel`."""
+        with torch.set_grad_enabled(self._trunk_learns and torch.is_grad_enabled()):
             features = self.detector.extract_feat(inputs)
         with _shared_queries(self.detector):
             outputs = self._decode(features, data_samples)
@@ -172,11 +142,10 @@ class ForgettingDetector(BaseModel):
                     if self._trunk_learns:
                         features = self.detector.extract_feat(inputs)
                     teacher = self._decode(features, data_samples)
-        views = {
+        return {
             side: self._view(side, outputs, teacher, kept, data_samples)
             for side in ('forget', 'retain')
         }
-        return self.method.losses(**views)
 
     def _decode(self, features: tuple[Tensor, ...], samples: SampleList) -> tuple[Tensor, ...]:
         """Last decoder layer: embeddings (b, q, D), class logits (b, q, C), boxes (b, q, 4)."""
@@ -202,12 +171,7 @@ class ForgettingDetector(BaseModel):
         samples: SampleList,
     ) -> View:
         head = self.detector.bbox_head
-        rows = [i for i, sample in enumerate(samples) if sample.metainfo.get('view') == side]
-        if not rows:
-            raise ForgettingError(
-                f'A training batch holds no image of the {side} view; '
-                'use PairedSampler and an even batch_size.'
-            )
+        rows = self._rows_of(side, samples)
         embeddings, logits, boxes = (x[rows] for x in outputs)
         for name, value in (('loss_cls', logits), ('loss_bbox', boxes)):
             if not torch.isfinite(value).all():  # matching would fail with less to say
@@ -235,7 +199,7 @@ class ForgettingDetector(BaseModel):
             logits=logits.flatten(0, 1)[matched],
             embeddings=embeddings.flatten(0, 1)[matched],
             log_probs=self._log_probs(logits).flatten(0, 1),
-            classes=self._labels_of(side).to(labels.device),
+            classes=self.labels_of(side).to(labels.device),
             teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
             drift=before and self._drift(logits, boxes, *before[1:]),
         )
@@ -256,7 +220,7 @@ class ForgettingDetector(BaseModel):
         of all processes.
         """
         keep = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        keep[self._labels_of('forget').to(logits.device)] = False
+        keep[self.labels_of('forget').to(logits.device)] = False
         # Sums over all queries lose their last terms in the half precision of autocast.
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logits, boxes, teacher_logits, teacher_boxes = (
@@ -276,42 +240,3 @@ class ForgettingDetector(BaseModel):
         # The joint sum is clamped at 1, so the mean over processes at their share of that.
         objects = reduce_mean(sure.sum()).clamp(min=1 / get_world_size())
         return (divergence + 5 * boxes_apart) / objects
-
-    def _labels_of(self, side: str) -> Tensor:
-        partition = ClassPartition.current()
-        if partition is None:
-            raise ForgettingError(
-                'No forgetting task has begun; train with ContinualForgettingLoop, '
-                'which says which classes go and which stay.'
-            )
-        return torch.tensor(partition.labels(side))
-
-    def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
-        """Rename the keys of a plain detector checkpoint and refuse one that does not fit."""
-        own = self.state_dict()
-        if state and not any(key.startswith(f'{prefix}detector.') for key in state):
-            for key in list(state):
-                state[f'{prefix}detector.{key[len(prefix) :]}'] = state.pop(key)
-        given = {key[len(prefix) :]: value for key, value in state.items()}
-        unknown = sorted(given.keys() - own.keys())
-        if unknown:  # MMEngine would drop them with no more than a warning
-            raise ForgettingError(
-                f'The checkpoint has {unknown[0][len("detector.") :]!r}, which '
-                f'{type(self.detector).__name__} as configured lacks; it belongs to another '
-                'architecture.'
-            )
-        for key, value in own.items():
-            plain = key[len('detector.') :]
-            if key not in given and 'lora_' in key:
-                state[f'{prefix}{key}'] = value  # the adapter in place stays
-            elif key not in given:
-                raise ForgettingError(
-                    f'The checkpoint has no {plain!r}, which {type(self.detector).__name__} as '
-                    'configured needs; it belongs to another architecture.'
-                )
-            elif given[key].shape != value.shape:
-                raise ForgettingError(
-                    f'{plain!r} is {tuple(given[key].shape)} in the checkpoint and '
-                    f'{tuple(value.shape)} in the model as configured '
-                    f'({self.num_classes} classes); use the checkpoint of this very detector.'
-                )

@@ -1,6 +1,7 @@
 """LoRA in plain PyTorch: the layer, injection, groups and adapter files."""
 
 from mmgslora.lora.adapter_file import load_adapter, save_adapter
+from mmgslora.lora.fingerprint import fingerprint
 from mmgslora.lora.groups import LoRAGroup, discover_groups
 from mmgslora.lora.inject import (
     adapters_disabled,
@@ -21,6 +22,7 @@ __all__ = [
     'check_live_adapters',
     'discover_groups',
     'find_blocks',
+    'fingerprint',
     'inject_lora',
     'load_adapter',
     'lora_layers',

@@ -1,4 +1,5 @@
 from mmgslora.methods.base import Method
 from mmgslora.methods.gs_lora import GSLoRA
+from mmgslora.methods.gs_lora_pp import GSLoRAPlusPlus
 
-__all__ = ['GSLoRA', 'Method']
+__all__ = ['GSLoRA', 'GSLoRAPlusPlus', 'Method']

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
 from mmgslora.lora import LoRAGroup, discover_groups
@@ -28,11 +30,19 @@ class Method(ABC):
 
     Attributes:
         needs_teacher: Whether views must carry their ``drift`` from the adapter-free model.
+        prototype_source: What ``prototypes`` are made of, 'embeddings' or 'head'; None for a
+            method without them.
+        prototype_file: Where to take them from instead, or None.
+        prototypes: (C, D) one row per class, NaN for a class without data; set by
+            :class:`~mmgslora.engine.PrototypeHook` before the first step.
         alpha: The sparsity weight of the moment; 0 during warm-up.
         groups: The LoRA groups of the bound model.
     """
 
     needs_teacher: bool = False
+    prototype_source: str | None = None
+    prototype_file: str | None = None
+    prototypes: Tensor | None = None
 
     def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
         default = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0, select=0.5)
@@ -49,6 +59,13 @@ class Method(ABC):
     def bind(self, model: nn.Module) -> None:
         """Take over the LoRA groups of a model."""
         self.groups = discover_groups(model, by=self.sparsity['by'])
+
+    @staticmethod
+    def of_task(values: Sequence[float]) -> float:
+        """The value of a list with one per task; the last one serves all further tasks."""
+        partition = ClassPartition.current()
+        task = 1 if partition is None else partition.task
+        return values[min(task, len(values)) - 1]
 
     @abstractmethod
     def losses(self, forget: View, retain: View) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
 from mmgslora.losses import bounded_ascent, group_penalty
@@ -23,6 +22,31 @@ RECIPES = {
         beta=(0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),
         drift=0.0,
         sparsity=dict(mode='penalty', alpha=3e-4, by='block', warmup_epochs=0),
+        dropout=True,
+    ),
+    # Their face and ImageNet100 scripts (continual).
+    'paper_face': dict(
+        ascend='loss',
+        bound=105.0,
+        beta=(0.2, 0.25, 0.25, 0.2),
+        drift=0.0,
+        sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
+        dropout=True,
+    ),
+    'paper_face_few_shot': dict(
+        ascend='loss',
+        bound=105.0,
+        beta=(0.3, 0.4, 0.28, 0.2),
+        drift=0.0,
+        sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
+        dropout=True,
+    ),
+    'paper_imagenet': dict(
+        ascend='loss',
+        bound=105.0,
+        beta=(0.2, 0.25, 0.25, 0.25),
+        drift=0.0,
+        sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
         dropout=True,
     ),
     'default': dict(
@@ -60,8 +84,9 @@ class GSLoRA(Method):
     of the joint batch.
 
     Args:
-        recipe: 'default' (ours) or 'paper' (the authors' detection recipe); the other arguments
-            override it one by one. Defaults to 'default'.
+        recipe: 'default' (ours), 'paper' (the authors' detection recipe), 'paper_face',
+            'paper_face_few_shot' or 'paper_imagenet'; the other arguments override it one by one.
+            Defaults to 'default'.
         ascend: See above.
         bound: BND, in nats. The papers have 15 for detection, 105 to 110 for faces.
         beta: Weight of the forget term, one number or one per task (the last one serves all
@@ -101,9 +126,7 @@ class GSLoRA(Method):
     @property
     def beta(self) -> float:
         """The weight of the forget term in the task of the moment."""
-        partition = ClassPartition.current()
-        task = 1 if partition is None else partition.task
-        return self.betas[min(task, len(self.betas)) - 1]
+        return self.of_task(self.betas)
 
     def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
         """See :class:`Method`."""
@@ -111,7 +134,9 @@ class GSLoRA(Method):
         if self.ascend == 'loss':
             (name, classification), *others = forget.terms.items()
             # The value of all processes, for the hinge to see; the gradient of this one.
-            classification = classification - classification.detach() + _mean(classification)
+            classification = (
+                classification - classification.detach() + mean_over_processes(classification)
+            )
             losses[f'forget_{name}'] = self.beta * bounded_ascent(classification, self.bound)
             losses.update({f'forget_{name}': self.beta * value for name, value in others})
         else:
@@ -119,7 +144,7 @@ class GSLoRA(Method):
             belief = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp()
             hinge = bounded_ascent(surprise, self.bound)
             # The joint sum is clamped at 1, so the mean over processes at their share of that.
-            believed = _mean(belief.sum()).clamp(min=1 / get_world_size())
+            believed = mean_over_processes(belief.sum()).clamp(min=1 / get_world_size())
             losses['forget_loss_cls'] = self.beta * (belief * hinge).sum() / believed
         if self.drift:
             losses['forget_loss_drift'] = self.drift * forget.drift
@@ -129,7 +154,7 @@ class GSLoRA(Method):
         return losses
 
 
-def _mean(value: Tensor) -> Tensor:
+def mean_over_processes(value: Tensor) -> Tensor:
     """The mean over all processes, without gradient; the value itself where there is one."""
     mean = value.detach().clone()
     all_reduce(mean, op='mean')

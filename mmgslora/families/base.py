@@ -1,0 +1,148 @@
+"""What the families share: a frozen plain model with adapters, a method, and plain checkpoints."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.errors import ForgettingError
+from mmgslora.families.view import View
+from mmgslora.lora import inject_lora, reset_adapters
+
+_DROPS = (nn.Dropout, DropPath, nn.MultiheadAttention)
+
+
+class ForgettingModel(BaseModel):
+    """Wraps a plain model with group sparse LoRA and a forgetting method.
+
+    Everything in the plain model is frozen but the LoRA matrices, and it stays in eval mode while
+    training, apart from dropout outside the trunk where the method asks for it. A checkpoint of the
+    plain model loads directly: its keys are recognised.
+
+    Args:
+        plain: The plain model, built.
+        method: Config of the forgetting method.
+        lora: Arguments of :func:`mmgslora.lora.inject_lora`.
+        init_cfg: As in MMEngine.
+
+    Raises:
+        ForgettingError: Nothing in the model can carry LoRA, or a loaded checkpoint does not fit.
+    """
+
+    part: str
+    """Name of the attribute that holds the plain model, and of its keys in checkpoints."""
+    trunk: tuple[str, ...] = ()
+    """Parts of the plain model that get no adapter unless ``lora`` says otherwise."""
+
+    def __init__(
+        self, plain: BaseModel, method: dict, lora: dict | None, init_cfg: dict | None
+    ) -> None:
+        super().__init__(data_preprocessor=plain.data_preprocessor, init_cfg=init_cfg)
+        setattr(self, self.part, plain)
+        inject_lora(plain, **{'exclude': self.trunk, **(lora or {})})
+        self.method = MODELS.build(copy.deepcopy(method))
+        self.method.bind(plain)
+        self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
+        self.train()
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Classes the plain model tells apart."""
+
+    @property
+    @abstractmethod
+    def classifier_weight(self) -> Tensor:
+        """(C, D) the row with which the classifier head reads an embedding, for each class."""
+
+    @abstractmethod
+    def views(self, inputs: Any, data_samples: list) -> dict[str, View]:
+        """The two sides, 'forget' and 'retain', of a batch in which every sample says its ``view``.
+
+        ``inputs`` and ``data_samples`` are what the data preprocessor makes of a batch.
+        """
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The wrapped model itself (its LoRA layers included)."""
+        return getattr(self, self.part)
+
+    def init_weights(self) -> None:
+        """Load what the plain model's ``init_cfg`` names; a random one has nothing to forget."""
+        if self.plain_model.init_cfg is not None:
+            self.plain_model.init_weights()
+            reset_adapters(self.plain_model)
+
+    def train(self, mode: bool = True) -> ForgettingModel:
+        super().train(mode)
+        self.plain_model.eval()
+        if mode and self.method.dropout:
+            for name, module in self.plain_model.named_modules():
+                if isinstance(module, _DROPS) and not (self.trunk and name.startswith(self.trunk)):
+                    module.train()
+        return self
+
+    def forward(
+        self, inputs: Any, data_samples: list | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | list | tuple:
+        """The three modes of MMEngine; 'loss' takes a batch of both views (see PairedSampler)."""
+        if mode == 'loss':
+            return self.method.losses(**self.views(inputs, data_samples))
+        return self.plain_model(inputs, data_samples, mode=mode)
+
+    def labels_of(self, side: str) -> Tensor:
+        """Labels of the classes that one side is about in the current task."""
+        partition = ClassPartition.current()
+        if partition is None:
+            raise ForgettingError(
+                'No forgetting task has begun; train with ContinualForgettingLoop, '
+                'which says which classes go and which stay.'
+            )
+        return torch.tensor(partition.labels(side))
+
+    def _rows_of(self, side: str, samples: list) -> list[int]:
+        """Positions of one side's images in a batch."""
+        rows = [i for i, sample in enumerate(samples) if sample.metainfo.get('view') == side]
+        if not rows:
+            raise ForgettingError(
+                f'A training batch holds no image of the {side} view; '
+                'use PairedSampler and an even batch_size.'
+            )
+        return rows
+
+    def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
+        """Rename the keys of a plain model's checkpoint and refuse one that does not fit."""
+        own, part, kind = self.state_dict(), f'{self.part}.', type(self.plain_model).__name__
+        if state and not any(key.startswith(f'{prefix}{part}') for key in state):
+            for key in list(state):
+                state[f'{prefix}{part}{key[len(prefix) :]}'] = state.pop(key)
+        given = {key[len(prefix) :]: value for key, value in state.items()}
+        unknown = sorted(given.keys() - own.keys())
+        if unknown:  # MMEngine would drop them with no more than a warning
+            raise ForgettingError(
+                f'The checkpoint has {unknown[0][len(part) :]!r}, which {kind} as configured '
+                'lacks; it belongs to another architecture.'
+            )
+        for key, value in own.items():
+            plain = key[len(part) :]
+            if key not in given and 'lora_' in key:
+                state[f'{prefix}{key}'] = value  # the adapter in place stays
+            elif key not in given:
+                raise ForgettingError(
+                    f'The checkpoint has no {plain!r}, which {kind} as configured needs; it '
+                    'belongs to another architecture.'
+                )
+            elif given[key].shape != value.shape:
+                raise ForgettingError(
+                    f'{plain!r} is {tuple(given[key].shape)} in the checkpoint and '
+                    f'{tuple(value.shape)} in the model as configured ({self.num_classes} '
+                    f'classes); use the checkpoint of this very {self.part}.'
+                )
