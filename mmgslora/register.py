@@ -1,5 +1,5 @@
 """Import everything of mmgslora that configs name; the one line of ``custom_imports``."""
 
-from mmgslora import datasets, engine, evaluation, families, methods
+from mmgslora import datasets, engine, evaluation, families, methods, models
 
-__all__ = ['datasets', 'engine', 'evaluation', 'families', 'methods']
+__all__ = ['datasets', 'engine', 'evaluation', 'families', 'methods', 'models']

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from mmgslora.lora import check_live_adapters, save_adapter
 class AdapterHook(Hook):
     """Saves ``adapters/task_XX/`` before a task is merged and ``merged/task_XX.pth`` after it.
 
-    The merged file is a checkpoint of the plain detector with its config in ``meta['cfg']``:
-    MMDetection loads it with nothing of mmgslora.
+    The merged file is a checkpoint of the plain model with its config in ``meta['cfg']``: a
+    detector's is loaded by MMDetection with nothing of mmgslora.
 
     Raises:
         ForgettingError: The work_dir holds the adapters of another run, or an adapter gets no
@@ -69,7 +68,7 @@ class AdapterHook(Hook):
             state_dict={k: v.cpu() for k, v in state.items() if 'lora_' not in k},
             meta=dict(
                 dataset_meta=dict(runner.train_loop.views.metainfo),
-                cfg=_plain_config(runner.cfg, runner.train_loop.views.classes),
+                cfg=_plain_config(runner),
                 task=task,
                 seed=runner.seed,
             ),
@@ -79,14 +78,18 @@ class AdapterHook(Hook):
         draft.replace(path)
 
 
-def _plain_config(cfg: Config, classes: Sequence[str]) -> str:
-    """What of a run's config describes the plain detector, in MMDetection's words alone."""
+def _plain_config(runner) -> str:
+    """What of a run's config describes the plain model, without the forgetting."""
+    cfg, part = runner.cfg, runner.train_loop.model.part
     keys = ('default_scope', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer')
     plain = copy.deepcopy({key: cfg[key] for key in keys if key in cfg})
-    if 'test_evaluator' in plain:
+    if plain.get('test_evaluator', {}).get('type') == 'ForgettingCocoMetric':
         plain['test_evaluator']['type'] = 'CocoMetric'
-    dataset = plain.get('test_dataloader', {}).get('dataset', {})
-    if getattr(DATASETS.get(dataset.get('type', '')), 'makes_its_files', False):
-        dataset.update(type='CocoDataset', metainfo=dict(classes=tuple(classes)))
-        dataset.pop('generate', None)
-    return Config(dict(model=cfg.model.detector, **plain)).pretty_text
+        dataset = plain['test_dataloader']['dataset']
+        if getattr(DATASETS.get(dataset['type']), 'makes_its_files', False):
+            classes = tuple(runner.train_loop.views.classes)
+            dataset.update(type='CocoDataset', metainfo=dict(classes=classes))
+            dataset.pop('generate', None)
+    else:
+        plain['custom_imports'] = dict(imports=['mmgslora.register'])
+    return Config(dict(model=cfg.model[part], **plain)).pretty_text

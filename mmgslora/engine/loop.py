@@ -132,7 +132,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     def _has_pretrained_init(self) -> bool:
         plain = self.model.plain_model
-        return getattr(plain, 'init_cfg', None) is not None
+        return getattr(plain, 'init_cfg', None) is not None or getattr(
+            plain, 'is_pretrained', False
+        )
 
     def _build_loader(self, task: int) -> DataLoader:
         self.views.set_partition(self.protocol.partition(task))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmgslora.report import draw_before_after
+from mmgslora.report import draw_before_after, draw_labels
 
 _KEY = 'detections_before'
 
@@ -46,16 +47,18 @@ class PictureHook(Hook):
 
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
-        loop, dataset = runner.train_loop, runner.val_loop.dataloader.dataset
         before = runner.message_hub.get_info(_KEY)
-        if not before['indices']:
-            return
-        infos = [dataset.get_data_info(i) for i in before['indices']]
-        gone = [name for task in loop.protocol.tasks[: loop.task] for name in task]
+        if before['indices']:
+            after = [self._detect(runner, i) for i in before['indices']]
+            self._draw(runner, before['indices'], before['found'], after)
+
+    def _draw(self, runner, indices: list[int], before: list[dict], after: list[dict]) -> None:
+        loop, dataset = runner.train_loop, runner.val_loop.dataloader.dataset
+        infos = [dataset.get_data_info(i) for i in indices]
         draw_before_after(
             images=[cv2.imread(info['img_path'])[..., ::-1] for info in infos],
-            before=[_as_arrays(found) for found in before['found']],
-            after=[_as_arrays(self._detect(runner, i)) for i in before['indices']],
+            before=[_as_arrays(found) for found in before],
+            after=[_as_arrays(found) for found in after],
             truth=[
                 dict(
                     bboxes=np.array([item['bbox'] for item in info['instances']]).reshape(-1, 4),
@@ -64,7 +67,7 @@ class PictureHook(Hook):
                 for info in infos
             ],
             classes=loop.protocol.classes,
-            forget=gone,
+            forget=_asked_until_now(loop),
             path=Path(runner.work_dir, 'before_after.png'),
             score_thr=self.score_thr,
         )
@@ -89,6 +92,55 @@ class PictureHook(Hook):
             found = model.test_step(batch)[0].pred_instances
         found = found[found.scores >= self.score_thr]
         return {key: found[key].tolist() for key in ('bboxes', 'scores', 'labels')}
+
+
+@HOOKS.register_module()
+class LabelPictureHook(PictureHook):
+    """The same for classifiers: what each validation image was called before, and what now.
+
+    Pictures are the first one of each class to forget and of each class that stays, in turn.
+
+    Args:
+        num_images: How many pictures. Defaults to 12.
+    """
+
+    def __init__(self, num_images: int = 12) -> None:
+        super().__init__(num_images, score_thr=0.0)
+
+    def _choose(self, runner) -> list[int]:
+        protocol, dataset = runner.train_loop.protocol, runner.val_loop.dataloader.dataset
+        asked = [protocol.classes.index(name) for task in protocol.tasks for name in task]
+        stay = [label for label in range(len(protocol.classes)) if label not in asked]
+        first: dict[int, int] = {}
+        for index in range(len(dataset)):
+            first.setdefault(int(dataset.get_data_info(index)['gt_label']), index)
+        in_turn = [label for pair in zip_longest(asked, stay) for label in pair]
+        return [first[label] for label in in_turn if label in first][: self.num_images]
+
+    def _detect(self, runner, index: int) -> dict[str, float]:
+        model = runner.train_loop.model
+        model.eval()
+        batch = pseudo_collate([runner.val_loop.dataloader.dataset[index]])
+        with torch.no_grad():
+            scores = model.test_step(batch)[0].pred_scores
+        return dict(label=int(scores.argmax()), score=float(scores.max()))
+
+    def _draw(self, runner, indices: list[int], before: list[dict], after: list[dict]) -> None:
+        loop, dataset = runner.train_loop, runner.val_loop.dataloader.dataset
+        infos = [dataset.get_data_info(i) for i in indices]
+        draw_labels(
+            images=[cv2.imread(info['img_path'])[..., ::-1] for info in infos],
+            truth=[int(info['gt_label']) for info in infos],
+            before=before,
+            after=after,
+            classes=loop.protocol.classes,
+            forget=_asked_until_now(loop),
+            path=Path(runner.work_dir, 'before_after.png'),
+        )
+
+
+def _asked_until_now(loop) -> list[str]:
+    return [name for task in loop.protocol.tasks[: loop.task] for name in task]
 
 
 def _as_arrays(found: dict[str, list]) -> dict[str, np.ndarray]:

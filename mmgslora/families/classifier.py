@@ -27,7 +27,7 @@ class ForgettingClassifier(ForgettingModel):
 
     Args:
         classifier: Config of an :class:`~mmgslora.models.ImageClassifier`, or of any model with
-            its ``backbone`` (images to embeddings), ``head`` (embeddings to logits, and
+            its ``embed`` (images to embeddings), ``head`` (embeddings to logits, and
             ``training_logits``) and ``num_classes``.
         method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
         lora: Arguments of :func:`mmgslora.lora.inject_lora`. Defaults to rank 8, lora_alpha 1,
@@ -48,11 +48,9 @@ class ForgettingClassifier(ForgettingModel):
         init_cfg: dict | None = None,
     ) -> None:
         built = MODELS.build(copy.deepcopy(classifier))
-        if not (
-            hasattr(built, 'backbone') and hasattr(getattr(built, 'head', 0), 'training_logits')
-        ):
+        if not (hasattr(built, 'embed') and hasattr(getattr(built, 'head', 0), 'training_logits')):
             raise ForgettingError(
-                f'{type(built).__name__} has no backbone and head with training_logits; '
+                f'{type(built).__name__} has no embed and head with training_logits; '
                 'ForgettingClassifier wraps an ImageClassifier.'
             )
         super().__init__(built, method, lora, init_cfg)
@@ -70,13 +68,12 @@ class ForgettingClassifier(ForgettingModel):
         self, inputs: Tensor | Sequence[Tensor], data_samples: list[BaseDataElement]
     ) -> dict[str, View]:
         """See :class:`ForgettingModel`."""
-        images = inputs if isinstance(inputs, Tensor) else torch.stack(tuple(inputs))
         labels = torch.stack([sample.gt_label.reshape(()) for sample in data_samples])
-        embeddings = self.classifier.backbone(images)
+        embeddings = self.classifier.embed(inputs)
         teacher = None
         if self.method.needs_teacher:
             with torch.no_grad(), adapters_disabled(self.classifier):
-                teacher = self.classifier.backbone(images)
+                teacher = self.classifier.embed(inputs)
         views = {}
         for side in ('forget', 'retain'):
             rows = self._rows_of(side, data_samples)

@@ -5,6 +5,8 @@ import json
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mmdet.datasets import CocoDataset
 
 from mmgslora.datasets import ForgettingViews, PairedSampler, Protocol
@@ -120,10 +122,90 @@ def test_draw_is_seeded_by_task_and_covers_every_class(dataset):
 def test_class_without_training_image(dataset):
     views = ForgettingViews(dataset)
     with pytest.raises(ForgettingError, match="'cow'.*no training image") as error:
-        dataset.get_data_info(3)
         views._labels_of = [labels - {2} for labels in views._labels_of]
         views.set_partition(Protocol(CLASSES, [['cow']]).partition(1))
     assert 'task 1' in str(error.value)
+
+
+def test_images_with_a_missing_class_are_in_no_view(dataset):
+    views = ForgettingViews(dataset, data_ratio=1.0)
+    views.set_partition(Protocol(CLASSES, [['dog']], missing=['cow']).partition(1))
+    assert {image for _, image in contents(views)} == {1, 2, 3}  # image 4 shows a cow
+
+
+class Labels:
+    """A data set of images that show these labels, without pictures."""
+
+    metainfo = dict(classes=tuple('abcdef'))
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def full_init(self):
+        pass
+
+    def __len__(self):
+        return len(self.labels)
+
+    def get_data_info(self, index):
+        return dict(img_id=index, instances=[dict(bbox_label=x) for x in self.labels[index]])
+
+
+label_sets = st.lists(st.sets(st.integers(0, 5), max_size=4), min_size=1, max_size=30)
+
+
+@given(label_sets, st.integers(1, 4), st.integers(0, 5))
+def test_few_shot_is_exact(labels, k, seed):
+    partition = Protocol(tuple('abcdef'), [['a', 'b']], missing=['f']).partition(1)
+    views = ForgettingViews(Labels(labels), few_shot=k, seed=seed)
+    usable = [i for i, found in enumerate(labels) if 5 not in found]
+    counts = [sum(label in labels[i] for i in usable) for label in range(5)]
+    if min(counts) < k:
+        with pytest.raises(ForgettingError):
+            views.set_partition(partition)
+        return
+    views.set_partition(partition)
+    for side, names in (('forget', 'ab'), ('retain', 'cde')):
+        images = views.images_of_classes(side)
+        assert {name: len(set(ids)) for name, ids in images.items()} == dict.fromkeys(names, k)
+        for name, ids in images.items():
+            assert all('abcdef'.index(name) in labels[i] and i in usable for i in ids)
+    again = ForgettingViews(Labels(labels), few_shot=k, seed=seed)
+    again.set_partition(partition)
+    assert again.images_of_classes('retain') == views.images_of_classes('retain')
+
+
+def test_few_shot_keeps_whole_images_while_there_are_any():
+    # Of a: image 0 or 1, both with b; of b: also 2. Whole images exist: 0 or 1 alone serves both.
+    views = ForgettingViews(Labels([{0, 1}, {0, 1}, {1}, {2}]), few_shot=1)
+    partition = Protocol(tuple('abcdef'), [['a', 'b']], missing=['d', 'e', 'f']).partition(1)
+    for seed in range(10):
+        views.seed = seed
+        views.set_partition(partition)
+        kept = {image: set() for ids in views.images_of_classes('forget').values() for image in ids}
+        for name, ids in views.images_of_classes('forget').items():
+            kept[ids[0]].add('abcdef'.index(name))
+        assert all(kept[i] == {0, 1} for i in kept if i in (0, 1)) or 2 in kept
+
+
+def test_few_shot_boxes(dataset):
+    """Two images of dog and one more cat image: only boxes that count are kept."""
+    views = ForgettingViews(dataset, few_shot=2)
+    views.set_partition(Protocol(CLASSES, [['dog']], missing=['cow']).partition(1))
+    assert contents(views) == {
+        ('forget', 1): {(1, 20, 5, 28, 14)},
+        ('forget', 2): {(1, 1, 1, 31, 31)},
+        ('retain', 1): {(0, 2, 3, 12, 15)},
+        ('retain', 3): {(0, 4, 4, 10, 10), (0, 15, 15, 22, 22)},
+    }
+
+
+def test_too_few_for_few_shot(dataset):
+    views = ForgettingViews(dataset, few_shot=3)
+    with pytest.raises(ForgettingError, match="'cat'.*retain in task 1.*has 2.*asks for 3"):
+        views.set_partition(Protocol(CLASSES, [['dog']]).partition(1))
+    with pytest.raises(ForgettingError, match="few_shot is 0.*1 or more"):
+        ForgettingViews(dataset, few_shot=0)
 
 
 @pytest.mark.parametrize('ratio', [0, -1, 1.5])

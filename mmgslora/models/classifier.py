@@ -1,0 +1,128 @@
+"""A backbone and a head: what image classifiers and face recognisers are here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from mmgslora.errors import ForgettingError
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """Embeds an image and classifies the embedding.
+
+    Args:
+        backbone: Config of a module that turns images (n, 3, H, W) into embeddings (n, D).
+        head: Config of a module with ``num_classes``, ``forward(embeddings)`` for the plain
+            logits (n, C) and ``training_logits(embeddings, labels)``; see
+            :mod:`mmgslora.models.heads`.
+        data_preprocessor: As in MMEngine. Defaults to None: only moves the batch to the device,
+            for the data set's transforms normalise the images.
+        init_cfg: As in MMEngine. Defaults to None.
+
+    Raises:
+        ForgettingError: The head reads embeddings of another width than the backbone gives.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        head: dict,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(copy.deepcopy(data_preprocessor), copy.deepcopy(init_cfg))
+        self.backbone = MODELS.build(copy.deepcopy(backbone))
+        self.head = MODELS.build(copy.deepcopy(head))
+        given = getattr(self.backbone, 'hidden_dim', None)
+        read = getattr(self.head, 'embed_dims', None)
+        if None not in (given, read) and given != read:
+            raise ForgettingError(
+                f'The head reads embeddings of {read} numbers and the backbone gives {given}; set '
+                f'embed_dims={given} in the head.'
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether backbone and head both have published weights, so that no checkpoint is due."""
+        return all(getattr(part, 'weights', None) for part in (self.backbone, self.head))
+
+    def forward(
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        data_samples: list[BaseDataElement] | None = None,
+        mode: str = 'tensor',
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor] | list[BaseDataElement]:
+        """The three modes of MMEngine.
+
+        Args:
+            inputs: (n, 3, H, W), or a list of n images (3, H, W) of one size.
+            data_samples: n samples with ``gt_label``, a whole number. Needed by 'loss' only.
+            mode: 'tensor', 'loss' or 'predict'.
+
+        Returns:
+            'tensor': (plain logits (n, C), embeddings (n, D)). 'loss': ``loss_ce``, with the
+            head's margin where it has one. 'predict': the data samples with ``pred_scores`` (C,)
+            (softmax of the plain logits), ``pred_label`` (), ``pred_logits`` (C,) and
+            ``embedding`` (D,); the metainfo ``logit_scale`` is what the head multiplied cosines
+            with, for a head of cosines.
+        """
+        embeddings = self.embed(inputs)
+        if mode == 'tensor':
+            return self.head(embeddings), embeddings
+        if mode == 'loss':
+            labels = torch.stack([sample.gt_label.reshape(()) for sample in data_samples])
+            logits = self.head.training_logits(embeddings, labels)
+            return dict(loss_ce=F.cross_entropy(logits, labels))
+        if mode == 'predict':
+            return self._predict(embeddings, data_samples)
+        raise ForgettingError(f"mode is {mode!r}; allowed are 'tensor', 'loss' and 'predict'.")
+
+    def embed(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
+        """Embeddings (n, D) of images as in :meth:`forward`.
+
+        Raises:
+            ForgettingError: The images differ in size, or are not of the backbone's.
+        """
+        sizes = {tuple(image.shape[-2:]) for image in inputs}
+        wanted = getattr(self.backbone, 'image_size', None)
+        wrong = [size for size in sizes if wanted is not None and size != (wanted, wanted)]
+        if wrong or len(sizes) > 1:
+            found = ', '.join(f'{height} x {width}' for height, width in sorted(wrong or sizes))
+            needs = 'one size' if wanted is None else f'{wanted} x {wanted}'
+            raise ForgettingError(
+                f'A batch holds images of {found} pixels and {type(self.backbone).__name__} needs '
+                f'{needs}; resize them in the transforms of the data set.'
+            )
+        return self.backbone(inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs)))
+
+    def _predict(
+        self, embeddings: Tensor, samples: list[BaseDataElement] | None
+    ) -> list[BaseDataElement]:
+        if samples is None:
+            samples = [BaseDataElement() for _ in embeddings]
+        logits = self.head(embeddings)
+        fields = dict(
+            pred_scores=logits.softmax(-1),
+            pred_label=logits.argmax(-1),
+            pred_logits=logits,
+            embedding=embeddings,
+        )
+        scale = getattr(self.head, 'scale', None)
+        for i, sample in enumerate(samples):
+            sample.set_data({name: values[i] for name, values in fields.items()})
+            if scale is not None:
+                sample.set_metainfo(dict(logit_scale=scale))
+        return samples

@@ -1,0 +1,96 @@
+"""Prototype terms of GS-LoRA++ against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from mmgslora.datasets import Protocol
+from mmgslora.errors import ForgettingError
+from mmgslora.families import View
+from mmgslora.methods import GSLoRAPlusPlus
+
+LOG3 = math.log(3)
+# KL((1/4, 3/4) || (1/2, 1/2)) and the other way round
+FAR = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+
+
+def view(labels, embeddings):
+    return View(
+        loss=torch.tensor(1.0),
+        terms=dict(loss_cls=torch.tensor(1.0)),
+        labels=torch.tensor(labels),
+        logits=torch.zeros(len(labels), 3),
+        embeddings=torch.tensor(embeddings),
+        log_probs=torch.zeros(1, 3),
+        classes=torch.tensor([1]),
+    )
+
+
+def method(**settings):
+    made = GSLoRAPlusPlus(recipe='paper', sparsity=dict(mode='none'), **settings)
+    made.prototypes = torch.tensor([[0.0, 0.0], [0.0, LOG3], [math.nan, math.nan]])
+    return made
+
+
+def test_push_and_pull_by_hand():
+    pp = method(push=0.1, pull=0.5, prototype_bound=2.0)
+    forget = view([1, 1], [[0.0, LOG3], [0.0, 0.0]])  # at the prototype, and FAR from it
+    retain = view([0, 1], [[0.0, 0.0], [0.0, 0.0]])
+    losses = pp.losses(forget, retain)
+    assert losses['forget_loss_prototype'].item() == pytest.approx(0.1 * (2 - FAR / 2))
+    assert losses['retain_loss_prototype'].item() == pytest.approx(0.5 * FAR / 2, rel=1e-5)
+    assert losses['retain_loss_cls'].item() == 1  # the rest is GS-LoRA's
+
+
+def test_classes_without_prototype_are_left_out():
+    pp = method(push=0.0, pull=1.0)
+    losses = pp.losses(view([1], [[0.0, 0.0]]), view([2, 1], [[9.0, 0.0], [0.0, 0.0]]))
+    assert losses['retain_loss_prototype'].item() == pytest.approx(FAR, rel=1e-5)
+    nothing = pp.losses(view([1], [[0.0, 0.0]]), view([2], [[9.0, 0.0]]))
+    assert nothing['retain_loss_prototype'].item() == 0
+    assert 'forget_loss_prototype' not in losses
+
+
+def test_pushing_stops_at_the_bound():
+    pp = method(push=1.0, prototype_bound=FAR / 2)
+    embeddings = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    forget = view([1], [[0.0, 0.0]])
+    forget.embeddings = embeddings
+    loss = pp.losses(forget, view([0], [[0.0, 0.0]]))['forget_loss_prototype']
+    loss.backward()
+    assert loss.item() == 0 and not embeddings.grad.any()
+
+
+def test_gradient_goes_the_right_way():
+    """A step down the push term leaves the prototype, down the pull term nears it."""
+    for settings, sign in ((dict(push=1.0, pull=0.0), 1), (dict(push=0.0, pull=1.0), -1)):
+        embeddings = torch.tensor([[0.0, 0.4]], requires_grad=True)
+        both = view([1], [[0.0, 0.4]])
+        both.embeddings = embeddings
+        losses = method(prototype_bound=9.0, **settings).losses(both, both)
+        sum(v for k, v in losses.items() if 'prototype' in k).backward()
+        moved = (embeddings - 0.1 * embeddings.grad).detach()
+        before, after = (x[0, 1] - x[0, 0] for x in (embeddings.detach(), moved))
+        assert sign * (abs(after - LOG3) - abs(before - LOG3)) > 0
+
+
+def test_authors_values():
+    paper = GSLoRAPlusPlus(recipe='paper')
+    assert (paper.prototype_bound, paper.push, paper.pull) == (18, 0.005, 0)
+    assert paper.prototype_source == 'head' and paper.bound == 15
+    few = GSLoRAPlusPlus(recipe='paper_face_few_shot')
+    protocol = Protocol(tuple('abcdef'), [['a'], ['b'], ['c'], ['d'], ['e']])
+    found = []
+    for task in range(1, 6):
+        protocol.partition(task).publish()
+        found.append((few.push, few.beta))
+    assert found == [(0.015, 0.3), (0.06, 0.4), (0.025, 0.28), (0.012, 0.2), (0.012, 0.2)]
+    assert GSLoRAPlusPlus(recipe='paper_imagenet').push == 0.05
+
+
+def test_bad_arguments():
+    with pytest.raises(ForgettingError, match="'head_rows'.*embeddings or head"):
+        GSLoRAPlusPlus(prototypes='head_rows')
+    with pytest.raises(ForgettingError, match="'papr'"):
+        GSLoRAPlusPlus(recipe='papr')
