@@ -18,6 +18,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmgslora', 'mmgslora.*']),
+    package_data={'mmgslora.report': ['*.j2', '*.css', '*.js']},
     python_requires='>=3.9',
     install_requires=requirements('runtime'),
     extras_require={'test': requirements('test')},

@@ -1,0 +1,145 @@
+"""Run a comparison over several seeds and write its rows and its table.
+
+    python benchmarks/compare.py STUDY [--seeds 0 1 2]
+
+Every run is one call of tools/train.py and lies in work_dirs/compare; a run that is finished is not
+repeated. Rows go to docs/results/STUDY.json; in docs/results/STUDY.md what stands between the two
+marks is replaced by the table: mean and, in brackets, lowest and highest value over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = ('AP_f', 'AP_r', 'AP_o', 'AP_m', 'H')
+MARKS = ('<!-- table -->\n', '<!-- end of table -->\n')
+PAPER = 'model.method.recipe=paper'
+PLUS = 'model.method.type=GSLoRAPlusPlus'
+AVERAGING = (
+    'custom_hooks=[dict(type="ClassCheckHook"),dict(type="FiniteLossHook"),'
+    'dict(type="PrototypeHook"),dict(type="GroupSparsityHook"),dict(type="AveragingHook"),'
+    'dict(type="AdapterHook"),dict(type="RecordHook")]'
+)
+
+# Study -> config, and for every row of the table: method, setting, options on top of the config.
+STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
+    'few_shot': (
+        'configs/gslora_shapes_few_shot.py',
+        [
+            ('GS-LoRA', '4-shot', []),
+            ('GS-LoRA++', '4-shot', [PLUS]),
+            ('GS-LoRA, paper recipe', '4-shot', [PAPER]),
+            ('GS-LoRA++, paper recipe', '4-shot', [PLUS, PAPER]),
+        ],
+    ),
+    'missing': (
+        'configs/gslora_shapes_missing.py',
+        [
+            ('GS-LoRA', '2 missing', []),
+            ('GS-LoRA, teacher off', '2 missing', ['model.method.drift=0']),
+            ('GS-LoRA, paper recipe', '2 missing', [PAPER]),
+        ],
+    ),
+    'ablation': (
+        'configs/gslora_shapes_forget.py',
+        [
+            ('GS-LoRA', 'default (proximal, teacher on)', []),
+            ('GS-LoRA', 'penalty', ['model.method.sparsity.mode=penalty',
+                                    'model.method.sparsity.alpha=3e-4']),
+            ('GS-LoRA', 'no sparsity', ['model.method.sparsity.mode=none']),
+            ('GS-LoRA', 'teacher off', ['model.method.drift=0']),
+            ('GS-LoRA', 'averaging on', [AVERAGING]),
+            ('GS-LoRA++', 'push', [PLUS, 'model.method.pull=0']),
+            ('GS-LoRA++', 'pull', [PLUS, 'model.method.push=0']),
+            ('GS-LoRA++', 'push and pull', [PLUS]),
+        ],
+    ),
+}  # fmt: skip
+
+
+def run(config: str, name: str, seed: int, options: Iterable[str]) -> dict:
+    """The record of one run, trained if it is not there yet."""
+    folder = ROOT / 'work_dirs' / 'compare' / f'{name}_seed{seed}'
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(folder), '--resume']
+    command += ['--cfg-options', f'randomness.seed={seed}', f'train_dataloader.dataset.seed={seed}']
+    if not (folder / 'done').exists():
+        subprocess.run([*command, *options], cwd=ROOT, check=True)
+        (folder / 'done').touch()
+    return json.loads((folder / 'forgetting.json').read_text())
+
+
+def rows_of(record: dict, method: str, setting: str, seed: int) -> list[dict]:
+    """One row per task."""
+    before = record['pretrained']['per_class']
+    rows = []
+    for task in record['tasks']:
+        row = dict(method=method, setting=setting, seed=seed, task=task['task'])
+        row.update({key: task['metrics'].get(key) for key in NUMBERS})
+        for key, names in (('AP_r', task['retain']), ('AP_m', task['missing'])):
+            row[f'pretrained_{key}'] = fmean(before[n] for n in names) if names else None
+        row['zero_group_ratio'] = task['zero_group_ratio']
+        row['train_seconds'] = task['train_seconds']
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: one line per method, setting and task."""
+    shown = [key for key in NUMBERS if any(row[key] is not None for row in rows)]
+    kept = [key for key in ('AP_r', 'AP_m') if key in shown]
+    head = ['method', 'setting', 'task', *shown, *(f'{key} kept' for key in kept), 'zero groups']
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row['method'], row['setting'], row['task']), []).append(row)
+    for (method, setting, task), same in groups.items():
+        cells = [method, setting, str(task)]
+        cells += [_spread([row[key] for row in same]) for key in shown]
+        cells += [
+            _spread([100 * row[key] / row[f'pretrained_{key}'] for row in same], '%')
+            for key in kept
+        ]
+        cells.append(_spread([row['zero_group_ratio'] for row in same], digits=2))
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _spread(values: list[float | None], unit: str = '', digits: int = 1) -> str:
+    if None in values:
+        return '-'
+    mean, low, high = (f'{x:.{digits}f}' for x in (fmean(values), min(values), max(values)))
+    return f'{mean}{unit} ({low} to {high})' if len(values) > 1 else f'{mean}{unit}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('study', choices=STUDIES)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    args = parser.parse_args()
+    config, variants = STUDIES[args.study]
+    rows = []
+    for seed in args.seeds:
+        for number, (method, setting, options) in enumerate(variants):
+            record = run(config, f'{args.study}/{number}', seed, options)
+            rows += rows_of(record, method, setting, seed)
+            order = {(m, s): i for i, (m, s, _) in enumerate(variants)}
+            rows.sort(key=lambda r: (order[r['method'], r['setting']], r['task'], r['seed']))
+            results = ROOT / 'docs' / 'results'
+            (results / f'{args.study}.json').write_text(json.dumps(rows, indent=1) + '\n')
+            page = results / f'{args.study}.md'
+            text = page.read_text() if page.exists() else ''.join(MARKS)
+            before, _, rest = text.partition(MARKS[0])
+            page.write_text(
+                before + MARKS[0] + table(rows) + MARKS[1] + rest.partition(MARKS[1])[2]
+            )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,82 @@
+"""Work dirs as a run leaves them, small and made by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+# What sha256 gives for b'abc', as the standard (FIPS 180-2) prints it.
+ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+CONFIG = """
+custom_imports = dict(imports=['no_module_of_this_name'])
+model = dict(type='ForgettingDetector', method=dict(type='GSLoRA', beta=0.5))
+load_from = 'original.pth'
+resume = False
+train_cfg = dict(epochs_per_task=6, protocol=dict(tasks=[['circle', 'square'], ['star']]))
+"""
+
+
+def make_run(folder: Path, record: dict[str, Any], config: str = CONFIG) -> Path:
+    """A work_dir whose every model file holds b'abc' but the last, which holds b'last'."""
+    work_dir = folder / 'run'
+    work_dir.mkdir(parents=True)
+    (work_dir / 'forgetting.json').write_text(json.dumps(record))
+    if config:
+        (work_dir / 'forget.py').write_text(config)
+    (work_dir / 'original.pth').write_bytes(b'abc')
+    for task in record['tasks']:
+        name = f'task_{task["task"]:02d}'
+        adapter = work_dir / 'adapters' / name / 'adapter_model.safetensors'
+        adapter.parent.mkdir(parents=True)
+        adapter.write_bytes(b'abc')
+        merged = work_dir / 'merged' / f'{name}.pth'
+        merged.parent.mkdir(exist_ok=True)
+        merged.write_bytes(b'last' if task is record['tasks'][-1] else b'abc')
+    return work_dir
+
+
+def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dict[str, Any]:
+    """An audit of the last task with two seeds.
+
+    The probe names 90 and 92 % at the last layer, the oracle's 80 and 84 %: 9 points fewer.
+    20 steps on 16 images bring back 60 and 62 %, the oracle 40 and 41 %: 20.5 points fewer.
+    """
+    values = {
+        'probe/encoder': {'original': (95, 95), 'ours': (94, 94), 'oracle': (70, 70)},
+        'probe/decoder.2': {'original': (93, 95), 'ours': (90, 92), 'oracle': (80, 84)},
+        'relearning/k16/step0': {'ours': (0.1, 0.1), 'oracle': (0.0, 0.0)},
+        'relearning/k16/step20': {'ours': (60, 62), 'oracle': (40, 41)},
+        'membership/loss': {'original': (56, 56), 'ours': (52, 52), 'oracle': (50, 50)},
+        'output/AP_f': {'original': (80,), 'ours': (0.8,), 'oracle': (0.0,)},
+        'output/per_class/circle': {'original': (80,), 'ours': (0.9,)},
+        'whereabouts/found': {'ours': (5,), 'oracle': (1,)},
+        'whereabouts/background': {'ours': (65,), 'oracle': (79,)},
+        'whereabouts/called hexagon': {'ours': (20,), 'oracle': (20,)},
+        'whereabouts/called cross': {'ours': (10,)},
+        'damage/cross': {'ours': (-0.04,), 'oracle': (1,)},
+        'damage/hexagon': {'ours': (6,), 'oracle': (2,)},
+        'invented/thing': {'ours': (0.25, 0.25), 'GradAscent': (0.5, 0.5)},
+    }
+    last = record['tasks'][-1]
+    audit = dict(
+        task=last['task'],
+        forgotten_classes=[*last['old'], *last['forget']],
+        files=dict(
+            ours=dict(path='merged/last.pth', sha256=hashlib.sha256(b'last').hexdigest()),
+            oracle=dict(path='oracle.pth', sha256=ABC),
+        ),
+        settings=dict(seeds=[0, 1]),
+        rows=[
+            dict(model=model, seed=seed, measure=measure, value=value)
+            for measure, models in values.items()
+            for model, of_seeds in models.items()
+            for seed, value in enumerate(of_seeds)
+            if oracle or model != 'oracle'
+        ],
+        verdict=dict(verdict='hidden, not forgotten', values=dict(forgotten=0.8)),
+        nearest=dict(hexagon='circle'),
+        cannot_conclude=['Nothing is known about night.'],
+    )
+    return {**audit, **changes}

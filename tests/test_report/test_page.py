@@ -1,0 +1,354 @@
+"""The page is read back by Python's parser, and by Chromium where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from mmgslora.report.page import report_page, write_report
+from mmgslora.report.run import FinishedRun
+
+from .records import COCO_TASKS, detr_groups, make_record, shapes_record
+from .runs import ABC, CONFIG, audit_of, make_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
+NASTY = '<script>boo()</script>'
+
+
+class Page(HTMLParser):
+    """Tables as rows of cells, all text outside scripts and styles, all addresses, all scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.addresses, self.scripts, self.styles = [], [], {}, []
+        self.says, self.tags = '', []
+        self._in = self._cell = None
+        self.feed(text)
+        self.says = re.sub(r'\s+', ' ', self.says)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        self.addresses += [attrs[k] for k in ('src', 'href', 'action', 'data') if attrs.get(k)]
+        if tag == 'table':
+            self.tables.append((attrs.get('id') or attrs.get('class'), []))
+        elif tag == 'tr':
+            self.tables[-1][1].append([])
+        elif tag in ('td', 'th'):
+            self._cell = ''
+        elif tag in ('script', 'style'):
+            self._in = (tag, attrs.get('id'))
+        else:
+            self.handle_data(' ')
+
+    def handle_endtag(self, tag):
+        if tag in ('td', 'th'):
+            self.tables[-1][1][-1].append(re.sub(r'\s+', ' ', self._cell).strip())
+            self._cell = None
+        elif tag in ('script', 'style'):
+            self._in = None
+
+    def handle_data(self, data):
+        if self._in is None:
+            self.says += data
+            if self._cell is not None:
+                self._cell += data
+        elif self._in[0] == 'style':
+            self.styles.append(data)
+        else:
+            self.scripts.setdefault(self._in[1], []).append(data)
+
+    def table(self, name):
+        return next(rows for label, rows in self.tables if name in (label or '').split())
+
+    def figure(self, name):
+        return json.loads(''.join(self.scripts[f'figure-{name}']))
+
+    def traces(self, name):
+        return {
+            trace['name']: dict(zip(trace['x'], trace['y'])) for trace in self.figure(name)['data']
+        }
+
+
+def read(tmp_path, record=None, audit=None, config=CONFIG):
+    return Page(report_page(FinishedRun(write_run(tmp_path, record, audit, config))))
+
+
+def write_run(tmp_path, record=None, audit=None, config=CONFIG):
+    work_dir = make_run(tmp_path, record or shapes_record(), config)
+    if audit:
+        (work_dir / 'audit.json').write_text(json.dumps(audit))
+    return work_dir
+
+
+def coco_record(**changes):
+    stay = ['person', 'dog', *(f'class {i}' for i in range(6))]
+    return make_record(COCO_TASKS, stay, detr_groups(7), missing=('cat', 'cow'), **changes)
+
+
+def test_nothing_is_asked_of_the_network(tmp_path):
+    record = shapes_record()
+    work_dir = write_run(tmp_path, record, audit_of(record))
+    cv2.imwrite(str(work_dir / 'before_after.png'), np.zeros((8, 8, 3), np.uint8))
+    page = Page(report_page(FinishedRun(work_dir)))
+    assert page.addresses
+    assert [a for a in page.addresses if not a.startswith(('#', 'data:'))] == []
+    styles = ''.join(page.styles)
+    assert '@import' not in styles and 'url(' not in styles
+    assert not any(tag in ('link', 'iframe', 'object') for tag, attrs in page.tags
+                   if attrs.get('rel') != 'icon')  # fmt: skip
+    policy = next(a['content'] for t, a in page.tags if 'http-equiv' in a)
+    assert policy.startswith("default-src 'none'") and 'http' not in policy
+
+
+def test_plotly_is_in_the_page_once(tmp_path):
+    page = read(tmp_path)
+    assert len([s for s in page.scripts[None] if len(s) > 1_000_000]) == 1
+
+
+def test_the_summary_holds_the_values_beside_the_pretrained_ones(tmp_path):
+    head, first, second = read(tmp_path).table('tasks-table')
+    first, second = dict(zip(head, first)), dict(zip(head, second))
+    assert first['AP_f'] == '1.0 of 80.0' and first['forgotten'] == 'circle, square'
+    # (80 + 57 + 57 + 30) / 4 of (80 + 60 + 60 + 60) / 4.
+    assert first['AP_r'] == '56.0 86 % of 65.0'
+    assert second['AP_r'] == '48.0 80 % of 60.0'
+    assert (first['AP_o'], second['AP_o']) == ('–', '0.7 of 80.0')
+    assert first['AR_f@0.05'] == '14.6' and first['training s'] == '8.6'
+    assert first['hardest hit'] == 'hexagon 30.0, 50 % of 60.0'
+    assert (first['blocks untouched'], second['blocks untouched']) == ('3 of 5', '1 of 5')
+    assert 'AP_m' not in head
+
+
+def test_every_class_has_its_values_and_the_chart_has_the_same(tmp_path):
+    page = read(tmp_path)
+    head, *rows = page.table('classes-table')
+    assert head == ['class', 'asked in task', 'pre-trained', 'after 1', 'after 2', 'kept']
+    assert rows[0] == ['circle', '1', '80.0', '1.0', '1.0', '']
+    assert rows[2] == ['star', '2', '80.0', '80.0', '1.0', '']
+    assert rows[5] == ['hexagon', '', '60.0', '30.0', '30.0', '50 %']
+    traces = page.figure('classes')['data']
+    assert traces[0]['name'] == 'pre-trained' and traces[0]['y'] == [80, 80, 80, 60, 60, 60]
+    shown = {t['name']: dict(zip(t['x'], t['y'])) for t in traces if t.get('visible', True)}
+    assert shown['forgotten in this task'] == {'star': 1.0}
+    assert shown['forgotten earlier'] == {'circle': 1.0, 'square': 1.0}
+    assert shown['retained'] == {'triangle': 57.0, 'cross': 57.0, 'hexagon': 30.0}
+    (menu,) = page.figure('classes')['layout']['updatemenus']
+    shown_by_first = menu['buttons'][0]['args'][1]
+    assert [t['name'] for t, seen in zip(traces, shown_by_first) if seen] == [
+        'pre-trained', 'retained', 'forgotten in this task',
+    ]  # fmt: skip
+
+
+def test_the_metrics_chart_begins_with_the_pretrained_values(tmp_path):
+    page = read(tmp_path)
+    traces = page.traces('metrics')
+    assert traces['AP_r: retained'] == {'pre-trained': 65.0, 'task 1': 56.0, 'task 2': 48.0}
+    assert traces['AP_f: forgotten in this task'] == {
+        'pre-trained': 80.0, 'task 1': 1.0, 'task 2': 1.0,
+    }  # fmt: skip
+    axis = page.figure('metrics')['layout']['xaxis']
+    assert axis['categoryarray'] == ['pre-trained', 'task 1', 'task 2']
+
+
+def test_the_blocks_show_exact_zeros_and_nothing_else_as_zero(tmp_path):
+    head, *rows = read(tmp_path).table('blocks-table')
+    assert head == ['block', 'task 1', 'task 2']
+    assert rows == [
+        ['encoder 0', '0', '4.0'],
+        ['encoder 1', '0', '1.0'],
+        ['decoder 0', '3.2', '0'],
+        ['decoder 1', '0.8', '1e-09'],
+        ['decoder 2', '0', '2.0'],
+    ]
+
+
+def test_requests_are_shown_with_what_was_given_and_what_was_not(tmp_path):
+    config = CONFIG + "requests = [dict(requested_by='Ann', reason='<i>GDPR</i>')]"
+    head, first, second = read(tmp_path, config=config).table('requests-table')
+    assert first[:6] == ['1', 'circle, square', 'Ann', '<i>GDPR</i>', 'not given', 'not given']
+    assert second[:6] == ['2', 'star', *['not given'] * 4]
+    assert first[6].startswith('failed At too high a price')
+
+
+def test_without_an_audit_the_page_says_so(tmp_path):
+    page = read(tmp_path)
+    assert 'No audit was run' in page.says
+    assert 'not what it still knows' in page.says
+    assert not [name for name in page.scripts if name and 'audit' in name]
+    head, first, _ = page.table('checks-table')
+    assert first[-2:] == ['not measured', 'not measured']
+    assert 'Not measured: there is no audit.json.' in page.says
+
+
+def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tmp_path):
+    page = read(tmp_path, audit=audit_of(shapes_record()))
+    tables = [rows for label, rows in page.tables if label == 'audit-table']
+    output, where, probe, relearning, membership, damage, other = tables
+    assert probe[0] == [
+        'measure', 'before forgetting', 'after forgetting', 'GradAscent',
+        'oracle (never saw them)', 'above the oracle',
+    ]  # fmt: skip
+    assert probe[2] == [
+        'decoder.2', '94.0 (93.0 to 95.0)', '91.0 (90.0 to 92.0)', '–', '82.0 (80.0 to 84.0)',
+        '+9.0',
+    ]  # fmt: skip
+    assert relearning[2][2] == '61.0 (60.0 to 62.0)' and relearning[2][-1] == '+20.5'
+    assert other[1][:4] == ['thing', '–', '0.250 (0.250 to 0.250)', '0.500 (0.500 to 0.500)']
+    assert [row[0] for row in output[1:]] == ['AP_f'] and output[1][2] == '0.8'
+    assert [row[0] for row in damage[1:]] == ['hexagon (nearest: circle)', 'cross']
+    assert damage[1][-1] == '+4.0' and damage[2][2] == '0.0' and damage[2][-1] == '−1.0'
+    assert (
+        'hexagon has lost most: 6.0 points. The class it is taken for most is circle, which '
+        in (page.says)
+    )
+    assert (
+        'After forgetting: 5.0 % found, 0.0 % faint, 30.0 % called another, 65.0 % background, '
+        'most often called hexagon, 20.0 %; oracle (never saw them): 1.0 % found'
+    ) in page.says
+    bars = {t['name']: t['x'] for t in page.figure('audit-whereabouts')['data']}
+    assert bars['called another'] == [20.0, 30.0]
+    assert (
+        'From decoder.2, the probe names 91.0 % of the forgotten objects (before forgetting '
+        '94.0 %), from the oracle 82.0 %: 9.0 points more than in a model that never saw them. '
+        'The largest lead is at encoder, 24.0 points.'
+    ) in page.says
+    assert (
+        '20 steps on 16 images bring AP_f back to 61.0 %, the oracle to 40.5 %: 20.5 points of lead'
+    ) in page.says
+    assert 'Nothing is known about night.' in page.says and 'No audit was run' not in page.says
+    assert page.traces('audit-probe')['oracle (never saw them)'] == {
+        'encoder': 70.0, 'decoder.2': 82.0,
+    }  # fmt: skip
+    (error,) = [t['error_y'] for t in page.figure('audit-probe')['data'] if 'after' in t['name']]
+    assert error['array'] == [0, 1] and error['arrayminus'] == [0, 1]
+    curves = page.traces('audit-relearning')
+    assert curves['after forgetting'] == {0: pytest.approx(0.1), 20: 61.0}
+
+
+def test_an_audit_without_an_oracle_concludes_nothing(tmp_path):
+    page = read(tmp_path, audit=audit_of(shapes_record(), oracle=False))
+    assert 'This audit has no oracle to compare with.' in page.says
+    assert 'without an oracle it is not known how many would be too many' in page.says
+    assert 'above the oracle' not in page.table('audit-table')[0]
+
+
+def test_an_audit_of_another_file_does_not_count(tmp_path):
+    audit = audit_of(shapes_record(), files={})
+    page = read(tmp_path, audit=audit)
+    assert 'This audit does not count for the last model of the run' in page.says
+    assert 'was made of another file than merged/task_02.pth' in page.says
+
+
+def test_files_are_named_with_their_hashes(tmp_path):
+    page = read(tmp_path, audit=audit_of(shapes_record()))
+    hashes = {what: sha for what, _, sha in page.table('files-table')[1:]}
+    assert hashes['original model (load_from)'] == ABC == hashes['model after task 1']
+    assert hashes['oracle, as audited'] == ABC
+    assert re.fullmatch('[0-9a-f]{64}', hashes['audit'])
+
+
+def test_a_resumed_run_still_knows_its_original(tmp_path):
+    resumed = CONFIG.replace("'original.pth'", 'None').replace('False', 'True')
+    work_dir = write_run(tmp_path, config=resumed)
+    kept = work_dir / '20260131_120000' / 'vis_data' / 'config.py'
+    kept.parent.mkdir(parents=True)
+    kept.write_text(CONFIG)
+    page = Page(report_page(FinishedRun(work_dir)))
+    assert ['original model (load_from)', 'original.pth', ABC] in page.table('files-table')
+    assert '--cfg-options resume=False load_from=original.pth' in page.says
+
+
+def test_a_run_without_config_and_files_is_said_to_lack_them(tmp_path):
+    work_dir = write_run(tmp_path, config='')
+    shutil.rmtree(work_dir / 'merged')
+    page = Page(report_page(FinishedRun(work_dir)))
+    assert "The run's config is not in the folder" in page.says
+    assert ['model after task 1', 'merged/task_01.pth', 'file not found, so not hashed'] in (
+        page.table('files-table')
+    )
+    assert 'The run left no picture' in page.says
+
+
+def test_class_names_are_text(tmp_path):
+    record = make_record([[NASTY]], ['a&b "q"', '</script><b>'], {'a.0': [1.0]})
+    page = read(tmp_path, record, audit_of(record))
+    assert not any(tag == 'b' and attrs for tag, attrs in page.tags)
+    # Plotly's own code, ours, and one script per figure: none more.
+    assert [tag for tag, _ in page.tags].count('script') == 2 + len(page.scripts) - 1
+    assert page.table('classes-table')[1][0] == NASTY
+    assert page.table('requests-table')[1][1] == NASTY
+    # Plotly reads tags in its texts, so there the name is escaped once more.
+    assert page.figure('classes')['data'][0]['x'][0] == '&lt;script&gt;boo()&lt;/script&gt;'
+
+
+def test_a_long_run_of_many_classes(tmp_path):
+    page = read(tmp_path, coco_record())
+    head, *rows = page.table('classes-table')
+    assert len(head) == 3 + 7 + 1 and len(rows) == 80
+    assert ['cat (no training data)', '', '50.0', *['40.0'] * 7, '80 %'] in rows
+    head, *rows = page.table('tasks-table')
+    assert len(rows) == 7 and rows[0][head.index('AP_m')] == '40.0 of 50.0'
+    assert rows[0][1] == 'microwave, skateboard, parking meter and 7 more'
+    assert len(page.table('requests-table')) == len(page.table('checks-table')) == 1 + 7
+    assert page.figure('classes')['layout']['updatemenus'][0]['type'] == 'dropdown'
+
+
+def test_tables_of_many_tasks_come_in_pieces_that_fit_a_page(tmp_path):
+    record = make_record([[f'class {i}'] for i in range(23)], ['stays'], detr_groups(23))
+    page = read(tmp_path, record)
+    pieces = [rows for label, rows in page.tables if 'classes-table' in (label or '')]
+    assert [len(rows[0]) for rows in pieces] == [3 + 10, 3 + 10, 3 + 3 + 1]
+    assert pieces[1][0][3] == '11' and pieces[2][0][-2] == 'after 23'
+
+
+def test_a_classifier(tmp_path):
+    page = read(tmp_path, shapes_record(prefix='Acc_', recall=False))
+    head = page.table('tasks-table')[0]
+    assert {'Acc_f', 'Acc_r', 'Acc_o'} <= set(head) and 'AP_' not in page.says
+    assert not [cell for cell in head if cell.startswith('AR')]
+    assert page.figure('metrics')['layout']['yaxis']['title']['text'] == 'Acc (%)'
+
+
+def chromium(tmp_path, *arguments):
+    return subprocess.run(
+        [
+            CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu',
+            f'--user-data-dir={tmp_path / "profile"}', '--virtual-time-budget=20000',
+            '--enable-logging=stderr', *arguments,
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+
+
+@needs_chromium
+def test_a_browser_draws_every_chart_and_complains_of_nothing(tmp_path):
+    record = make_record([['circle', NASTY]], ['star', 'heart'], {'a.0': [0.0], 'a.1': [1.0]})
+    path = write_report(FinishedRun(write_run(tmp_path, record, audit_of(record))))
+    # What a person would press: the page must say so itself if that fails.
+    path.write_text(path.read_text() + '<script>console.log("the page was run")</script>')
+    result = chromium(tmp_path, '--dump-dom', path.as_uri())
+    console = [line for line in result.stderr.splitlines() if 'CONSOLE' in line]
+    assert len(console) == 1 and 'the page was run' in console[0]
+    # Metrics, classes, whereabouts, probe and relearning, each also as a picture for paper.
+    assert 'data-charts="5"' in result.stdout
+    assert len(re.findall(r'class="still"[^>]* src="data:image/svg', result.stdout)) == 5
+    names = re.findall(r'<text[^>]*data-unformatted="([^"]*boo[^"]*)"[^>]*>([^<]*)<', result.stdout)
+    assert names and all(shown == '&lt;script&gt;boo()&lt;/script&gt;' for _, shown in names)
+
+
+@needs_chromium
+def test_it_prints_with_its_charts_and_no_wider_than_the_paper(tmp_path):
+    path = write_report(FinishedRun(write_run(tmp_path, coco_record(), None)))
+    pdf = tmp_path / 'report.pdf'
+    chromium(tmp_path, '--no-pdf-header-footer', f'--print-to-pdf={pdf}', path.as_uri())
+    content = pdf.read_bytes()
+    assert content.startswith(b'%PDF')
+    # Chromium would shrink pages with something too wide on them, and the page count tells.
+    assert 5 <= len(re.findall(rb'/Type\s*/Page\b', content)) <= 12
