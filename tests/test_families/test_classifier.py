@@ -1,0 +1,169 @@
+"""The classifier family: views, drift and checkpoints of a tiny vision transformer."""
+
+import copy
+import math
+
+import pytest
+import torch
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from mmgslora.datasets import Protocol
+from mmgslora.errors import ForgettingError
+from mmgslora.families import ForgettingClassifier
+from mmgslora.lora import lora_layers
+from mmgslora.methods import GSLoRA
+from mmgslora.models import ImageClassifier
+
+CLASSES = ('a', 'b', 'c', 'd')
+BACKBONE = dict(
+    type='VisionTransformer',
+    image_size=16,
+    patch_size=8,
+    num_layers=2,
+    num_heads=2,
+    hidden_dim=8,
+    mlp_dim=12,
+)
+HEADS = dict(
+    linear=dict(type='LinearHead', embed_dims=8, num_classes=4),
+    cosface=dict(type='CosineMarginHead', embed_dims=8, num_classes=4, scale=16.0),
+)
+
+
+def wrapped(head='linear', **method):
+    torch.manual_seed(0)
+    classifier = dict(type='ImageClassifier', backbone=BACKBONE, head=HEADS[head])
+    return ForgettingClassifier(classifier, method=dict(type='GSLoRA', **method))
+
+
+def wake(model):
+    """Give every adapter something to say."""
+    generator = torch.Generator().manual_seed(3)
+    for layer in lora_layers(model).values():
+        layer.lora_B.data.normal_(std=0.5, generator=generator)
+
+
+def batch(labels, sides):
+    torch.manual_seed(1)
+    samples = [
+        BaseDataElement(metainfo=dict(view=side), gt_label=torch.tensor(label))
+        for label, side in zip(labels, sides)
+    ]
+    return [torch.randn(3, 16, 16) for _ in labels], samples
+
+
+@pytest.fixture
+def partition():
+    partition = Protocol(CLASSES, [['b']]).partition(1)
+    partition.publish()
+    return partition
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_views(partition, head):
+    model = wrapped(head)
+    wake(model)
+    images, samples = batch([1, 0, 1, 3], ['forget', 'retain', 'forget', 'retain'])
+    views = model.views(images, samples)
+    logits, embeddings = model.classifier(images)
+    teacher, _ = wrapped(head).classifier(images)  # the same weights, adapters still zero
+    for side, rows, classes in (('forget', [0, 2], [1]), ('retain', [1, 3], [0, 2, 3])):
+        view = views[side]
+        assert view.classes.tolist() == classes
+        labels = torch.tensor([1, 0, 1, 3])[rows]
+        assert torch.equal(view.labels, labels)
+        torch.testing.assert_close(view.logits, logits[rows])
+        torch.testing.assert_close(view.embeddings, embeddings[rows])
+        torch.testing.assert_close(view.log_probs, logits[rows].log_softmax(-1))
+        torch.testing.assert_close(view.teacher_log_probs, teacher[rows].log_softmax(-1))
+        margin = torch.zeros(2, 4)
+        if head == 'cosface':
+            margin[torch.arange(2), labels] = 0.35 * 16
+        log_probs = (logits[rows] - margin).log_softmax(-1)
+        expected = -log_probs[torch.arange(2), labels].mean()
+        torch.testing.assert_close(view.loss, expected, rtol=1e-4, atol=1e-5)
+        assert list(view.terms) == ['loss_ce'] and view.terms['loss_ce'] is view.loss
+        assert not view.teacher_log_probs.requires_grad and view.drift.requires_grad
+
+
+def test_drift_by_hand(partition):
+    """Two images; class b (label 1) is forgotten and its logit does not count."""
+    ours = torch.tensor([[0.0, 9.0, 0.0, 0.0], [math.log(2), -4.0, 0.0, 0.0]])
+    theirs = torch.tensor([[math.log(2), 0.0, 0.0, 0.0], [0.0, -99.0, 0.0, 0.0]])
+    # Among a, c, d: teacher (1/2, 1/4, 1/4) and (1/3, 1/3, 1/3); ours (1/3, 1/3, 1/3), (1/2, ...).
+    first = 0.5 * math.log(0.5 * 3) + 0.5 * math.log(0.25 * 3)
+    second = (math.log((1 / 3) / 0.5) + 2 * math.log((1 / 3) / 0.25)) / 3
+    others = (4 / 5, 1.0)  # the teacher's belief in a, c and d
+    expected = (others[0] * first + others[1] * second) / sum(others)
+    assert wrapped()._drift(ours, theirs).item() == pytest.approx(expected, rel=1e-5)
+    assert wrapped()._drift(theirs, theirs).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_only_adapters_learn_and_the_teacher_stays(partition):
+    model = wrapped(sparsity=dict(mode='none'))
+    before = copy.deepcopy(model.state_dict())
+    images, samples = batch([1, 0], ['forget', 'retain'])
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1.0)
+    for _ in range(2):
+        loss = sum(v for k, v in model(images, samples, mode='loss').items() if 'loss' in k)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {f'classifier.{k}' for k in adapter_names(model)}
+
+
+def adapter_names(model):
+    return [
+        f'{name}.{matrix}'
+        for name in lora_layers(model.classifier)
+        for matrix in ('lora_A', 'lora_B')
+    ]
+
+
+def test_one_group_per_block(partition):
+    assert [g.name for g in wrapped().method.groups] == [
+        'backbone.encoder.layers.encoder_layer_0.mlp',
+        'backbone.encoder.layers.encoder_layer_1.mlp',
+    ]
+
+
+def test_plain_checkpoints(partition):
+    torch.manual_seed(5)
+    plain = ImageClassifier(BACKBONE, HEADS['linear'])
+    model = wrapped()
+    model.load_state_dict(plain.state_dict())
+    images, _ = batch([0, 1], ['forget', 'retain'])
+    torch.testing.assert_close(model.eval()(images)[0], plain.eval()(images)[0])
+    state = plain.state_dict()
+    state['head.weight'] = state['head.weight'][:3]
+    with pytest.raises(ForgettingError, match=r"'head.weight' is \(3, 8\).*\(4, 8\).*4 classes"):
+        model.load_state_dict(state)
+    state = plain.state_dict()
+    del state['head.bias']
+    with pytest.raises(ForgettingError, match="no 'head.bias'"):
+        model.load_state_dict(state)
+
+
+def test_a_batch_without_one_side(partition):
+    with pytest.raises(ForgettingError, match='no image of the forget view'):
+        wrapped().views(*batch([0, 2], ['retain', 'retain']))
+
+
+def test_other_models_are_refused():
+    from mmengine.model import BaseModel
+    from mmengine.registry import MODELS
+
+    @MODELS.register_module(force=True)
+    class NoHead(BaseModel):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return nn.Identity()(inputs)
+
+    with pytest.raises(ForgettingError, match='NoHead has no embed and head'):
+        ForgettingClassifier(dict(type='NoHead'), method=dict(type='GSLoRA'))
+
+
+def test_weight_of_the_head(partition):
+    assert wrapped().classifier_weight.shape == (4, 8)
+    assert isinstance(wrapped().method, GSLoRA)
