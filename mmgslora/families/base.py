@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -63,6 +66,16 @@ class ForgettingModel(BaseModel):
     def classifier_weight(self) -> Tensor:
         """(C, D) the row with which the classifier head reads an embedding, for each class."""
 
+    @property
+    @abstractmethod
+    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+        """Weight (C or more, D) and bias of every layer that scores classes, each once."""
+
+    @property
+    @abstractmethod
+    def scores(self) -> str:
+        """How logits become scores: 'sigmoid', 'softmax' or 'cosine' (of the rows)."""
+
     @abstractmethod
     def views(self, inputs: Any, data_samples: list) -> dict[str, View]:
         """The two sides, 'forget' and 'retain', of a batch in which every sample says its ``view``.
@@ -107,6 +120,27 @@ class ForgettingModel(BaseModel):
                 'which says which classes go and which stay.'
             )
         return torch.tensor(partition.labels(side))
+
+    @torch.no_grad()
+    def reset_rows(self, forget: Sequence[int], stay: Sequence[int]) -> None:
+        """Take from the head what it knows of the classes to forget (ours).
+
+        A row is all the head has of a class, and a frozen one would let it name the class again as
+        soon as embeddings come back. It is replaced by what says nothing of the class and is never
+        chosen: minus the mean of the rows that stay, with their mean bias; for a softmax, where a
+        lone constant could be the highest, their mean with a bias lowered by log 99.
+
+        Args:
+            forget: Labels whose rows go.
+            stay: Labels whose rows stay and are averaged.
+        """
+        softmax = self.scores == 'softmax'
+        for weight, bias in self.class_rows:
+            rows = weight[stay]
+            mean = (F.normalize(rows) if self.scores == 'cosine' else rows).mean(0)
+            weight[forget] = mean if softmax else -mean
+            if bias is not None:
+                bias[forget] = bias[stay].mean() - (math.log(99) if softmax else 0.0)
 
     def _rows_of(self, side: str, samples: list) -> list[int]:
         """Positions of one side's images in a batch."""

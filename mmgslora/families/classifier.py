@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel
@@ -64,6 +64,17 @@ class ForgettingClassifier(ForgettingModel):
         """See :class:`ForgettingModel`."""
         return self.classifier.head.weight
 
+    @property
+    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+        """See :class:`ForgettingModel`."""
+        head = self.classifier.head
+        return [(head.weight, getattr(head, 'bias', None))]
+
+    @property
+    def scores(self) -> str:
+        """See :class:`ForgettingModel`; a head with a ``scale`` is one of cosines."""
+        return 'cosine' if hasattr(self.classifier.head, 'scale') else 'softmax'
+
     def views(
         self, inputs: Tensor | Sequence[Tensor], data_samples: list[BaseDataElement]
     ) -> dict[str, View]:
@@ -94,6 +105,7 @@ class ForgettingClassifier(ForgettingModel):
             embeddings=embeddings,
             log_probs=logits.log_softmax(-1),
             classes=self.labels_of(side).to(labels.device),
+            teacher_embeddings=teacher,
             teacher_log_probs=None if before is None else before.log_softmax(-1),
             drift=None if before is None else self._drift(logits, before),
         )

@@ -18,6 +18,8 @@ class View:
         labels: (n,) true label of each matched query, or of each image.
         logits: (n, C) the classifier's output for them.
         embeddings: (n, D) what the classifier head reads for them.
+        teacher_embeddings: (n, D) the same of the adapter-free model, without gradient. None unless
+            the method asks for a teacher.
         log_probs: (m, C) log-probability of every class in every prediction of the view's
             images: all queries of a detector, one row per image for a classifier.
         classes: (k,) labels of the classes this side is about in the current task.
@@ -34,5 +36,6 @@ class View:
     embeddings: Tensor
     log_probs: Tensor
     classes: Tensor
+    teacher_embeddings: Tensor | None = None
     teacher_log_probs: Tensor | None = None
     drift: Tensor | None = None

@@ -27,6 +27,9 @@ class Method(ABC):
             ``select`` the share of a task's epochs after which 'proximal' stops selecting and
             refits (see :class:`~mmgslora.engine.GroupSparsityHook`). Defaults to no sparsity.
         dropout: Whether the transformer's dropout is active while forgetting. Defaults to False.
+        reset_rows: Whether a finished task also takes the forgotten classes' rows from the
+            classifier head (:meth:`~mmgslora.families.ForgettingModel.reset_rows`). Defaults to
+            False: the head is frozen for ever, as in the papers.
 
     Attributes:
         needs_teacher: Whether views must carry their ``drift`` from the adapter-free model.
@@ -44,7 +47,9 @@ class Method(ABC):
     prototype_file: str | None = None
     prototypes: Tensor | None = None
 
-    def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
+    def __init__(
+        self, sparsity: dict | None = None, dropout: bool = False, reset_rows: bool = False
+    ) -> None:
         default = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0, select=0.5)
         sparsity = default | (sparsity or {})
         if sparsity['mode'] not in ('proximal', 'penalty', 'none'):
@@ -53,6 +58,7 @@ class Method(ABC):
             )
         self.sparsity = sparsity
         self.dropout = dropout
+        self.reset_rows = reset_rows
         self.alpha = 0.0 if sparsity['warmup_epochs'] else sparsity['alpha']
         self.groups: list[LoRAGroup] = []
 

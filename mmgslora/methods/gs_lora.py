@@ -23,6 +23,7 @@ RECIPES = {
         drift=0.0,
         sparsity=dict(mode='penalty', alpha=3e-4, by='block', warmup_epochs=0),
         dropout=True,
+        reset_rows=False,
     ),
     # Their face and ImageNet100 scripts (continual).
     'paper_face': dict(
@@ -32,6 +33,7 @@ RECIPES = {
         drift=0.0,
         sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
         dropout=True,
+        reset_rows=False,
     ),
     'paper_face_few_shot': dict(
         ascend='loss',
@@ -40,6 +42,7 @@ RECIPES = {
         drift=0.0,
         sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
         dropout=True,
+        reset_rows=False,
     ),
     'paper_imagenet': dict(
         ascend='loss',
@@ -48,6 +51,7 @@ RECIPES = {
         drift=0.0,
         sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
         dropout=True,
+        reset_rows=False,
     ),
     'default': dict(
         ascend='predictions',
@@ -56,6 +60,7 @@ RECIPES = {
         drift=1.0,
         sparsity=dict(mode='proximal', alpha=0.3, by='block', warmup_epochs=0, select=1 / 3),
         dropout=False,
+        reset_rows=True,
     ),
 }
 
@@ -94,6 +99,7 @@ class GSLoRA(Method):
         drift: Weight of the drift from the adapter-free model (ours).
         sparsity: See :class:`Method`; given keys override the recipe's.
         dropout: See :class:`Method`.
+        reset_rows: See :class:`Method`; True in the default recipe.
 
     Raises:
         ForgettingError: The recipe or ``ascend`` is unknown.
@@ -108,14 +114,22 @@ class GSLoRA(Method):
         drift: float | None = None,
         sparsity: dict | None = None,
         dropout: bool | None = None,
+        reset_rows: bool | None = None,
     ) -> None:
         if recipe not in RECIPES:
             raise ForgettingError(f'Recipe {recipe!r} is unknown; there are {", ".join(RECIPES)}.')
         chosen = dict(RECIPES[recipe])
-        given = dict(ascend=ascend, bound=bound, beta=beta, drift=drift, dropout=dropout)
+        given = dict(
+            ascend=ascend,
+            bound=bound,
+            beta=beta,
+            drift=drift,
+            dropout=dropout,
+            reset_rows=reset_rows,
+        )
         chosen.update({key: value for key, value in given.items() if value is not None})
         chosen['sparsity'] = chosen['sparsity'] | (sparsity or {})
-        super().__init__(sparsity=chosen['sparsity'], dropout=chosen['dropout'])
+        super().__init__(**{key: chosen[key] for key in ('sparsity', 'dropout', 'reset_rows')})
         self.ascend, self.bound, self.drift = chosen['ascend'], chosen['bound'], chosen['drift']
         if self.ascend not in ('loss', 'predictions'):
             raise ForgettingError(f'ascend is {self.ascend!r}; it can be loss or predictions.')

@@ -80,12 +80,20 @@ def test_only_the_adapted_weights_changed(finished, tiny_checkpoint):
     assert after.keys() == before.keys()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     adapted = {f'{name}.weight' for name in lora_layers(finished.model.detector)}
-    assert changed and changed <= adapted
+    rows = {k for k in before if 'cls_branches' in k}
+    assert changed & adapted and rows <= changed <= adapted | rows
+    for key in rows:  # circle, square and star are labels 0, 1 and 4
+        stay = [2, 3, 5, 6, 7, 8, 9]
+        assert torch.equal(before[key][stay], after[key][stay])
+        assert not any(torch.equal(before[key][i], after[key][i]) for i in (0, 1, 4))
     assert any('running_mean' in k for k in before)
 
 
 def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
-    """Original weights plus the file of each task, added in float64, give merged/task_02.pth."""
+    """Original weights plus the file of each task, added in float64, give merged/task_02.pth.
+
+    A row of a forgotten class in the head is minus the mean of those that stay.
+    """
     from safetensors.torch import load_file
 
     weights = torch.load(tiny_checkpoint)['state_dict']
@@ -97,6 +105,13 @@ def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
                 b = adapter[key.replace('lora_A', 'lora_B')]
                 name = key[len('base_model.model.') :].replace('lora_A.weight', 'weight')
                 weights[name] = weights[name].double() + b.double() @ a.double() / 8
+        gone, all_gone = {1: ([0, 1], [0, 1]), 2: ([4], [0, 1, 4])}[task]
+        stay = [i for i in range(10) if i not in all_gone]
+        for key in weights:
+            if 'cls_branches' in key:
+                weights[key] = weights[key].double()
+                mean = weights[key][stay].mean(0)
+                weights[key][gone] = -mean if key.endswith('weight') else mean
     merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
     assert merged.keys() == weights.keys()
     for key, value in merged.items():
@@ -113,7 +128,7 @@ def test_blocks_with_a_norm_changed(finished, tiny_checkpoint):
 
 def test_zero_groups_are_untouched_blocks(run_cfg, tiny_checkpoint):
     """With an alpha no step can overcome, every block is bit for bit the old one."""
-    run_cfg.model.method.sparsity = dict(alpha=0.95)
+    run_cfg.model.method.update(sparsity=dict(alpha=0.95), reset_rows=False)
     run_cfg.train_cfg.protocol.tasks = [['circle']]
     runner = Runner.from_cfg(run_cfg)
     runner.train()

@@ -167,3 +167,29 @@ def test_other_models_are_refused():
 def test_weight_of_the_head(partition):
     assert wrapped().classifier_weight.shape == (4, 8)
     assert isinstance(wrapped().method, GSLoRA)
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_a_reset_row_says_nothing_and_never_wins(partition, head):
+    model = wrapped(head)
+    rows = model.classifier.head.weight.detach().clone()
+    with torch.no_grad():
+        if head == 'linear':
+            model.classifier.head.bias.copy_(torch.tensor([0.5, 3.0, -1.0, 2.0]))
+    model.reset_rows([1], [0, 2, 3])
+    weight = model.classifier.head.weight.detach()
+    others = rows[[0, 2, 3]]
+    if head == 'linear':
+        torch.testing.assert_close(weight[1], others.mean(0))
+        assert model.classifier.head.bias[1].item() == pytest.approx(0.5 - math.log(99))
+    else:
+        torch.testing.assert_close(weight[1], -(others / others.norm(dim=1)[:, None]).mean(0))
+    assert torch.equal(weight[[0, 2, 3]], others)
+    embeddings = torch.randn(500, 8) * torch.logspace(-2, 2, 500)[:, None]
+    logits = model.classifier.head(embeddings)
+    if head == 'linear':
+        assert not (logits.argmax(-1) == 1).any()
+    else:  # the cosine with the mean of the rest, turned round
+        expected = -(others / others.norm(dim=1)[:, None]).mean(0)
+        cosine = embeddings @ expected / embeddings.norm(dim=1) / expected.norm()
+        torch.testing.assert_close(logits[:, 1], 16 * cosine, rtol=1e-4, atol=1e-4)

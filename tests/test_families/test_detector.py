@@ -189,6 +189,21 @@ def test_checkpoint_that_does_not_fit(build, tiny_checkpoint, spoil, words):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_reset_rows_of_every_decoder_layer(build):
+    model = build()
+    branches = model.detector.bbox_head.cls_branches
+    before = [(b.weight.detach().clone(), b.bias.detach().clone()) for b in branches]
+    model.reset_rows([1, 4], [0, 2, 3])
+    assert len(branches) == 2
+    for branch, (weight, bias) in zip(branches, before):
+        for label in (1, 4):
+            torch.testing.assert_close(branch.weight[label], -weight[[0, 2, 3]].mean(0))
+            torch.testing.assert_close(branch.bias[label], bias[[0, 2, 3]].mean())
+        rest = [0, 2, 3, 5, 6, 7, 8, 9]
+        assert torch.equal(branch.weight[rest], weight[rest])
+        assert torch.equal(branch.bias[rest], bias[rest])
+
+
 def test_batch_without_a_view(build):
     model = build()
     with pytest.raises(ForgettingError, match='no image of the forget view'):

@@ -15,8 +15,9 @@ LOG3 = math.log(3)
 FAR = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
 
 
-def view(labels, embeddings):
+def view(labels, embeddings, teacher=None):
     return View(
+        teacher_embeddings=None if teacher is None else torch.tensor(teacher),
         loss=torch.tensor(1.0),
         terms=dict(loss_cls=torch.tensor(1.0)),
         labels=torch.tensor(labels),
@@ -94,3 +95,82 @@ def test_bad_arguments():
         GSLoRAPlusPlus(prototypes='head_rows')
     with pytest.raises(ForgettingError, match="'papr'"):
         GSLoRAPlusPlus(recipe='papr')
+
+
+def test_means_by_hand():
+    """Prototypes (0, 0), (0, 3), (6, 0): the centre is (2, 1); class 1 is to move by (2, -2)."""
+    pp = GSLoRAPlusPlus(beta=0.0, drift=0.0, push=0.5, pull=2.0, sparsity=dict(mode='none'))
+    pp.prototypes = torch.tensor([[0.0, 0.0], [0.0, 3.0], [6.0, 0.0], [math.nan, math.nan]])
+    # Moves of class 1: (2, -2) and (0, 0), mean (1, -1): off by (-1, 1). Of class 0, wanted
+    # (2, 1): (2, 2), off by (0, 1).
+    forget = view(
+        [1, 0, 1], [[2.0, 1.0], [2.0, 2.0], [5.0, 5.0]], [[0.0, 3.0], [0.0, 0.0], [5.0, 5.0]]
+    )
+    retain = view([2, 3], [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]])
+    for both in (forget, retain):
+        both.teacher_log_probs = both.log_probs
+    losses = pp.losses(forget, retain)
+    # squares: class 0: (0, 1), class 1: (1, 1); mean over 2 classes x 2 dimensions
+    assert losses['forget_loss_prototype'].item() == pytest.approx(0.5 * 3 / 4)
+    # moves (1, 0) and (0, -2): mean over 2 objects x 2 dimensions
+    assert losses['retain_loss_prototype'].item() == pytest.approx(2.0 * 5 / 4)
+    assert pp.needs_teacher
+
+
+def test_means_reached_give_no_gradient():
+    pp = GSLoRAPlusPlus(beta=0.0, drift=0.0, push=1.0, pull=0.0, sparsity=dict(mode='none'))
+    pp.prototypes = torch.tensor([[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]])  # centre (2, 2)
+    embeddings = torch.tensor([[2.0, 2.0], [0.0, 1.0]], requires_grad=True)
+    # One object of class 1 at the centre, one of class 0 that spreads about its mean: (0, 0) on
+    # average is asked to move by (2, 2).
+    forget = view([1, 0], [[0.0, 0.0]] * 2, [[0.0, 4.0], [-2.0, -1.0]])
+    forget.embeddings, forget.teacher_log_probs = embeddings, forget.log_probs
+    retain = view([2], [[0.0, 0.0]], [[0.0, 0.0]])
+    loss = pp.losses(forget, retain)['forget_loss_prototype']
+    loss.backward()
+    assert loss.item() == 0 and not embeddings.grad.any()
+
+
+def test_two_processes_make_the_joint_gradient(monkeypatch):
+    """Halves of a batch on two processes: the mean of their gradients is that of the whole."""
+    torch.manual_seed(0)
+    labels = [0, 1, 1, 2, 1, 0, 2]
+    embeddings, teacher = torch.randn(7, 4).double(), torch.randn(7, 4).double()
+    pp = GSLoRAPlusPlus(beta=0.0, drift=0.0, push=1.0, pull=0.7, sparsity=dict(mode='none'))
+    pp.prototypes = torch.randn(3, 4)
+
+    def gradient(rows):
+        moved = embeddings[rows].clone().requires_grad_()
+        both = view([labels[i] for i in rows], [[0.0]])
+        both.embeddings, both.teacher_embeddings = moved, teacher[rows]
+        both.teacher_log_probs = both.log_probs
+        losses = pp.losses(both, both)
+        sum(v for k, v in losses.items() if 'prototype' in k).backward()
+        return moved.grad
+
+    whole = gradient(list(range(7)))
+    parts = [[0, 1, 2, 3], [4, 5, 6]]
+    # What each process would hear from the other, by the order in which values are averaged.
+    heard = {0: [], 1: []}
+    for process, rows in enumerate(parts):
+        monkeypatch.setattr(
+            'mmgslora.methods.gs_lora_pp.mean_over_processes',
+            lambda value, process=process: (heard[process].append(value.detach()), value.detach())[
+                1
+            ],
+        )
+        gradient(rows)
+    found = torch.zeros(7, 4, dtype=torch.float64)
+    for _ in range(2):  # the second round hears values that depend on the first one's means
+        again = {0: [], 1: []}
+        for process, rows in enumerate(parts):
+            other = iter(heard[1 - process])
+
+            def mean(value, process=process, other=other, again=again):
+                again[process].append(value.detach())
+                return (value.detach() + next(other)) / 2
+
+            monkeypatch.setattr('mmgslora.methods.gs_lora_pp.mean_over_processes', mean)
+            found[rows] = gradient(rows) / 2
+        heard = again
+    torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-9)
