@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
@@ -21,54 +20,52 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = ('AP_f', 'AP_r', 'AP_o', 'AP_m', 'H')
 MARKS = ('<!-- table -->\n', '<!-- end of table -->\n')
 PAPER = 'model.method.recipe=paper'
-PLUS = 'model.method.type=GSLoRAPlusPlus'
-AVERAGING = (
-    'custom_hooks=[dict(type="ClassCheckHook"),dict(type="FiniteLossHook"),'
-    'dict(type="PrototypeHook"),dict(type="GroupSparsityHook"),dict(type="AveragingHook"),'
-    'dict(type="AdapterHook"),dict(type="RecordHook")]'
-)
+GS = 'model.method.type=GSLoRA'
 
-# Study -> config, and for every row of the table: method, setting, options on top of the config.
+# Study -> config, and for every row of the table: method, setting, options on top of the config
+# (or another config).
 STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
     'few_shot': (
         'configs/gslora_shapes_few_shot.py',
         [
-            ('GS-LoRA', '4-shot', []),
-            ('GS-LoRA++', '4-shot', [PLUS]),
-            ('GS-LoRA, paper recipe', '4-shot', [PAPER]),
-            ('GS-LoRA++, paper recipe', '4-shot', [PLUS, PAPER]),
+            ('GS-LoRA++', '4-shot', []),
+            ('GS-LoRA', '4-shot', [GS]),
+            ('GS-LoRA, paper recipe', '4-shot', [GS, PAPER]),
         ],
     ),
     'missing': (
         'configs/gslora_shapes_missing.py',
         [
-            ('GS-LoRA', '2 missing', []),
-            ('GS-LoRA, teacher off', '2 missing', ['model.method.drift=0']),
-            ('GS-LoRA, paper recipe', '2 missing', [PAPER]),
+            ('GS-LoRA++ (default)', '2 missing', []),
+            ('GS-LoRA++, teacher not distilled', '2 missing', ['model.method.drift=0']),
+            ('GS-LoRA, paper recipe', '2 missing', [GS, PAPER]),
         ],
     ),
     'ablation': (
         'configs/gslora_shapes_forget.py',
         [
-            ('GS-LoRA', 'default (proximal, teacher on)', []),
-            ('GS-LoRA', 'penalty', ['model.method.sparsity.mode=penalty',
-                                    'model.method.sparsity.alpha=3e-4']),
-            ('GS-LoRA', 'no sparsity', ['model.method.sparsity.mode=none']),
-            ('GS-LoRA', 'teacher off', ['model.method.drift=0']),
-            ('GS-LoRA', 'averaging on', [AVERAGING]),
-            ('GS-LoRA++', 'push', [PLUS, 'model.method.pull=0']),
-            ('GS-LoRA++', 'pull', [PLUS, 'model.method.push=0']),
-            ('GS-LoRA++', 'push and pull', [PLUS]),
+            ('GS-LoRA++', 'push and pull (default)', []),
+            ('GS-LoRA++', 'push', ['model.method.pull=0']),
+            ('GS-LoRA++', 'pull', ['model.method.push=0']),
+            ('GS-LoRA', 'no prototypes, proximal', [GS]),
+            ('GS-LoRA', 'no prototypes, penalty', [GS, 'model.method.sparsity.mode=penalty',
+                                                   'model.method.sparsity.alpha=3e-4']),
+            ('GS-LoRA++', 'teacher not distilled', ['model.method.drift=0']),
+            ('GS-LoRA++', 'averaging', ['configs/gslora_shapes_averaging.py']),
+            ('GS-LoRA', 'paper recipe', [GS, PAPER]),
         ],
     ),
 }  # fmt: skip
 
 
-def run(config: str, name: str, seed: int, options: Iterable[str]) -> dict:
+def run(config: str, name: str, seed: int, options: list[str]) -> dict:
     """The record of one run, trained if it is not there yet."""
     folder = ROOT / 'work_dirs' / 'compare' / f'{name}_seed{seed}'
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(folder), '--resume']
     command += ['--cfg-options', f'randomness.seed={seed}', f'train_dataloader.dataset.seed={seed}']
+    if options and options[0].endswith('.py'):
+        command[2] = options[0]
+        options = options[1:]
     if not (folder / 'done').exists():
         subprocess.run([*command, *options], cwd=ROOT, check=True)
         (folder / 'done').touch()

@@ -1,6 +1,6 @@
-# The authors' journal script for detection: GS-LoRA++ with the rows of the class head as prototypes,
-# 32 images per class, their beta for each of seven tasks. (They draw 32 times the number of classes
-# from all images; here it is 32 of each class.)
+# The journal script for detection: GS-LoRA++ with the rows of the class head as prototypes, 32
+# images per class, the authors' beta for each of seven tasks. (They draw 32 times the number of
+# classes from all images; here it is 32 of each class.)
 #   python tools/train.py configs/gslora_pp_coco_few_shot_paper.py
 # COCO is expected under data/coco. Results on real COCO still await a run.
 _base_ = './gslora_coco_forget_paper.py'

@@ -1,10 +1,11 @@
-# gslora_shapes_forget.py with exactly four images of every class per task.
+# gslora_shapes_forget.py with exactly four images of every class per task (k = 1, 2, 8, ...:
+# --cfg-options train_dataloader.dataset.few_shot=8).
 #   python tools/train.py configs/gslora_shapes_few_shot.py
 _base_ = './gslora_shapes_forget.py'
+epochs_per_task = 60  # as few images as these make an epoch of about three steps
 train_dataloader = dict(dataset=dict(few_shot=4))
-# As few images as these make an epoch of about three steps.
-train_cfg = dict(epochs_per_task=60)
+train_cfg = dict(epochs_per_task=epochs_per_task)
 param_scheduler = [
     _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], T_max=60),
+    dict(_base_.param_scheduler[1], T_max=epochs_per_task),
 ]

@@ -1,4 +1,5 @@
-# GS-LoRA on the generated shapes: three requests of two classes each, our default recipe.
+# The demo: three requests of two generated shape classes each, GS-LoRA++ with our default recipe.
+# Plain GS-LoRA: --cfg-options model.method.type=GSLoRA
 #   python tools/train.py configs/shapes/deformable-detr_shapes.py   (once: the detector)
 #   python tools/train.py configs/gslora_shapes_forget.py
 _base_ = [
@@ -11,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRAPlusPlus'),
 )
 load_from = 'work_dirs/deformable-detr_shapes/epoch_12.pth'
 train_dataloader = dict(

@@ -6,6 +6,7 @@ import math
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from torch import Tensor
 
 from mmgslora.errors import ForgettingError
 
@@ -24,8 +25,11 @@ class FiniteLossHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         for name, value in (outputs or {}).items():
-            if 'loss' in name and name != 'loss' and not math.isfinite(value):
+            if 'loss' not in name or name == 'loss':
+                continue
+            number = float(value.detach() if isinstance(value, Tensor) else value)
+            if not math.isfinite(number):
                 raise ForgettingError(
-                    f'loss term {name!r} became {float(value)}; the last good checkpoint is kept, '
+                    f'loss term {name!r} became {number}; the last good checkpoint is kept, '
                     'so lower the learning rate or beta and use --resume.'
                 )

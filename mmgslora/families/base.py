@@ -71,11 +71,6 @@ class ForgettingModel(BaseModel):
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         """Weight (C or more, D) and bias of every layer that scores classes, each once."""
 
-    @property
-    @abstractmethod
-    def scores(self) -> str:
-        """How logits become scores: 'sigmoid', 'softmax' or 'cosine' (of the rows)."""
-
     @abstractmethod
     def views(self, inputs: Any, data_samples: list) -> dict[str, View]:
         """The two sides, 'forget' and 'retain', of a batch in which every sample says its ``view``.
@@ -126,21 +121,20 @@ class ForgettingModel(BaseModel):
         """Take from the head what it knows of the classes to forget (ours).
 
         A row is all the head has of a class, and a frozen one would let it name the class again as
-        soon as embeddings come back. It is replaced by what says nothing of the class and is never
-        chosen: minus the mean of the rows that stay, with their mean bias; for a softmax, where a
-        lone constant could be the highest, their mean with a bias lowered by log 99.
+        soon as embeddings come back. It becomes the mean of the rows that stay, which says nothing
+        of the class and can never be the highest, with a bias lowered by log 1e6, so that no
+        ranking has it either. A head of cosines has no bias: there it becomes minus their mean.
 
         Args:
             forget: Labels whose rows go.
             stay: Labels whose rows stay and are averaged.
         """
-        softmax = self.scores == 'softmax'
         for weight, bias in self.class_rows:
-            rows = weight[stay]
-            mean = (F.normalize(rows) if self.scores == 'cosine' else rows).mean(0)
-            weight[forget] = mean if softmax else -mean
-            if bias is not None:
-                bias[forget] = bias[stay].mean() - (math.log(99) if softmax else 0.0)
+            if bias is None:
+                weight[forget] = -F.normalize(weight[stay]).mean(0)
+            else:
+                weight[forget] = weight[stay].mean(0)
+                bias[forget] = bias[stay].mean() - math.log(1e6)
 
     def _rows_of(self, side: str, samples: list) -> list[int]:
         """Positions of one side's images in a batch."""

@@ -70,11 +70,6 @@ class ForgettingClassifier(ForgettingModel):
         head = self.classifier.head
         return [(head.weight, getattr(head, 'bias', None))]
 
-    @property
-    def scores(self) -> str:
-        """See :class:`ForgettingModel`; a head with a ``scale`` is one of cosines."""
-        return 'cosine' if hasattr(self.classifier.head, 'scale') else 'softmax'
-
     def views(
         self, inputs: Tensor | Sequence[Tensor], data_samples: list[BaseDataElement]
     ) -> dict[str, View]:
@@ -104,9 +99,10 @@ class ForgettingClassifier(ForgettingModel):
             logits=logits,
             embeddings=embeddings,
             log_probs=logits.log_softmax(-1),
+            states=embeddings,
             classes=self.labels_of(side).to(labels.device),
-            teacher_embeddings=teacher,
             teacher_log_probs=None if before is None else before.log_softmax(-1),
+            teacher_states=teacher,
             drift=None if before is None else self._drift(logits, before),
         )
 

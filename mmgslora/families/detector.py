@@ -136,11 +136,6 @@ class ForgettingDetector(ForgettingModel):
         branches = head.cls_branches if hasattr(head, 'cls_branches') else [head.fc_cls]
         return [(branch.weight, branch.bias) for branch in dict.fromkeys(branches)]
 
-    @property
-    def scores(self) -> str:
-        """See :class:`ForgettingModel`."""
-        return 'sigmoid' if self.detector.bbox_head.loss_cls.use_sigmoid else 'softmax'
-
     def views(self, inputs: Tensor, data_samples: SampleList) -> dict[str, View]:
         """See :class:`ForgettingModel`."""
         with torch.set_grad_enabled(self._trunk_learns and torch.is_grad_enabled()):
@@ -211,15 +206,16 @@ class ForgettingDetector(ForgettingModel):
             logits=logits.flatten(0, 1)[matched],
             embeddings=embeddings.flatten(0, 1)[matched],
             log_probs=self._log_probs(logits).flatten(0, 1),
+            states=embeddings.flatten(0, 1),
             classes=self.labels_of(side).to(labels.device),
-            teacher_embeddings=before and before[0].flatten(0, 1)[matched],
             teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
+            teacher_states=before and before[0].flatten(0, 1),
             drift=before and self._drift(logits, boxes, *before[1:]),
         )
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         """(..., C) log-probabilities, sigmoid or softmax as the head was trained."""
-        if self.scores == 'sigmoid':
+        if self.detector.bbox_head.loss_cls.use_sigmoid:
             return F.logsigmoid(logits)
         return logits.log_softmax(-1)[..., : self.num_classes]
 
@@ -240,7 +236,7 @@ class ForgettingDetector(ForgettingModel):
             x.to(dtype) for x in (logits, boxes, teacher_logits, teacher_boxes)
         )
         ours, theirs = logits[..., keep], teacher_logits[..., keep]
-        if self.scores == 'sigmoid':
+        if self.detector.bbox_head.loss_cls.use_sigmoid:
             p = theirs.sigmoid()
             sure = p.max(-1).values
             entropy = F.binary_cross_entropy_with_logits(theirs, p, reduction='sum')

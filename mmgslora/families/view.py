@@ -18,13 +18,13 @@ class View:
         labels: (n,) true label of each matched query, or of each image.
         logits: (n, C) the classifier's output for them.
         embeddings: (n, D) what the classifier head reads for them.
-        teacher_embeddings: (n, D) the same of the adapter-free model, without gradient. None unless
-            the method asks for a teacher.
         log_probs: (m, C) log-probability of every class in every prediction of the view's
             images: all queries of a detector, one row per image for a classifier.
+        states: (m, D) what the classifier head reads for each of these predictions.
         classes: (k,) labels of the classes this side is about in the current task.
         teacher_log_probs: (m, C) the same of the adapter-free model, without gradient. None
             unless the method asks for a teacher.
+        teacher_states: (m, D) likewise. None unless the method asks for a teacher.
         drift: Scalar distance of this view's outputs, the classes to forget left out, from
             those of the adapter-free model. None unless the method asks for a teacher.
     """
@@ -35,7 +35,8 @@ class View:
     logits: Tensor
     embeddings: Tensor
     log_probs: Tensor
+    states: Tensor
     classes: Tensor
-    teacher_embeddings: Tensor | None = None
     teacher_log_probs: Tensor | None = None
+    teacher_states: Tensor | None = None
     drift: Tensor | None = None

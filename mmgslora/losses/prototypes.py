@@ -27,23 +27,24 @@ def prototype_divergence(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     return F.kl_div(ours, theirs, log_target=True, reduction='none').sum(-1)
 
 
-def class_mean_shift(moves: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def class_mean_shift(moves: Tensor, weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """How far the mean move of each class is from the wanted one (ours).
 
     A linear probe tells classes apart exactly as far as their mean embeddings differ (Belrose et
     al. 2023, arXiv 2306.03819), so it is means that are moved: what varies within a class may stay.
-    Given what moved every object, its embedding now less the teacher's, the noise of which objects
-    are in the batch cancels.
+    Given what moved every embedding, the embedding now less the teacher's, the noise of which
+    objects are in the batch cancels.
 
     Args:
-        moves: (n, D) embedding now minus embedding before, of each object.
-        labels: (n,) its class.
-        wanted: (C, D) the move that each class should make on average.
+        moves: (m, D) embedding now minus embedding before, of each prediction.
+        weights: (m, k) how much each prediction counts for each class.
+        wanted: (k, D) the move that each class should make on average.
 
     Returns:
-        (C, D) sum over the objects of each class of its move less the wanted one, and (C,) the
-        number of its objects. Their quotient is the distance of the means.
+        (k, D) weighted sum of the moves of each class less the wanted one, and (k,) the sum of its
+        weights. Their quotient is the distance of the means.
     """
-    moves = moves.to(torch.promote_types(moves.dtype, torch.float32))
-    sums = moves.new_zeros(wanted.shape).index_add(0, labels, moves - wanted.to(moves)[labels])
-    return sums, torch.bincount(labels, minlength=len(wanted)).to(moves)
+    dtype = torch.promote_types(moves.dtype, torch.float32)
+    moves, weights, wanted = (x.to(dtype) for x in (moves, weights, wanted))
+    counts = weights.sum(0)
+    return weights.T @ moves - counts[:, None] * wanted, counts

@@ -60,7 +60,7 @@ RECIPES = {
         drift=1.0,
         sparsity=dict(mode='proximal', alpha=0.3, by='block', warmup_epochs=0, select=1 / 3),
         dropout=False,
-        reset_rows=True,
+        reset_rows=False,
     ),
 }
 
@@ -99,7 +99,7 @@ class GSLoRA(Method):
         drift: Weight of the drift from the adapter-free model (ours).
         sparsity: See :class:`Method`; given keys override the recipe's.
         dropout: See :class:`Method`.
-        reset_rows: See :class:`Method`; True in the default recipe.
+        reset_rows: See :class:`Method`; False in all recipes of GS-LoRA.
 
     Raises:
         ForgettingError: The recipe or ``ascend`` is unknown.
@@ -135,7 +135,7 @@ class GSLoRA(Method):
             raise ForgettingError(f'ascend is {self.ascend!r}; it can be loss or predictions.')
         beta = chosen['beta']
         self.betas = tuple(beta) if isinstance(beta, Sequence) else (beta,)
-        self.needs_teacher = self.drift > 0
+        self.needs_teacher = self.drift > 0 or self.ascend == 'predictions'
 
     @property
     def beta(self) -> float:

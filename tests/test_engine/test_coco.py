@@ -213,7 +213,7 @@ def test_recipes_differ_in_method_and_learning_rate_rule(load):
     ours, theirs = load('gslora_coco_forget'), load('gslora_coco_forget_paper')
     differ = {key for key in ours if ours[key] != theirs.get(key)}
     assert differ == {'model', 'auto_scale_lr', 'work_dir'}
-    assert ours.model.method == dict(type='GSLoRA')
+    assert ours.model.method == dict(type='GSLoRAPlusPlus')
     assert theirs.model.pop('method') == dict(type='GSLoRA', recipe='paper')
     ours.model.pop('method')
     assert ours.model == theirs.model

@@ -116,7 +116,7 @@ def zoo(shrunk, weights):
         Protocol(SHAPES, [['circle', 'square']]).partition(1).publish()
         plain = MODELS.build(shrunk(name))
         plain.load_state_dict(weights(name))
-        method = dict(type='GSLoRA', **options.pop('method', {}))
+        method = {'type': 'GSLoRA', **options.pop('method', {})}
         model = ForgettingDetector(shrunk(name), method, **options)
         model.load_state_dict(weights(name))
         return plain.eval(), model
@@ -201,6 +201,23 @@ def test_forget_merge_export_and_load_plain(zoo, shrunk, name, recipe):
     plain.load_state_dict(state)
     assert_same_detections(detect(plain), trained)
     assert (trained[0].scores - detect(original)[0].scores).abs().max() > 2e-4
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_prototypes_and_rows(zoo, name):
+    """GS-LoRA++ trains every detector, and a class whose row is reset is never detected again."""
+    original, model = zoo(name, method=dict(type='GSLoRAPlusPlus'))
+    assert model.classifier_weight.shape[0] == len(SHAPES)
+    found = detect(original)
+    gone = [int(found[0].labels[0]), 1]  # what it is surest of, and another class
+    model.method.prototypes = model.classifier_weight.detach().clone()
+    losses = forget(model)
+    assert 'forget_loss_prototype' in losses[0] and 'retain_loss_prototype' in losses[0]
+    assert all(torch.isfinite(value).all() for step in losses for value in step.values())
+    merge_adapters(model.plain_model)
+    model.reset_rows(gone, [i for i in range(len(SHAPES)) if i not in gone])
+    for image in detect(model):
+        assert not (image.scores[torch.isin(image.labels, torch.tensor(gone))] > 1e-4).any()
 
 
 def assert_terms_are_the_heads_own(plain, model):

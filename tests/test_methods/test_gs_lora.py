@@ -23,6 +23,7 @@ def view(loss_cls, log_probs, teacher=None, drift=None, classes=(1,)):
         logits=torch.zeros(1, 3),
         embeddings=torch.zeros(1, 4),
         log_probs=torch.tensor(log_probs),
+        states=torch.zeros(len(log_probs), 4),
         classes=torch.tensor(classes),
         teacher_log_probs=None if teacher is None else torch.tensor(teacher),
         drift=None if drift is None else torch.tensor(drift),

@@ -15,9 +15,9 @@ LOG3 = math.log(3)
 FAR = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
 
 
-def view(labels, embeddings, teacher=None):
+def view(labels, embeddings):
     return View(
-        teacher_embeddings=None if teacher is None else torch.tensor(teacher),
+        states=torch.tensor(embeddings),
         loss=torch.tensor(1.0),
         terms=dict(loss_cls=torch.tensor(1.0)),
         labels=torch.tensor(labels),
@@ -97,80 +97,96 @@ def test_bad_arguments():
         GSLoRAPlusPlus(recipe='papr')
 
 
+def predictions(states, teacher_states, beliefs, classes=(1,)):
+    """A view as far as the measure of means reads it: (m, D), (m, D) and (m, C) numbers."""
+    states = torch.tensor(states) if isinstance(states, list) else states
+    return View(
+        loss=torch.tensor(1.0),
+        terms=dict(loss_cls=torch.tensor(1.0)),
+        labels=torch.tensor([1]),
+        logits=torch.zeros(1, 3),
+        embeddings=states[:1],
+        log_probs=torch.zeros(len(states), len(beliefs[0])),
+        states=states,
+        classes=torch.tensor(classes),
+        teacher_log_probs=torch.tensor(beliefs).log(),
+        teacher_states=torch.as_tensor(teacher_states, dtype=states.dtype),
+    )
+
+
+def means(prototypes, **settings):
+    made = GSLoRAPlusPlus(beta=0.0, drift=0.0, sparsity=dict(mode='none'), **settings)
+    made.prototypes = torch.tensor(prototypes)
+    return made
+
+
 def test_means_by_hand():
     """Prototypes (0, 0), (0, 3), (6, 0): the centre is (2, 1); class 1 is to move by (2, -2)."""
-    pp = GSLoRAPlusPlus(beta=0.0, drift=0.0, push=0.5, pull=2.0, sparsity=dict(mode='none'))
-    pp.prototypes = torch.tensor([[0.0, 0.0], [0.0, 3.0], [6.0, 0.0], [math.nan, math.nan]])
-    # Moves of class 1: (2, -2) and (0, 0), mean (1, -1): off by (-1, 1). Of class 0, wanted
-    # (2, 1): (2, 2), off by (0, 1).
-    forget = view(
-        [1, 0, 1], [[2.0, 1.0], [2.0, 2.0], [5.0, 5.0]], [[0.0, 3.0], [0.0, 0.0], [5.0, 5.0]]
+    pp = means([[0.0, 0.0], [0.0, 3.0], [6.0, 0.0], [math.nan, math.nan]], push=0.5, pull=2.0)
+    forget = predictions(
+        states=[[2.0, 1.0], [5.0, 5.0], [7.0, 7.0], [2.0, 2.0]],
+        teacher_states=[[0.0, 3.0], [5.0, 5.0], [0.0, 0.0], [0.0, 0.0]],
+        beliefs=[[0.1, 0.9, 0, 0], [0.3, 0.6, 0, 0], [0.1, 0.2, 0, 0], [0.8, 0.1, 0, 0.1]],
     )
-    retain = view([2, 3], [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]])
-    for both in (forget, retain):
-        both.teacher_log_probs = both.log_probs
+    retain = predictions([[1.0, 0.0]], [[0.0, 0.0]], [[0.5, 0.9, 0.2, 0.0]])
     losses = pp.losses(forget, retain)
-    # squares: class 0: (0, 1), class 1: (1, 1); mean over 2 classes x 2 dimensions
-    assert losses['forget_loss_prototype'].item() == pytest.approx(0.5 * 3 / 4)
-    # moves (1, 0) and (0, -2): mean over 2 objects x 2 dimensions
-    assert losses['retain_loss_prototype'].item() == pytest.approx(2.0 * 5 / 4)
+    # The teacher is sure of the first two: moves (2, -2) and (0, 0), mean (1, -1), off by (-1, 1).
+    assert losses['forget_loss_prototype'].item() == pytest.approx(0.5 * 2 / 2)
+    # Squares of all moves, mean over 2 dimensions: 4, 0, 49, 4 and 1/2; weights: the belief in the
+    # likeliest class but 1.
+    expected = (0.1 * 4 + 0.3 * 0 + 0.1 * 49 + 0.8 * 4 + 0.5 * 0.5) / (0.1 + 0.3 + 0.1 + 0.8 + 0.5)
+    assert losses['retain_loss_prototype'].item() == pytest.approx(2.0 * expected)
     assert pp.needs_teacher
 
 
 def test_means_reached_give_no_gradient():
-    pp = GSLoRAPlusPlus(beta=0.0, drift=0.0, push=1.0, pull=0.0, sparsity=dict(mode='none'))
-    pp.prototypes = torch.tensor([[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]])  # centre (2, 2)
-    embeddings = torch.tensor([[2.0, 2.0], [0.0, 1.0]], requires_grad=True)
-    # One object of class 1 at the centre, one of class 0 that spreads about its mean: (0, 0) on
-    # average is asked to move by (2, 2).
-    forget = view([1, 0], [[0.0, 0.0]] * 2, [[0.0, 4.0], [-2.0, -1.0]])
-    forget.embeddings, forget.teacher_log_probs = embeddings, forget.log_probs
-    retain = view([2], [[0.0, 0.0]], [[0.0, 0.0]])
+    """Where the mean of a class is the centre's, what varies about it is left alone."""
+    pp = means([[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]], push=1.0, pull=0.0)  # centre (2, 2)
+    states = torch.tensor([[3.0, 3.0], [1.0, 1.0]], requires_grad=True)
+    forget = predictions(states, [[1.0, 4.5], [-1.0, 3.5]], [[0.0, 0.9, 0.0]] * 2)
+    retain = predictions([[0.0, 0.0]], [[0.0, 0.0]], [[0.9, 0.0, 0.0]])
     loss = pp.losses(forget, retain)['forget_loss_prototype']
     loss.backward()
-    assert loss.item() == 0 and not embeddings.grad.any()
+    assert loss.item() == pytest.approx(0, abs=1e-12) and not states.grad.any()
+
+
+def test_a_view_without_a_sure_prediction():
+    pp = means([[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]], push=1.0, pull=0.0)
+    both = predictions([[1.0, 1.0]], [[0.0, 0.0]], [[0.2, 0.3, 0.1]])
+    assert pp.losses(both, both)['forget_loss_prototype'].item() == 0
 
 
 def test_two_processes_make_the_joint_gradient(monkeypatch):
     """Halves of a batch on two processes: the mean of their gradients is that of the whole."""
     torch.manual_seed(0)
-    labels = [0, 1, 1, 2, 1, 0, 2]
-    embeddings, teacher = torch.randn(7, 4).double(), torch.randn(7, 4).double()
-    pp = GSLoRAPlusPlus(beta=0.0, drift=0.0, push=1.0, pull=0.7, sparsity=dict(mode='none'))
-    pp.prototypes = torch.randn(3, 4)
+    states, teacher = torch.randn(7, 4).double(), torch.randn(7, 4).double()
+    beliefs = torch.rand(7, 3).tolist()
+    pp = means(torch.randn(3, 4).tolist(), push=1.0, pull=0.7)
 
     def gradient(rows):
-        moved = embeddings[rows].clone().requires_grad_()
-        both = view([labels[i] for i in rows], [[0.0]])
-        both.embeddings, both.teacher_embeddings = moved, teacher[rows]
-        both.teacher_log_probs = both.log_probs
+        now = states[rows].clone().requires_grad_()
+        both = predictions(now, teacher[rows], [beliefs[i] for i in rows], classes=(0, 1))
         losses = pp.losses(both, both)
         sum(v for k, v in losses.items() if 'prototype' in k).backward()
-        return moved.grad
+        return now.grad
 
     whole = gradient(list(range(7)))
     parts = [[0, 1, 2, 3], [4, 5, 6]]
-    # What each process would hear from the other, by the order in which values are averaged.
-    heard = {0: [], 1: []}
-    for process, rows in enumerate(parts):
-        monkeypatch.setattr(
-            'mmgslora.methods.gs_lora_pp.mean_over_processes',
-            lambda value, process=process: (heard[process].append(value.detach()), value.detach())[
-                1
-            ],
-        )
-        gradient(rows)
-    found = torch.zeros(7, 4, dtype=torch.float64)
-    for _ in range(2):  # the second round hears values that depend on the first one's means
-        again = {0: [], 1: []}
+    heard = [[], []]  # what each process gives to be averaged, in order
+
+    def average_with(process, others, kept):
+        others = iter(others)
+
+        def mean(value):
+            kept[process].append(value.detach())
+            return (value.detach() + next(others, value.detach())) / 2
+
+        monkeypatch.setattr('mmgslora.methods.gs_lora_pp.mean_over_processes', mean)
+
+    for _ in range(3):  # later values depend on earlier averages
+        kept, found = [[], []], torch.zeros(7, 4, dtype=torch.float64)
         for process, rows in enumerate(parts):
-            other = iter(heard[1 - process])
-
-            def mean(value, process=process, other=other, again=again):
-                again[process].append(value.detach())
-                return (value.detach() + next(other)) / 2
-
-            monkeypatch.setattr('mmgslora.methods.gs_lora_pp.mean_over_processes', mean)
+            average_with(process, heard[1 - process], kept)
             found[rows] = gradient(rows) / 2
-        heard = again
+        heard = kept
     torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-9)

@@ -1,7 +1,8 @@
-# Our default recipe for COCO-sized data: no beta per task, whole blocks stay untouched.
+# Our default recipe for COCO-sized data: GS-LoRA++ without a hand-set beta per task.
+# Plain GS-LoRA: --cfg-options model.method.type=GSLoRA
 # A config takes it from _base_.forgetting and changes to the authors' by another base.
 forgetting = dict(
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRAPlusPlus'),
     epochs_per_task=30,
     data_ratio=0.1,
     batch_size=4,  # per GPU: 2 images of each view

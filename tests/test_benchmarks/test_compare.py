@@ -1,0 +1,55 @@
+import importlib.util
+
+import pytest
+
+
+@pytest.fixture(scope='module')
+def compare(repo_root):
+    spec = importlib.util.spec_from_file_location('compare', repo_root / 'benchmarks/compare.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(ap_r):
+    return dict(
+        pretrained=dict(per_class=dict(a=80.0, b=60.0, c=40.0, d=50.0)),
+        tasks=[
+            dict(
+                task=1,
+                forget=['a'],
+                retain=['b', 'c'],
+                missing=['d'],
+                metrics=dict(AP_f=0.5, AP_r=ap_r, AP_m=45.0, H=70.0),
+                zero_group_ratio=0.6,
+                train_seconds=3.0,
+            )
+        ],
+    )
+
+
+def test_rows(compare):
+    (row,) = compare.rows_of(record(48.0), 'GS-LoRA', '4-shot', 7)
+    assert row == dict(
+        method='GS-LoRA', setting='4-shot', seed=7, task=1, AP_f=0.5, AP_r=48.0, AP_o=None,
+        AP_m=45.0, H=70.0, pretrained_AP_r=50.0, pretrained_AP_m=50.0, zero_group_ratio=0.6,
+        train_seconds=3.0,
+    )  # fmt: skip
+
+
+def test_table_has_mean_and_range(compare):
+    rows = [compare.rows_of(record(v), 'GS-LoRA', '4-shot', s)[0] for s, v in ((0, 48), (1, 50))]
+    head, _, line = compare.table(rows).splitlines()
+    cells = dict(zip([c.strip() for c in head.split('|')], [c.strip() for c in line.split('|')]))
+    assert cells['AP_r'] == '49.0 (48.0 to 50.0)'
+    assert cells['AP_r kept'] == '98.0% (96.0 to 100.0)'
+    assert cells['AP_m kept'] == '90.0% (90.0 to 90.0)'
+    assert cells['zero groups'] == '0.60 (0.60 to 0.60)'
+    assert 'AP_o' not in cells
+
+
+def test_studies_name_configs_that_exist(compare, repo_root):
+    for config, variants in compare.STUDIES.values():
+        assert (repo_root / config).is_file()
+        names = [(method, setting) for method, setting, _ in variants]
+        assert len(set(names)) == len(names)
