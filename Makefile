@@ -1,4 +1,4 @@
-# make setup | demo | test | test-oldest | lint | clean.
+# make setup | demo | audit | demo-classification | demo-face | test | test-oldest | lint | clean.
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo test test-oldest lint clean
+.PHONY: setup demo audit demo-classification demo-face test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -29,7 +29,28 @@ $(TEST): $(RUNTIME) requirements/test.txt
 demo: $(RUNTIME)
 	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
 	$(RUN) tools/train.py configs/gslora_shapes_forget.py --resume
+	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget --seeds 0 --measures output whereabouts probe
+	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
 	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
+
+# What only a comparison can say: the demo's detector retrained without the forgotten classes.
+audit: demo
+	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume
+	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget \
+		--oracle work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
+	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
+
+demo-classification: $(RUNTIME)
+	$(RUN) tools/train.py configs/classification/vit_shapes.py --resume
+	$(RUN) tools/train.py configs/classification/gslora_classification_forget.py --resume
+	$(RUN) tools/report.py work_dirs/gslora_classification_forget
+	@echo "make demo-classification took $$(( $$(date +%s) - $(START) )) s."
+
+demo-face: $(RUNTIME)
+	$(RUN) tools/train.py configs/face/face-transformer_generated.py --resume
+	$(RUN) tools/train.py configs/face/gslora_face_forget.py --resume
+	$(RUN) tools/report.py work_dirs/gslora_face_forget
+	@echo "make demo-face took $$(( $$(date +%s) - $(START) )) s."
 
 test: $(TEST)
 	$(RUN) -m pytest
@@ -42,6 +63,9 @@ lint: $(TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# The demo's detector and results, for a demo from the start.
+# What the demos and the audit made, for a start from nothing.
 clean:
-	rm -rf work_dirs/deformable-detr_shapes work_dirs/gslora_shapes_forget
+	rm -rf work_dirs/deformable-detr_shapes work_dirs/gslora_shapes_forget \
+		work_dirs/deformable-detr_shapes_oracle work_dirs/vit_shapes \
+		work_dirs/gslora_classification_forget work_dirs/face-transformer_generated \
+		work_dirs/gslora_face_forget
