@@ -9,3 +9,5 @@ param_scheduler = [
     _base_.param_scheduler[0],
     dict(_base_.param_scheduler[1], T_max=epochs_per_task),
 ]
+# A checkpoint at the end of every task, and twice in between, rather than after every few steps.
+default_hooks = dict(checkpoint=dict(interval=epochs_per_task // 3))

@@ -1,4 +1,7 @@
+from mmgslora.datasets.folder import FolderDataset
+from mmgslora.datasets.generated_faces import GeneratedFacesDataset
 from mmgslora.datasets.protocol import ClassPartition, Protocol
+from mmgslora.datasets.shape_folders import ShapeFolderDataset
 from mmgslora.datasets.shapes import SHAPES, ShapesDataset, write_shapes
 from mmgslora.datasets.views import ForgettingViews, PairedSampler
 from mmgslora.datasets.without_classes import WithoutClasses
@@ -6,9 +9,12 @@ from mmgslora.datasets.without_classes import WithoutClasses
 __all__ = [
     'SHAPES',
     'ClassPartition',
+    'FolderDataset',
     'ForgettingViews',
+    'GeneratedFacesDataset',
     'PairedSampler',
     'Protocol',
+    'ShapeFolderDataset',
     'ShapesDataset',
     'WithoutClasses',
     'write_shapes',

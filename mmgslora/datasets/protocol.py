@@ -209,7 +209,7 @@ class Protocol:
         if entry not in self.category_ids:
             near = sorted(sorted(self.category_ids, key=lambda known: abs(known - entry))[:4])
             raise ForgettingError(
-                f'COCO category id {entry} in {where} does not exist in the data set; it has '
+                f'Category id {entry} in {where} does not exist in the data set; it has '
                 f'{len(self.category_ids)} ids, the next ones being '
                 f'{", ".join(f"{known} ({self.category_ids[known]})" for known in near)}.'
             )
@@ -217,7 +217,10 @@ class Protocol:
 
 
 def category_ids_of(dataset: Dataset) -> dict[int, str] | None:
-    """Class name of every category id of a COCO-format data set; None for other data sets."""
+    """Class name of every id of a data set in COCO format, of every number of a folder per class.
+
+    None for other data sets.
+    """
     if not hasattr(dataset, 'cat_ids'):
         return None
     return dict(zip(dataset.cat_ids, dataset.metainfo['classes']))

@@ -108,8 +108,8 @@ def test_example_file(repo_root):
 @pytest.mark.parametrize(
     ('settings', 'words'),
     [
-        (dict(tasks=[[3]]), ['COCO category id 3 in task 1', '2 (dog), 4 (cow)', '5 ids']),
-        (dict(tasks=[['cat']], missing=[0]), ['COCO category id 0 in the missing classes']),
+        (dict(tasks=[[3]]), ['Category id 3 in task 1', '2 (dog), 4 (cow)', '5 ids']),
+        (dict(tasks=[['cat']], missing=[0]), ['Category id 0 in the missing classes']),
         (dict(tasks=[[1], ['cat']]), ["'cat'", 'task 1', 'again in task 2']),
         (dict(tasks=[[True]]), ['Class True', 'unknown']),
         (dict(tasks=[[1.0]]), ['Class 1.0', 'unknown']),

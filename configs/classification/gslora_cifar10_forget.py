@@ -1,0 +1,36 @@
+# GS-LoRA on CIFAR-10, or a part of it: three requests of two classes each.
+#   python tools/train.py configs/classification/vit_cifar10.py   (once: the classifier)
+#   python tools/train.py configs/classification/gslora_cifar10_forget.py
+_base_ = [
+    './vit_cifar10.py',
+    '../_base_/forgetting_classifier.py',
+    '../_base_/protocols/cifar10_3x2.py',
+]
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True,
+    type='ForgettingClassifier',
+    classifier=_base_.model,
+    method=dict(type='GSLoRA'),
+)
+load_from = 'work_dirs/vit_cifar10/epoch_100.pth'
+train_dataloader = dict(
+    batch_size=64,
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=1.0,
+    ),
+)
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=_base_.protocol,
+    epochs_per_task=10,
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+]

@@ -1,0 +1,36 @@
+# GS-LoRA on the generated shapes: three requests of two classes each, our default recipe.
+#   python tools/train.py configs/classification/vit_shapes.py   (once: the classifier)
+#   python tools/train.py configs/classification/gslora_classification_forget.py
+_base_ = [
+    './vit_shapes.py',
+    '../_base_/forgetting_classifier.py',
+    '../_base_/protocols/shapes_3x2.py',
+]
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True,
+    type='ForgettingClassifier',
+    classifier=_base_.model,
+    method=dict(type='GSLoRA'),
+)
+load_from = 'work_dirs/vit_shapes/epoch_12.pth'
+train_dataloader = dict(
+    batch_size=64,
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=0.2,
+    ),
+)
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=_base_.protocol,
+    epochs_per_task=10,
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+]

@@ -1,0 +1,90 @@
+# A Vision Transformer on any pictures in class folders, data/my_pictures/{train,test}/<class>/,
+# from nothing. What to change for other data: data_root, num_classes, and the size of the
+# pictures.
+#   python tools/train.py configs/classification/vit_folder.py
+_base_ = '../_base_/classifier_runtime.py'
+custom_imports = dict(imports=['mmgslora.register'])
+data_root = 'data/my_pictures/'
+num_classes = 10
+size = 64
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='VisionTransformer',
+        image_size=size,
+        patch_size=8,
+        num_layers=6,
+        num_heads=4,
+        hidden_dim=192,
+        mlp_dim=384,
+    ),
+    head=dict(type='LinearHead', embed_dims=192, num_classes=num_classes),
+)
+to_tensor = [
+    dict(type='ToImage'),
+    dict(type='ToDtype', dtype='float32', scale=True),
+    dict(type='Normalize', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+]
+train_transforms = [
+    dict(type='RandomResizedCrop', size=size, scale=[0.6, 1.0]),
+    dict(type='RandomHorizontalFlip'),
+    *to_tensor,
+]
+test_transforms = [dict(type='Resize', size=size), dict(type='CenterCrop', size=size), *to_tensor]
+# One training image in ten is held out for validation; with a folder of its own for that, give
+# folder='val', classes_from='train' and no split.
+split = dict(train=9, val=1)
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=2,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='FolderDataset',
+        data_root=data_root,
+        folder='train',
+        split=split,
+        transforms=train_transforms,
+    ),
+)
+val_dataloader = dict(
+    batch_size=128,
+    num_workers=2,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='FolderDataset',
+        data_root=data_root,
+        folder='train',
+        split=split,
+        part='val',
+        transforms=test_transforms,
+        test_mode=True,
+    ),
+)
+test_dataloader = dict(
+    batch_size=128,
+    num_workers=2,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='FolderDataset',
+        data_root=data_root,
+        folder='test',
+        classes_from='train',
+        transforms=test_transforms,
+        test_mode=True,
+    ),
+)
+val_evaluator = dict(type='ForgettingAccuracyMetric')
+test_evaluator = val_evaluator
+max_epochs = 100
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=1.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=max_epochs, convert_to_iter_based=True),
+]

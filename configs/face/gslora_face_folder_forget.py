@@ -1,0 +1,37 @@
+# GS-LoRA on any faces in one folder per identity.
+#   python tools/train.py configs/face/face-transformer_folder.py   (once: the recogniser)
+#   python tools/train.py configs/face/gslora_face_folder_forget.py \
+#       --cfg-options train_cfg.protocol.tasks=[[anna],[ben,carl]]
+# An identity is given by the name of its folder or its number among the sorted names, from 0.
+_base_ = [
+    './face-transformer_folder.py',
+    '../_base_/forgetting_classifier.py',
+]
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True,
+    type='ForgettingClassifier',
+    classifier=_base_.model,
+    method=dict(type='GSLoRA'),
+)
+load_from = 'work_dirs/face-transformer_folder/epoch_100.pth'
+train_dataloader = dict(
+    batch_size=64,
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=0.1,
+    ),
+)
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=dict(tasks=[[0]]),
+    epochs_per_task=10,
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+]

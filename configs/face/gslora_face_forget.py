@@ -1,0 +1,36 @@
+# GS-LoRA on generated faces: three requests of four persons each, our default recipe.
+#   python tools/train.py configs/face/face-transformer_generated.py   (once: the recogniser)
+#   python tools/train.py configs/face/gslora_face_forget.py
+_base_ = [
+    './face-transformer_generated.py',
+    '../_base_/forgetting_classifier.py',
+    '../_base_/protocols/faces_3x4.py',
+]
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True,
+    type='ForgettingClassifier',
+    classifier=_base_.model,
+    method=dict(type='GSLoRA'),
+)
+load_from = 'work_dirs/face-transformer_generated/epoch_14.pth'
+train_dataloader = dict(
+    batch_size=64,
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=0.3,
+    ),
+)
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=_base_.protocol,
+    epochs_per_task=10,
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+]

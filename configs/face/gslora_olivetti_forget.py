@@ -1,0 +1,36 @@
+# GS-LoRA on the Olivetti faces: four requests of five persons each; twenty stay.
+#   python tools/train.py configs/face/face-transformer_olivetti.py   (once: the recogniser)
+#   python tools/train.py configs/face/gslora_olivetti_forget.py
+_base_ = [
+    './face-transformer_olivetti.py',
+    '../_base_/forgetting_classifier.py',
+    '../_base_/protocols/olivetti_4x5.py',
+]
+custom_imports = dict(imports=['mmgslora.register'])
+model = dict(
+    _delete_=True,
+    type='ForgettingClassifier',
+    classifier=_base_.model,
+    method=dict(type='GSLoRA'),
+)
+load_from = 'work_dirs/face-transformer_olivetti/epoch_300.pth'
+train_dataloader = dict(
+    batch_size=40,
+    sampler=dict(_delete_=True, type='PairedSampler'),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        data_ratio=1.0,
+    ),
+)
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=_base_.protocol,
+    epochs_per_task=10,
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+]

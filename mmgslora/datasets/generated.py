@@ -1,0 +1,69 @@
+"""Writes generated pictures into class folders, once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmgslora.errors import ForgettingError
+
+SPLITS = ('train', 'val', 'test')
+
+
+def write_class_folders(
+    root: str | Path,
+    name: str,
+    recipe: dict,
+    classes: Sequence[str],
+    draw: Callable[[np.random.Generator, int], np.ndarray],
+) -> None:
+    """Write ``train/``, ``val/`` and ``test/``, each with one folder of PNG files per class.
+
+    Every picture has a random generator of its own, made from ``recipe['seed']``, the split, the
+    class and its number. The folder appears whole or not at all, with the recipe in
+    ``{name}.json``. A folder that is there already is left as it is.
+
+    Args:
+        root: Folder to make.
+        name: What the data set is called.
+        recipe: ``seed``, the pictures per class of each split, and all else that tells one such
+            data set from another.
+        classes: Names of the class folders, sorted.
+        draw: Gives a picture, (H, W, 3) uint8 RGB, for a generator and a label.
+
+    Raises:
+        ForgettingError: The folder exists and is not this data set.
+    """
+    root = Path(root)
+    if root.exists():
+        note = root / f'{name}.json'
+        found = json.loads(note.read_text()) if note.is_file() else f'no {name} data set'
+        if found != recipe:
+            raise ForgettingError(
+                f'{root} holds {found} but {recipe} is asked for; '
+                'remove the folder or set another data_root.'
+            )
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f'.{root.name}_', dir=root.parent))
+    for number, split in enumerate(SPLITS):
+        for label, folder in enumerate(classes):
+            (draft / split / folder).mkdir(parents=True)
+            for index in range(recipe[split]):
+                rng = np.random.default_rng([recipe['seed'], number, label, index])
+                picture = Image.fromarray(draw(rng, label))
+                picture.save(draft / split / folder / f'{index + 1:04d}.png')
+    (draft / f'{name}.json').write_text(json.dumps(recipe))
+    try:
+        draft.chmod(0o755)
+        draft.rename(root)
+    except OSError:
+        # Another process was faster; its folder must be the same data set.
+        shutil.rmtree(draft)
+        write_class_folders(root, name, recipe, classes, draw)
