@@ -21,6 +21,8 @@ NUMBERS = ('AP_f', 'AP_r', 'AP_o', 'AP_m', 'H')
 MARKS = ('<!-- table -->\n', '<!-- end of table -->\n')
 PAPER = 'model.method.recipe=paper'
 GS = 'model.method.type=GSLoRA'
+PLAIN = 'configs/gslora_shapes_few_shot_plain.py'
+PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
 # Study -> config, and for every row of the table: method, setting, options on top of the config
 # (or another config).
@@ -29,43 +31,47 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
         'configs/gslora_shapes_few_shot.py',
         [
             ('GS-LoRA++', '4-shot', []),
-            ('GS-LoRA', '4-shot', [GS]),
-            ('GS-LoRA, paper recipe', '4-shot', [GS, PAPER]),
+            ('GS-LoRA', '4-shot', [PLAIN]),
         ],
     ),
     'missing': (
         'configs/gslora_shapes_missing.py',
         [
             ('GS-LoRA++ (default)', '2 missing', []),
-            ('GS-LoRA++, teacher not distilled', '2 missing', ['model.method.drift=0']),
             ('GS-LoRA, paper recipe', '2 missing', [GS, PAPER]),
         ],
     ),
     'ablation': (
-        'configs/gslora_shapes_forget.py',
+        'configs/gslora_shapes_few_shot.py',
         [
             ('GS-LoRA++', 'push and pull (default)', []),
             ('GS-LoRA++', 'push', ['model.method.pull=0']),
             ('GS-LoRA++', 'pull', ['model.method.push=0']),
-            ('GS-LoRA', 'no prototypes, proximal', [GS]),
-            ('GS-LoRA', 'no prototypes, penalty', [GS, 'model.method.sparsity.mode=penalty',
-                                                   'model.method.sparsity.alpha=3e-4']),
+            ('GS-LoRA', 'no prototypes, proximal', [PLAIN]),
+            ('GS-LoRA', 'no prototypes, penalty', [PLAIN, *PENALTY]),
             ('GS-LoRA++', 'teacher not distilled', ['model.method.drift=0']),
-            ('GS-LoRA++', 'averaging', ['configs/gslora_shapes_averaging.py']),
-            ('GS-LoRA', 'paper recipe', [GS, PAPER]),
+            ('GS-LoRA++', 'averaging', ['configs/gslora_shapes_few_shot_averaging.py']),
+        ],
+    ),
+    'default': (
+        'configs/gslora_shapes_forget.py',
+        [
+            ('GS-LoRA++ (default)', '10 % of the images', []),
+            ('GS-LoRA', '10 % of the images', [GS]),
+            ('GS-LoRA, paper recipe', '10 % of the images', [GS, PAPER]),
         ],
     ),
 }  # fmt: skip
 
 
-def run(config: str, name: str, seed: int, options: list[str]) -> dict:
-    """The record of one run, trained if it is not there yet."""
-    folder = ROOT / 'work_dirs' / 'compare' / f'{name}_seed{seed}'
+def run(config: str, seed: int, options: list[str]) -> dict:
+    """The record of one run, trained if it is not there yet; studies share equal runs."""
+    if options and options[0].endswith('.py'):
+        config, *options = options
+    changes = [option.split('.')[-1] for option in options]
+    folder = ROOT / 'work_dirs' / 'compare' / '_'.join([Path(config).stem, *changes, f'seed{seed}'])
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(folder), '--resume']
     command += ['--cfg-options', f'randomness.seed={seed}', f'train_dataloader.dataset.seed={seed}']
-    if options and options[0].endswith('.py'):
-        command[2] = options[0]
-        options = options[1:]
     if not (folder / 'done').exists():
         subprocess.run([*command, *options], cwd=ROOT, check=True)
         (folder / 'done').touch()
@@ -123,8 +129,8 @@ def main() -> None:
     config, variants = STUDIES[args.study]
     rows = []
     for seed in args.seeds:
-        for number, (method, setting, options) in enumerate(variants):
-            record = run(config, f'{args.study}/{number}', seed, options)
+        for method, setting, options in variants:
+            record = run(config, seed, options)
             rows += rows_of(record, method, setting, seed)
             order = {(m, s): i for i, (m, s, _) in enumerate(variants)}
             rows.sort(key=lambda r: (order[r['method'], r['setting']], r['task'], r['seed']))

@@ -1,13 +1,15 @@
 # gslora_shapes_forget.py with exactly four images of every class per task (k = 1, 2, 8, ...:
-# --cfg-options train_dataloader.dataset.few_shot=8).
+# --cfg-options train_dataloader.dataset.few_shot=8). So few images show little of what must stay:
+# the teacher counts four times as much.
 #   python tools/train.py configs/gslora_shapes_few_shot.py
 _base_ = './gslora_shapes_forget.py'
-epochs_per_task = 60  # as few images as these make an epoch of about three steps
+epochs_per_task = 40  # of two or three steps
+model = dict(method=dict(drift=4.0, pull=2.0))
 train_dataloader = dict(dataset=dict(few_shot=4))
 train_cfg = dict(epochs_per_task=epochs_per_task)
 param_scheduler = [
     _base_.param_scheduler[0],
     dict(_base_.param_scheduler[1], T_max=epochs_per_task),
 ]
-# A checkpoint at the end of every task, and twice in between, rather than after every few steps.
-default_hooks = dict(checkpoint=dict(interval=epochs_per_task // 3))
+# A checkpoint at the end of every task and once in between, rather than after every few steps.
+default_hooks = dict(checkpoint=dict(interval=epochs_per_task // 2))

@@ -1,4 +1,0 @@
-# gslora_shapes_forget.py; the average over the second half of a task's steps is its result.
-#   python tools/train.py configs/gslora_shapes_averaging.py
-_base_ = './gslora_shapes_forget.py'
-custom_hooks = [*_base_.custom_hooks, dict(type='AveragingHook')]
