@@ -5,23 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import HorizontalBoxes, bbox_cxcywh_to_xyxy, bbox_overlaps
-from mmengine.config import Config
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgslora.audit.subject import Images, Objects, Subject
-from mmgslora.errors import ForgettingError
 
 _CACHE_BYTES = 2**29
 _ON_OBJECT = 0.5
@@ -39,6 +35,8 @@ class DetectionImages(Images):
         pipeline: Replaces the data set's own, for training data: the one that is used for
             testing. Defaults to None.
     """
+
+    seen_through = 'pipeline'
 
     def __init__(self, dataset: BaseDataset | dict, pipeline: list[dict] | None = None) -> None:
         if isinstance(dataset, dict):
@@ -92,24 +90,11 @@ class DetectionImages(Images):
 
 
 class DetectorSubject(Subject):
-    """A plain DETR-like detector, without LoRA.
-
-    Args:
-        detector: The detector with its weights.
-        classes: Names of its classes in label order.
-        batch_size: Images per forward pass. Defaults to 32.
-    """
+    """A DETR-like detector."""
 
     metric = 'AP'
-
-    def __init__(self, detector: nn.Module, classes: Sequence[str], batch_size: int = 32) -> None:
-        self.model = detector.eval()
-        self.classes = tuple(classes)
-        self.batch_size = batch_size
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    batch_size = 32
+    clip_norm = 0.1
 
     def objects(self, data: DetectionImages, images: Sequence[int] | None = None) -> Objects:
         """See :class:`Subject`. The prediction on an object is the query whose last box has the
@@ -147,9 +132,7 @@ class DetectorSubject(Subject):
         neck = self.model.extract_feat(inputs)
         with _recorded_encoder(self.model) as encoded:
             head_inputs = self.model.forward_transformer(neck, samples)
-        logits, boxes = self.model.bbox_head(
-            **{k: v for k, v in head_inputs.items() if not k.startswith('enc_outputs')}
-        )[:2]
+        logits, boxes = self.model.bbox_head(**head_inputs)[:2]
         memory = encoded[0]['memory']
         shapes = encoded[0].get('spatial_shapes')
         shapes = [neck[-1].shape[-2:]] if shapes is None else shapes.tolist()
@@ -193,7 +176,10 @@ class DetectorSubject(Subject):
         )
 
     def evaluate(
-        self, data: DetectionImages, images: Sequence[int] | None = None
+        self,
+        data: DetectionImages,
+        images: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
     ) -> dict[str, float]:
         evaluator = Evaluator(dict(type='ForgettingCocoMetric'))
         evaluator.dataset_meta = dict(classes=self.classes)
@@ -202,61 +188,35 @@ class DetectorSubject(Subject):
             inputs, samples = self._prepare(data, batch)
             with torch.no_grad():
                 samples = self.model.predict(inputs, samples)
+            if labels is not None:
+                samples = [_only(sample, labels) for sample in samples]
             evaluator.process(samples)
             count += len(batch)
         metrics = evaluator.evaluate(count)
         return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
 
-    def relearn(
-        self,
-        data: DetectionImages,
-        images: Sequence[int],
-        labels: Sequence[int],
-        steps: Sequence[int],
-        lr: float,
-        batch_size: int,
-        seed: int,
-    ) -> Iterator[tuple[int, DetectorSubject]]:
-        """See :class:`Subject`. The loss is the detector's own, gradients are clipped to 0.1."""
-        pupil = DetectorSubject(copy.deepcopy(self.model), self.classes, self.batch_size)
-        model = pupil.model.requires_grad_(True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)  # dropout, denoising queries
-            order = _passes(np.asarray(images), batch_size, seed)
-            for step in range(max(steps) + 1):
-                if step in steps:
-                    model.eval()
-                    yield step, pupil
-                if step == max(steps):
-                    return
-                model.train()
-                for module in model.modules():
-                    if isinstance(module, _BatchNorm):
-                        module.eval()
-                inputs, samples = pupil._prepare(data, next(order))
-                for sample in samples:
-                    kept = np.isin(sample.gt_instances.labels.cpu(), labels)
-                    sample.gt_instances = sample.gt_instances[torch.from_numpy(kept)]
-                losses = model.loss(inputs, samples)
-                optimizer.zero_grad()
-                model.parse_losses(losses)[0].backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-                optimizer.step()
-
-    def untrained(self, seed: int) -> DetectorSubject:
-        raise NotImplementedError
-
-    def _batches(self, data: DetectionImages, images: Sequence[int] | None) -> Iterator[np.ndarray]:
-        images = np.arange(len(data)) if images is None else np.asarray(images)
-        for start in range(0, len(images), self.batch_size):
-            yield images[start : start + self.batch_size]
+    def loss(self, data: DetectionImages, images: Sequence[int], labels: Sequence[int]) -> Tensor:
+        inputs, samples = self._prepare(data, images)
+        for sample in samples:
+            true = sample.gt_instances
+            sample.gt_instances = true[torch.isin(true.labels, true.labels.new_tensor(labels))]
+        return self.model.parse_losses(self.model.loss(inputs, samples))[0]
 
     def _prepare(
         self, data: DetectionImages, batch: Sequence[int]
     ) -> tuple[Tensor, list[DetDataSample]]:
         prepared = self.model.data_preprocessor(data.batch(batch), False)
         return prepared['inputs'], prepared['data_samples']
+
+
+def _only(sample: DetDataSample, labels: Sequence[int]) -> DetDataSample:
+    """The sample without the predictions and the true objects of all other labels."""
+    predicted = sample.pred_instances
+    kept = torch.isin(predicted.labels, predicted.labels.new_tensor(labels))
+    sample.pred_instances = predicted[kept]
+    true = [item for item in sample.instances if item['bbox_label'] in labels]
+    sample.set_metainfo(dict(instances=true))
+    return sample
 
 
 @contextmanager
@@ -292,15 +252,3 @@ def _mean_under(tokens: Tensor, boxes: Tensor) -> Tensor:
     rows, columns = inside
     total = torch.einsum('dhw,nh,nw->nd', tokens, rows, columns)
     return total / (rows.sum(-1) * columns.sum(-1))[:, None]
-
-
-def _passes(images: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches without end: shuffled passes over the images, no image left out."""
-    rng = np.random.default_rng(seed)
-    waiting = np.array([], dtype=int)
-    size = min(batch_size, len(images))
-    while True:
-        if len(waiting) < size:
-            waiting = np.concatenate([waiting, rng.permutation(images)])
-        yield waiting[:size]
-        waiting = waiting[size:]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @dataclass
@@ -51,6 +58,8 @@ class Images(ABC):
     """Labelled images in a fixed order, with the true labels of each."""
 
     classes: tuple[str, ...]
+    seen_through: str
+    """The key of a data set's config that says how a picture becomes a model's input."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -59,32 +68,83 @@ class Images(ABC):
     def labels(self, index: int) -> np.ndarray:
         """(m,) true labels of one image."""
 
+    @cached_property
+    def _holding(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for index in range(len(self)):
+            for label in np.unique(self.labels(index)):
+                found.setdefault(int(label), []).append(index)
+        return found
+
     def holding(self, labels: Sequence[int]) -> np.ndarray:
-        """Indices of the images with at least one of these labels."""
-        return np.array(
-            [i for i in range(len(self)) if np.isin(self.labels(i), labels).any()], dtype=int
-        )
+        """Indices of the images with at least one of these labels, ascending."""
+        found = {index for label in labels for index in self._holding.get(int(label), ())}
+        return np.array(sorted(found), dtype=int)
+
+    def draw(self, labels: Sequence[int], count: int, seed: int) -> np.ndarray:
+        """Indices of ``count`` images that hold one of the labels, or of all there are (ours).
+
+        Classes take turns, each giving its next image of a random order, so that rare classes are
+        there too. The draws of one seed are nested: the first image of 4 is that of 1.
+        """
+        rng = np.random.default_rng(seed)
+        turns = [iter(rng.permutation(self.holding([label]))) for label in rng.permutation(labels)]
+        drawn: dict[int, None] = {}
+        while turns and len(drawn) < count:
+            for turn in list(turns):
+                image = next((int(i) for i in turn if int(i) not in drawn), None)
+                if image is None:
+                    turns.remove(turn)
+                elif len(drawn) < count:
+                    drawn[image] = None
+        return np.array(list(drawn), dtype=int)
 
 
 class Subject(ABC):
-    """A plain model under audit: what is measured of it and what an attacker can do with it.
+    """A plain model under audit, without LoRA: what is measured of it, what can be done with it.
 
     ``images`` are always indices into the :class:`Images` beside them, None standing for all.
+
+    Args:
+        model: The model with its weights.
+        classes: Names of its classes in label order.
+        config: Config of the model; :meth:`untrained` needs it. Defaults to None.
     """
 
-    classes: tuple[str, ...]
     metric: str
     """'AP' or 'Acc': what :meth:`evaluate` returns, in percent."""
+    batch_size: int
+    """Images per forward pass."""
+    clip_norm: float
+    """Largest norm of the gradient while relearning."""
+
+    def __init__(
+        self, model: nn.Module, classes: Sequence[str], config: dict | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.classes = tuple(classes)
+        self.config = config
 
     @abstractmethod
     def objects(self, data: Images, images: Sequence[int] | None = None) -> Objects:
         """Every true object of these images, images in the given order."""
 
     @abstractmethod
-    def evaluate(self, data: Images, images: Sequence[int] | None = None) -> dict[str, float]:
-        """AP or accuracy per class name, in percent; classes without an object are absent."""
+    def evaluate(
+        self,
+        data: Images,
+        images: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> dict[str, float]:
+        """AP or accuracy of these classes per name, in percent; None stands for all.
+
+        Classes without an object in these images are absent.
+        """
 
     @abstractmethod
+    def loss(self, data: Images, images: Sequence[int], labels: Sequence[int]) -> Tensor:
+        """Training loss of the model's own, on the objects with these labels alone."""
+
     def relearn(
         self,
         data: Images,
@@ -97,22 +157,82 @@ class Subject(ABC):
     ) -> Iterator[tuple[int, Subject]]:
         """Train a copy on these images, on their objects with these labels alone.
 
-        All weights learn; batch-norm statistics stay. Two subjects with the same arguments see
-        the same images in the same order.
+        AdamW with weight decay 1e-4; all weights learn, batch-norm statistics stay. Two subjects
+        with the same arguments see the same images in the same order.
 
         Args:
             data: Where the images come from.
             images: Indices of the images to train on.
             labels: The labels of the objects that are shown.
             steps: Numbers of steps, ascending, after which the copy is handed out.
-            lr: Learning rate of AdamW.
-            batch_size: Most images per step; a pass over the images is reshuffled.
-            seed: Seed of the order.
+            lr: Learning rate.
+            batch_size: Most images per step; images come in shuffled passes.
+            seed: Seed of the order, of dropout and of whatever else the loss draws.
 
         Yields:
-            The number of steps and the copy as it is then, in a state to be measured.
+            The number of steps and the copy as it is then. It is trained on afterwards.
         """
+        pupil = copy.copy(self)
+        pupil.model = copy.deepcopy(self.model).requires_grad_(True)
+        optimizer = torch.optim.AdamW(pupil.model.parameters(), lr=lr, weight_decay=1e-4)
+        order = _passes(np.asarray(images), batch_size, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for step in range(max(steps) + 1):
+                if step:
+                    _training_mode(pupil.model)
+                    loss = pupil.loss(data, next(order), labels)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(pupil.model.parameters(), self.clip_norm)
+                    optimizer.step()
+                if step in steps:
+                    pupil.model.eval()
+                    yield step, pupil
 
-    @abstractmethod
     def untrained(self, seed: int) -> Subject:
-        """The same architecture with random weights, the model that never saw any data."""
+        """The same architecture with random weights, a model that never saw any data."""
+        other = copy.copy(self)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            other.model = MODELS.build(_without_weights(self.config))
+            other.model.init_weights()
+        other.model.to(next(self.model.parameters()).device).eval()
+        return other
+
+    def _batches(self, data: Images, images: Sequence[int] | None) -> Iterator[np.ndarray]:
+        images = np.arange(len(data)) if images is None else np.asarray(images)
+        for start in range(0, len(images), self.batch_size):
+            yield images[start : start + self.batch_size]
+
+
+def _training_mode(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _without_weights(config: Any) -> Any:
+    """A model's config that loads no weights, neither a checkpoint's nor published ones."""
+    if isinstance(config, Mapping):
+        kept = {key: _without_weights(value) for key, value in config.items() if key != 'weights'}
+        pretrained = kept.get('init_cfg')
+        if isinstance(pretrained, Mapping) and pretrained.get('type') == 'Pretrained':
+            kept['init_cfg'] = None
+        return kept
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_weights(value) for value in config)
+    return config
+
+
+def _passes(images: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Batches without end, of shuffled passes over the images; none is left out of a pass."""
+    rng = np.random.default_rng(seed)
+    size = min(batch_size, len(images))
+    waiting = np.array([], dtype=int)
+    while True:
+        if len(waiting) < size:
+            waiting = np.concatenate([waiting, rng.permutation(images)])
+        yield waiting[:size]
+        waiting = waiting[size:]

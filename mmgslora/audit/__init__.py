@@ -1,0 +1,33 @@
+from .classifier_subject import ClassificationImages, ClassifierSubject
+from .detector_subject import DetectionImages, DetectorSubject
+from .divergence import js_divergence, zero_retrain_forgetting
+from .membership import membership_auc
+from .probes import draw_objects, fit_probe, probe_accuracy
+from .relearning import Curve, area_between, relearning_curve, steps_to_oracle
+from .subject import Images, Objects, Subject
+from .verdict import Verdict, judge
+from .whereabouts import nearest_classes, whereabouts
+
+__all__ = [
+    'ClassificationImages',
+    'ClassifierSubject',
+    'Curve',
+    'DetectionImages',
+    'DetectorSubject',
+    'Images',
+    'Objects',
+    'Subject',
+    'Verdict',
+    'area_between',
+    'draw_objects',
+    'fit_probe',
+    'js_divergence',
+    'judge',
+    'membership_auc',
+    'nearest_classes',
+    'probe_accuracy',
+    'relearning_curve',
+    'steps_to_oracle',
+    'whereabouts',
+    'zero_retrain_forgetting',
+]

@@ -1,0 +1,132 @@
+"""Image classifiers and face recognisers as the subject of an audit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmgslora.audit.subject import Images, Objects, Subject
+from mmgslora.lora import find_blocks
+
+
+class ClassificationImages(Images):
+    """A data set of whole pictures, each with one label.
+
+    Args:
+        dataset: The data set, or its config.
+        transforms: Replace the data set's own, for training data: those that are used for
+            testing. Defaults to None.
+    """
+
+    seen_through = 'transforms'
+
+    def __init__(self, dataset: BaseDataset | dict, transforms: list[dict] | None = None) -> None:
+        if isinstance(dataset, dict):
+            dataset = copy.deepcopy(dataset)
+            if transforms is not None:
+                dataset['transforms'] = copy.deepcopy(transforms)
+            dataset = DATASETS.build(dataset)
+        dataset.full_init()
+        self.dataset = dataset
+        self.classes = tuple(dataset.metainfo['classes'])
+        self._labels = [dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def labels(self, index: int) -> np.ndarray:
+        return np.array([self._labels[index]])
+
+    def batch(self, indices: Sequence[int]) -> dict:
+        """These images as a model's data preprocessor takes them."""
+        return pseudo_collate([self.dataset[int(i)] for i in indices])
+
+
+class ClassifierSubject(Subject):
+    """An :class:`mmgslora.models.ImageClassifier`."""
+
+    metric = 'Acc'
+    batch_size = 100
+    clip_norm = 1.0
+
+    def objects(self, data: ClassificationImages, images: Sequence[int] | None = None) -> Objects:
+        """See :class:`Subject`. Layers: ``block.0``, ... the class token after each transformer
+        block, and ``embedding``, what the head reads."""
+        images = np.arange(len(data)) if images is None else np.asarray(images)
+        features: dict[str, list[np.ndarray]] = {}
+        log_probs = []
+        for batch in self._batches(data, images):
+            inputs, _ = self._prepare(data, batch)
+            with torch.no_grad(), _class_tokens(self.model.backbone) as tokens:
+                logits, embeddings = self.model(inputs, mode='tensor')
+            for name, values in dict(tokens, embedding=embeddings).items():
+                features.setdefault(name, []).append(values.float().cpu().numpy())
+            log_probs.append(logits.float().log_softmax(-1).cpu().numpy())
+        log_probs = np.concatenate(log_probs)
+        return Objects(
+            labels=np.concatenate([data.labels(i) for i in images]),
+            images=images,
+            features={name: np.concatenate(parts) for name, parts in features.items()},
+            scores=np.exp(log_probs),
+            log_probs=log_probs,
+        )
+
+    def evaluate(
+        self,
+        data: ClassificationImages,
+        images: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> dict[str, float]:
+        evaluator = Evaluator(dict(type='ForgettingAccuracyMetric'))
+        evaluator.dataset_meta = dict(classes=self.classes)
+        images = np.arange(len(data)) if images is None else np.asarray(images)
+        if labels is not None:
+            images = images[[data.labels(i)[0] in labels for i in images]]
+        for batch in self._batches(data, images):
+            inputs, samples = self._prepare(data, batch)
+            with torch.no_grad():
+                evaluator.process(self.model(inputs, samples, mode='predict'))
+        metrics = evaluator.evaluate(len(images))
+        return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
+
+    def loss(
+        self, data: ClassificationImages, images: Sequence[int], labels: Sequence[int]
+    ) -> Tensor:
+        shown = [i for i in images if data.labels(i)[0] in labels]
+        inputs, samples = self._prepare(data, shown)
+        return self.model.parse_losses(self.model(inputs, samples, mode='loss'))[0]
+
+    def _prepare(
+        self, data: ClassificationImages, images: Sequence[int]
+    ) -> tuple[Tensor, list[BaseDataElement]]:
+        prepared = self.model.data_preprocessor(data.batch(images), False)
+        inputs = prepared['inputs']
+        inputs = inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs))
+        return inputs, prepared['data_samples']
+
+
+@contextmanager
+def _class_tokens(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect the class token, the first one, after each transformer block; none without blocks."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for number, name in enumerate(find_blocks(backbone)):
+
+        def keep(_, __, output: Tensor, key: str = f'block.{number}') -> None:
+            seen[key] = output[:, 0]
+
+        handles.append(backbone.get_submodule(name).register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,206 @@
+"""The whole audit of one forgotten model, measure by measure and model by model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from statistics import fmean
+
+import numpy as np
+
+from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
+from mmgslora.audit.membership import membership_auc
+from mmgslora.audit.probes import draw_objects, probe_accuracy
+from mmgslora.audit.relearning import STEPS, relearning_curve
+from mmgslora.audit.subject import Images, Objects, Subject
+from mmgslora.audit.whereabouts import LOW_SCORE, WORKING_SCORE, nearest_classes, whereabouts
+from mmgslora.errors import ForgettingError
+
+MEASURES = ('output', 'whereabouts', 'probe', 'membership', 'divergence', 'relearning')
+ORIGINAL, OURS, ORACLE = 'original', 'ours', 'oracle'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an audit's numbers depend on, apart from models and data.
+
+    Attributes:
+        seeds: One repetition per seed: other images to relearn from, other training objects for
+            probes and membership, another random model.
+        train_images: Most training images that probes and membership look at.
+        held_out_images: Most held-out images that they are scored on; AP is measured on all.
+        probe_share: Share of the training objects that one repetition of a probe learns from.
+        relearning_images: k, how many images the attacker has.
+        relearning_steps: Steps after which is measured, the first being 0.
+        relearning_lr: Learning rate of the attack.
+        relearning_batch: Most images per step of the attack.
+        relearning_measured_on: Most held-out images that its curve is measured on.
+        working_score, low_score: See :func:`whereabouts`.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_images: int = 1000
+    held_out_images: int = 1000
+    probe_share: float = 0.8
+    relearning_images: tuple[int, ...] = (1, 4, 16, 64)
+    relearning_steps: tuple[int, ...] = STEPS
+    relearning_lr: float = 5e-4
+    relearning_batch: int = 16
+    relearning_measured_on: int = 100
+    working_score: float = WORKING_SCORE
+    low_score: float = LOW_SCORE
+
+
+class Audit:
+    """Measures the models of one audit.
+
+    Args:
+        subjects: 'ours', the model that forgot; 'original', the one before; and, where there is
+            one, 'oracle', trained without the classes.
+        train: Training images, of all classes.
+        held_out: Images that none of the models was trained on.
+        labels: The classes that must be gone.
+        settings: See :class:`Settings`.
+
+    Raises:
+        ForgettingError: Training or held-out images show none of the classes.
+    """
+
+    def __init__(
+        self,
+        subjects: Mapping[str, Subject],
+        train: Images,
+        held_out: Images,
+        labels: Sequence[int],
+        settings: Settings | None = None,
+    ) -> None:
+        self.subjects = dict(subjects)
+        self.train, self.held_out = train, held_out
+        self.labels = list(labels)
+        self.settings = settings or Settings()
+        self.classes = train.classes
+        for images, what in ((train, 'training'), (held_out, 'validation')):
+            if not len(images.holding(self.labels)):
+                names = ', '.join(self.classes[label] for label in self.labels)
+                raise ForgettingError(
+                    f'No {what} image shows {names}; an audit needs some of what was forgotten.'
+                )
+        self.retained = [i for i in range(len(self.classes)) if i not in self.labels]
+        self.nearest: dict[str, str] = {}
+        self.objects = lru_cache(maxsize=None)(self._objects)
+        self._at_start: dict[str, float] = {}
+
+    def units(self, measures: Sequence[str] = MEASURES) -> Iterator[tuple[str, str]]:
+        """(unit, model) in the order in which they are to be measured.
+
+        A unit is what is computed and stored at once: a measure, or one k of relearning.
+        """
+        for measure in MEASURES:
+            units = [measure]
+            if measure == 'relearning':
+                units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
+            for unit in units if measure in measures else ():
+                for model in (OURS, ORACLE, ORIGINAL):
+                    if model in self.subjects:
+                        yield unit, model
+
+    def measure(self, unit: str, model: str) -> list[dict]:
+        """The rows ``{'model', 'seed', 'measure', 'value'}`` of one unit for one model.
+
+        ``seed`` is None where nothing is drawn.
+        """
+        name, _, k = unit.partition('/k')
+        values = getattr(self, f'_{name}')(model, *([int(k)] if k else []))
+        return [
+            dict(model=model, seed=seed, measure=measure, value=value)
+            for measure, seed, value in values
+        ]
+
+    def _objects(self, model: str, part: str) -> Objects:
+        """True objects as a model sees them; ``part`` is 'train' or 'held_out'."""
+        data = getattr(self, part)
+        count = getattr(self.settings, f'{part}_images')
+        images = np.arange(len(data))
+        if count < len(data):
+            images = np.sort(data.draw(range(len(self.classes)), count, seed=0))
+        return self.subjects[model].objects(data, images)
+
+    def _output(self, model: str) -> Iterator[tuple[str, None, float]]:
+        subject = self.subjects[model]
+        per_class = subject.evaluate(self.held_out)
+        for letter, labels in (('f', self.labels), ('r', self.retained)):
+            values = [per_class[self.classes[i]] for i in labels if self.classes[i] in per_class]
+            if values:
+                yield f'output/{subject.metric}_{letter}', None, fmean(values)
+        for name, value in per_class.items():
+            yield f'output/per_class/{name}', None, value
+
+    def _whereabouts(self, model: str) -> Iterator[tuple[str, None, float]]:
+        objects = self.objects(model, 'held_out')
+        thresholds = self.settings.working_score, self.settings.low_score
+        shares = whereabouts(objects, self.labels, self.classes, *thresholds)
+        for name, percent in shares.items():
+            yield f'whereabouts/{name}', None, percent
+        if model == ORIGINAL:
+            train = self.objects(model, 'train')
+            last = list(train.features)[-1]
+            self.nearest = nearest_classes(train, objects, self.classes, last)
+
+    def _probe(self, model: str) -> Iterator[tuple[str, int, float]]:
+        train, held_out = (self.objects(model, part) for part in ('train', 'held_out'))
+        for kind in ('prototype', 'probe'):
+            for seed in self.settings.seeds:
+                drawn = draw_objects(train, self.settings.probe_share, seed)
+                accuracy = probe_accuracy(drawn, held_out, self.labels, kind=kind)
+                for layer, value in accuracy.items():
+                    yield f'{kind}/{layer}', seed, value
+
+    def _membership(self, model: str) -> Iterator[tuple[str, int, float]]:
+        members, others = (self.objects(model, p).of(self.labels) for p in ('train', 'held_out'))
+        for seed in self.settings.seeds:
+            drawn = draw_objects(members, self.settings.probe_share, seed)
+            for attack, auc in membership_auc(drawn, others).items():
+                yield f'membership/{attack}', seed, auc
+
+    def _divergence(self, model: str) -> Iterator[tuple[str, int | None, float]]:
+        objects = self.objects(model, 'held_out')
+        sides = dict(forget=self.labels, retain=self.retained)
+        if ORACLE in self.subjects and model != ORACLE:
+            oracle = self.objects(ORACLE, 'held_out')
+            for side, labels in sides.items():
+                value = js_divergence(objects.of(labels), oracle.of(labels))
+                yield f'divergence/oracle_{side}', None, value
+        for seed in self.settings.seeds:
+            untrained = self._untrained(seed)
+            yield (
+                'divergence/ZRF',
+                seed,
+                zero_retrain_forgetting(objects.of(self.labels), untrained.of(self.labels)),
+            )
+
+    @cache  # noqa: B019  an audit lives as long as its process
+    def _untrained(self, seed: int) -> Objects:
+        images = np.unique(self.objects(OURS, 'held_out').images)
+        return self.subjects[OURS].untrained(seed).objects(self.held_out, images)
+
+    def _relearning(self, model: str, images: int) -> Iterator[tuple[str, int, float]]:
+        settings = self.settings
+        for seed in settings.seeds:
+            curve = relearning_curve(
+                self.subjects[model],
+                self.train,
+                self.held_out,
+                self.labels,
+                images,
+                seed,
+                steps=settings.relearning_steps,
+                lr=settings.relearning_lr,
+                batch_size=settings.relearning_batch,
+                measured_on=settings.relearning_measured_on,
+                at_start=self._at_start.get(model),
+            )
+            if curve.steps[0] == 0:
+                self._at_start[model] = curve.values[0]
+            for step, value in zip(curve.steps, curve.values):
+                yield f'relearning/k{images}/step{step}', seed, value

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+
+from mmgslora.audit.classifier_subject import ClassificationImages, ClassifierSubject
+
+CONFIG = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='VisionTransformer',
+        image_size=8,
+        patch_size=4,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+    ),
+    head=dict(type='LinearHead', embed_dims=8, num_classes=3),
+)
+CLASSES = ('x', 'y', 'z')
+
+
+class Pictures:
+    """A data set in memory: noise of another brightness for each class."""
+
+    metainfo = dict(classes=CLASSES)
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = [i % 3 for i in range(30)]
+        noise = torch.randn(30, 3, 8, 8, generator=generator)
+        self.pictures = noise / 2 + torch.tensor(self.labels)[:, None, None, None]
+
+    def full_init(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def get_data_info(self, index: int) -> dict:
+        return dict(gt_label=self.labels[index])
+
+    def __getitem__(self, index: int) -> dict:
+        sample = BaseDataElement(gt_label=torch.tensor(self.labels[index]))
+        return dict(inputs=self.pictures[index], data_samples=sample)
+
+
+@pytest.fixture(scope='module')
+def data():
+    return ClassificationImages(Pictures())
+
+
+@pytest.fixture
+def subject():
+    return ClassifierSubject(MODELS.build(CONFIG), CLASSES, config=CONFIG)
+
+
+def test_one_row_per_image(subject, data):
+    images = [4, 0, 7]
+    objects = subject.objects(data, images)
+    assert objects.labels.tolist() == [1, 0, 1]
+    assert objects.images.tolist() == images
+    assert list(objects.features) == ['block.0', 'block.1', 'embedding']
+    pictures = torch.stack([data.dataset.pictures[i] for i in images])
+    with torch.no_grad():
+        logits, embeddings = subject.model(pictures)
+    np.testing.assert_allclose(objects.features['embedding'], embeddings, atol=1e-6)
+    np.testing.assert_allclose(objects.scores, logits.softmax(-1), atol=1e-6)
+    np.testing.assert_allclose(objects.log_probs, logits.log_softmax(-1), atol=1e-5)
+    # torchvision's last LayerNorm makes the embedding of the class token after the last block.
+    last = subject.model.backbone.encoder.ln(torch.from_numpy(objects.features['block.1']))
+    np.testing.assert_allclose(last.detach(), embeddings, atol=1e-5)
+    assert not subject.model.backbone.encoder.layers[0]._forward_hooks
+
+
+def test_accuracy_is_counted(subject, data):
+    subject.batch_size = 7
+    with torch.no_grad():
+        predicted = subject.model(data.dataset.pictures)[0].argmax(-1)
+    labels = torch.tensor(data.dataset.labels)
+    expected = {
+        name: 100 * float((predicted == labels)[labels == i].float().mean())
+        for i, name in enumerate(CLASSES)
+    }
+    assert subject.evaluate(data) == pytest.approx(expected)
+    assert subject.evaluate(data, labels=[2]) == pytest.approx(dict(z=expected['z']))
+    assert list(subject.evaluate(data, images=[0, 3, 1])) == ['x', 'y']
+
+
+def test_relearning_one_class(subject, data):
+    images = data.holding([1])
+    values = {
+        step: pupil.evaluate(data, labels=[1])['y']
+        for step, pupil in subject.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
+    }
+    assert values[10] == 100
+    assert values[0] == subject.evaluate(data, labels=[1])['y']
+
+
+def test_loss_is_that_of_the_asked_classes(subject, data):
+    labels = data.dataset.labels[:9]
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(
+            subject.model(data.dataset.pictures[:9])[0], torch.tensor(labels), reduction='none'
+        )
+        found = subject.loss(data, range(9), [0, 2])
+    expected = losses[[i for i, label in enumerate(labels) if label != 1]].mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_untrained_is_random_but_reproducible(subject):
+    rows = [subject.untrained(seed).model.head.weight for seed in (0, 0, 1)]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])

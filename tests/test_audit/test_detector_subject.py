@@ -1,0 +1,201 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation import CocoMetric
+from mmengine.evaluator import Evaluator
+from mmengine.registry import MODELS
+from torchvision.ops import box_iou
+
+from mmgslora.audit.detector_subject import DetectionImages, DetectorSubject, _mean_under
+from mmgslora.audit.probes import probe_accuracy
+from mmgslora.audit.subject import _training_mode
+from mmgslora.datasets.shapes import SHAPES
+
+GONE = [0, 1]
+
+
+@pytest.fixture(scope='module')
+def data(tiny_cfg):
+    from mmengine.registry import DefaultScope
+
+    DefaultScope.get_instance('audit_data', scope_name='mmdet')
+    return DetectionImages(tiny_cfg.val_dataloader.dataset)
+
+
+def build(tiny_cfg, tiny_checkpoint) -> DetectorSubject:
+    detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
+    detector.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
+    return DetectorSubject(detector, SHAPES, config=tiny_cfg.model.detector)
+
+
+@pytest.fixture
+def subject(tiny_cfg, tiny_checkpoint):
+    return build(tiny_cfg, tiny_checkpoint)
+
+
+def test_ap_is_that_of_mmdetection(subject, tiny_cfg):
+    # The training pictures: the tiny detector knows some of them.
+    config = tiny_cfg.train_dataloader.dataset.dataset
+    data = DetectionImages(config, tiny_cfg.val_dataloader.dataset.pipeline)
+    metric = CocoMetric(ann_file=f'{config.data_root}{config.ann_file}', classwise=True)
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = dict(classes=subject.classes)
+    for i in range(len(data)):
+        inputs = subject.model.data_preprocessor(data.batch([i]))
+        with torch.no_grad():
+            evaluator.process(subject.model.predict(inputs['inputs'], inputs['data_samples']))
+    expected = evaluator.evaluate(len(data))
+    found = subject.evaluate(data)
+    assert max(found.values()) > 1
+    for name, value in found.items():
+        assert value == pytest.approx(100 * expected[f'coco/{name}_precision'], abs=0.06)
+
+
+def test_ap_of_some_classes_is_the_same(subject, data):
+    everything, some = subject.evaluate(data), subject.evaluate(data, labels=[0, 4])
+    assert some == {k: v for k, v in everything.items() if k in ('circle', 'star')}
+
+
+def test_every_true_object_is_there_once(subject, data):
+    objects = subject.objects(data)
+    expected = [
+        (i, int(item['bbox_label']))
+        for i in range(len(data))
+        for item in data.dataset.get_data_info(i)['instances']
+    ]
+    assert list(zip(objects.images.tolist(), objects.labels.tolist())) == expected
+    assert list(objects.features) == ['neck', 'encoder', 'decoder.0', 'decoder.1']
+    assert objects.features['encoder'].shape == (len(expected), 3 * 16)
+    assert objects.features['decoder.1'].shape == (len(expected), 16)
+    np.testing.assert_allclose(np.exp(objects.log_probs).sum(-1), 1, atol=1e-5)
+
+
+def test_batches_do_not_matter(subject, data):
+    whole = subject.objects(data, [3, 1])
+    assert whole.images.tolist() == sorted(whole.images.tolist(), reverse=True)
+    subject.batch_size = 1
+    single = subject.objects(data, [3, 1])
+    for name, values in whole.features.items():
+        np.testing.assert_allclose(values, single.features[name], atol=2e-5)
+    np.testing.assert_allclose(whole.scores, single.scores, atol=2e-5)
+
+
+def test_query_is_the_one_with_the_best_box(subject, data):
+    objects = subject.objects(data)
+    head = subject.model.bbox_head
+    for index in range(4):
+        prepared = subject.model.data_preprocessor(data.batch([index]))
+        with torch.no_grad():
+            outputs = subject.model.forward(**prepared, mode='tensor')
+        logits, boxes = outputs[0][-1, 0], outputs[1][-1, 0] * 64
+        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], -1)
+        items = data.dataset.get_data_info(index)['instances']
+        true = torch.tensor([item['bbox'] for item in items], dtype=torch.float)
+        overlaps = box_iou(true, corners)
+        rows = np.flatnonzero(objects.images == index)
+        expected = logits[overlaps.argmax(-1)]
+        # The head of the last layer reads just these states.
+        states = torch.from_numpy(objects.features['decoder.1'][rows])
+        torch.testing.assert_close(head.cls_branches[1](states), expected, atol=1e-4, rtol=1e-4)
+        background = -torch.log1p(expected.exp().sum(-1))
+        found = torch.from_numpy(objects.log_probs[rows])
+        torch.testing.assert_close(found[:, -1], background, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            found[:, :-1], expected + background[:, None], atol=1e-4, rtol=1e-4
+        )
+        for row, of_object in zip(rows, overlaps):
+            on = logits.sigmoid()[of_object >= 0.5]
+            best = on.max(0).values if len(on) else torch.zeros(10)
+            np.testing.assert_allclose(objects.scores[row], best, atol=1e-4)
+
+
+def test_mean_under_a_box():
+    tokens = torch.arange(16.0).reshape(1, 4, 4)
+    boxes = torch.tensor(
+        [
+            [0.0, 0.0, 1.0, 1.0],  # all: mean of 0 to 15
+            [0.0, 0.0, 0.5, 0.5],  # 0, 1, 4, 5
+            [0.5, 0.74, 1.0, 1.0],  # centres 0.875 only: 14, 15
+            [0.51, 0.26, 0.6, 0.3],  # none: the cell at (0.555, 0.28), row 1, column 2
+        ]
+    )
+    assert _mean_under(tokens, boxes)[:, 0].tolist() == [7.5, 2.5, 14.5, 6.0]
+
+
+def test_image_is_a_part_of_its_batch(subject, data):
+    # The same picture, alone and in a batch that is padded to twice the width.
+    with torch.no_grad():
+        seen = subject._look(*subject._prepare(data, [0]))
+    assert seen['encoder'][0].shape[-2:] == (16, 16)
+    sample = subject._prepare(data, [0])[1][0]
+    wide = dict(seen, neck=[torch.cat([x, x + 100], -1) for x in seen['neck']])
+    sample.set_metainfo(dict(batch_input_shape=(128, 256)))
+    alone = subject._of_image(seen, 0, subject._prepare(data, [0])[1][0])
+    found = subject._of_image(wide, 0, sample)
+    np.testing.assert_allclose(found['features']['neck'], alone['features']['neck'], atol=1e-4)
+
+
+def test_cutting_the_head_leaves_the_probe(subject, tiny_cfg, tiny_checkpoint, data):
+    cut = build(tiny_cfg, tiny_checkpoint)
+    for branch in cut.model.bbox_head.cls_branches:
+        branch.weight.data[GONE] = 0
+        branch.bias.data[GONE] = -20
+    # AP ranks even scores of 1e-9.
+    assert max(cut.evaluate(data, labels=GONE).values()) < 1
+    objects = [s.objects(data) for s in (subject, cut)]
+    assert objects[1].scores[:, GONE].max() < 1e-6
+    before, after = (probe_accuracy(o, o, GONE, layers=['decoder.1']) for o in objects)
+    assert before == after
+
+
+def test_relearning_lowers_the_loss_and_spares_the_model(subject, data):
+    before = {k: v.clone() for k, v in subject.model.state_dict().items()}
+    images = data.holding(GONE)
+    losses = []
+    for step, pupil in subject.relearn(data, images, GONE, (0, 8), 1e-3, 8, seed=0):
+        _training_mode(pupil.model)
+        losses.append(float(pupil.loss(data, images, GONE).detach()))
+        changed = [k for k, v in pupil.model.state_dict().items() if not torch.equal(v, before[k])]
+        assert bool(changed) == (step > 0)
+        assert not any('running_' in k for k in changed)
+    assert losses[1] < losses[0]
+    assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
+
+
+def test_loss_sees_the_asked_classes_alone(subject, data):
+    image = next(i for i in range(len(data)) if len(set(data.labels(i))) > 1)
+    labels = data.labels(image)
+    seen = []
+    subject.model.loss = lambda inputs, samples: (
+        seen.append(samples[0].gt_instances) or dict(loss=inputs.sum())
+    )
+    subject.loss(data, [image], [labels[0]])
+    assert set(seen[0].labels.tolist()) == {labels[0]}
+    boxes = [
+        item['bbox']
+        for item in data.dataset.get_data_info(image)['instances']
+        if item['bbox_label'] == labels[0]
+    ]
+    # The pipeline doubles the picture.
+    np.testing.assert_allclose(seen[0].bboxes, 2 * np.array(boxes))
+
+
+def test_boxes_follow_the_pipelines_scale(tiny_cfg):
+    large = copy.deepcopy(tiny_cfg.val_dataloader.dataset)
+    large.pipeline[1].scale = (96, 96)
+    data = DetectionImages(large)
+    sample = data.batch([0])['data_samples'][0]
+    true = [item['bbox'] for item in data.dataset.get_data_info(0)['instances']]
+    np.testing.assert_allclose(sample.gt_instances.bboxes, np.array(true) * 1.5)
+    np.testing.assert_allclose(sample.unit_boxes, np.array(true) / 64)
+
+
+def test_untrained_detector_has_other_weights(subject):
+    other = subject.untrained(0)
+    assert not other.model.training
+    weights = [s.model.bbox_head.cls_branches[0].weight for s in (subject, other)]
+    assert not torch.equal(*weights)
+    again = subject.untrained(0).model.bbox_head.cls_branches[0].weight
+    assert torch.equal(weights[1], again)

@@ -1,0 +1,107 @@
+"""Whole audits of models whose answers are known."""
+
+import pytest
+
+from mmgslora.audit.measures import Audit, Settings
+from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.sentences import sentences
+from mmgslora.audit.verdict import FORGOTTEN, HIDDEN, NOT_FORGOTTEN, OUTPUT_ONLY
+from mmgslora.errors import ForgettingError
+
+from .flat import FORGOTTEN as GONE
+from .flat import FlatImages, head_cut, oracle, original
+
+TRAIN, HELD_OUT = FlatImages(50, seed=0), FlatImages(50, seed=1)
+SETTINGS = Settings(relearning_images=(16,), relearning_steps=(0, 5, 20), relearning_lr=0.05)
+
+
+def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS):
+    subjects = dict(original=original(), ours=ours)
+    if with_oracle:
+        subjects['oracle'] = oracle()
+    audit = Audit(subjects, TRAIN, HELD_OUT, GONE, settings)
+    files = {role: dict(path=role, sha256=role) for role in subjects}
+    record = AuditRecord(tmp_path / 'audit.json', 1, ['a', 'c'], files, settings)
+    for unit, model in audit.units(*([measures] if measures else [])):
+        rows = audit.measure(unit, model)
+        record.nearest = audit.nearest or record.nearest
+        record.add(unit, model, rows, 0.0)
+    return record
+
+
+@pytest.mark.parametrize(
+    ('model', 'expected'), [(original, NOT_FORGOTTEN), (oracle, FORGOTTEN), (head_cut, HIDDEN)]
+)
+def test_the_audit_tells_models_apart(tmp_path, model, expected):
+    record = run(tmp_path, model(), measures=('output', 'probe', 'relearning'))
+    assert record.verdict()['verdict'] == expected
+
+
+def test_without_an_oracle_only_the_output_is_judged(tmp_path):
+    record = run(tmp_path, head_cut(), with_oracle=False)
+    assert record.verdict()['verdict'] == OUTPUT_ONLY
+    assert 'Without an oracle' in record.cannot_conclude()[0]
+    assert not any('oracle' in row['measure'] for row in record.rows)
+    hidden = run(tmp_path, original(), with_oracle=False, measures=('output',))
+    assert hidden.verdict()['verdict'] == NOT_FORGOTTEN
+
+
+def test_every_measure_of_a_cut_head(tmp_path):
+    record = run(tmp_path, head_cut())
+    value = record.mean
+    assert value('output/Acc_f', 'ours') == 0
+    assert value('output/Acc_f', 'original') == 100
+    assert value('output/Acc_r', 'ours') == 100
+    assert value('damage/b', 'ours') == 0
+    # What a and c are called when they are cut off: b or d.
+    called = value('whereabouts/called b', 'ours') + value('whereabouts/called d', 'ours')
+    assert called == pytest.approx(100, abs=10)
+    assert value('whereabouts/found', 'original') == 100
+    # The inside is that of the original, to the last digit.
+    assert value('probe/inside', 'ours') == value('probe/inside', 'original') == 100
+    assert value('probe/inside', 'oracle') < 80
+    assert value('prototype/inside', 'ours') == 100
+    assert value('membership/loss', 'ours') == pytest.approx(0.5, abs=0.1)
+    # Ours and the oracle differ on neither side by much; the original does on the forgotten.
+    near, far = (value('divergence/oracle_forget', model) for model in ('ours', 'original'))
+    assert near < far / 2
+    assert 0 <= value('divergence/ZRF', 'original') <= 1
+    assert value('relearning/k16/lead', 'ours') > 0
+    assert value('relearning/k16/lead', 'oracle') is None
+
+
+def test_rows_are_complete(tmp_path):
+    record = run(tmp_path, head_cut())
+    for row in record.rows:
+        assert {'model', 'seed', 'measure', 'value'} <= row.keys()
+    for measure in ('probe/inside', 'membership/loss', 'relearning/k16/step5', 'divergence/ZRF'):
+        for model in ('ours', 'oracle', 'original'):
+            rows = [r for r in record.rows if (r['measure'], r['model']) == (measure, model)]
+            assert [r['seed'] for r in rows] == [0, 1, 2]
+    assert record.nearest.keys() == {'a', 'b', 'c', 'd'}
+    assert record.nearest['a'] in ('b', 'd')
+
+
+def test_every_measure_has_its_sentence(tmp_path):
+    said = sentences(run(tmp_path, head_cut()))
+    for start in ('Output, in %: Acc_f is 0.0', 'Hardest hit', 'Objects of', 'A linear probe on '):
+        assert any(text.startswith(start) for text in said), start
+    assert any('inside names 100.0 (original 100.0, oracle' in text for text in said)
+    assert any(text.startswith('Verdict: hidden, not forgotten.') for text in said)
+
+
+def test_units_come_in_order_and_only_those_asked_for():
+    audit = Audit(dict(original=original(), ours=oracle()), TRAIN, HELD_OUT, GONE)
+    assert list(audit.units(['relearning', 'output'])) == [
+        ('output', 'ours'),
+        ('output', 'original'),
+        *((f'relearning/k{k}', model) for k in (1, 4, 16, 64) for model in ('ours', 'original')),
+    ]
+
+
+def test_images_of_the_forgotten_classes_are_needed():
+    bare = FlatImages(0, seed=0)
+    with pytest.raises(ForgettingError, match='No validation image shows a, c;'):
+        Audit(dict(original=original(), ours=oracle()), TRAIN, bare, GONE)
+    with pytest.raises(ForgettingError, match='No training image shows'):
+        Audit(dict(original=original(), ours=oracle()), bare, HELD_OUT, GONE)

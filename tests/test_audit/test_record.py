@@ -1,0 +1,132 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from mmgslora.audit.measures import Settings
+from mmgslora.audit.record import AuditRecord
+from mmgslora.report.audit_rows import AuditRows
+
+FILES = {role: dict(path=f'{role}.pth', sha256=role) for role in ('ours', 'original', 'oracle')}
+
+SETTINGS = Settings()
+
+
+def row(model, measure, value, seed=None):
+    return dict(model=model, seed=seed, measure=measure, value=value)
+
+
+@pytest.fixture
+def record_at(tmp_path):
+    def make(files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None):
+        return AuditRecord(tmp_path / 'audit.json', task, forgotten, files, settings, limits)
+
+    return make
+
+
+def test_measured_units_are_found_again(record_at, tmp_path):
+    first = record_at()
+    first.add('output', 'ours', [row('ours', 'output/AP_f', 1.5)], 2.0)
+    again = record_at()
+    assert again.has('output', 'ours')
+    assert not again.has('output', 'original')
+    assert again.mean('output/AP_f', 'ours') == 1.5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['audit.json']
+
+
+def changed(role):
+    return {**FILES, role: dict(path=f'{role}.pth', sha256='changed')}
+
+
+@pytest.mark.parametrize(
+    ('unit', 'change', 'kept'),
+    [
+        ('probe', dict(files=changed('ours')), False),
+        ('probe', dict(files=changed('oracle')), True),
+        ('probe', dict(files={k: v for k, v in FILES.items() if k != 'oracle'}), True),
+        ('divergence', dict(files=changed('oracle')), False),
+        ('probe', dict(files={**FILES, 'config': dict(path='c.py', sha256='other')}), False),
+        ('probe', dict(settings=replace(SETTINGS, seeds=(0,))), False),
+        ('relearning/k4', dict(settings=replace(SETTINGS, relearning_images=(4,))), True),
+        ('relearning/k4', dict(settings=replace(SETTINGS, relearning_lr=1.0)), False),
+        ('probe', dict(task=2), False),
+        ('probe', dict(forgotten=('a', 'b')), False),
+        ('probe', dict(limits=dict(forgotten_max=9.0)), True),
+    ],
+)
+def test_what_was_measured_on_something_else_is_dropped(record_at, unit, change, kept):
+    measure = f'{unit}/step5' if unit.startswith('relearning') else f'{unit}/x'
+    record_at().add(unit, 'ours', [row('ours', measure, 1.0, seed=0)], 0.0)
+    again = record_at(**change)
+    assert again.has(unit, 'ours') == kept
+    assert (again.mean(measure, 'ours') == 1.0) == kept
+
+
+def test_a_broken_file_is_measured_anew(record_at, tmp_path):
+    (tmp_path / 'audit.json').write_text('{"rows": [')
+    assert record_at().rows == []
+
+
+def test_comparisons_follow_from_the_rows(record_at):
+    record = record_at()
+    for model, aps in (('original', (80.0, 70.0)), ('ours', (0.0, 64.0))):
+        rows = [row(model, f'output/per_class/{n}', v) for n, v in zip('ab', aps)]
+        record.add('output', model, rows, 0.0)
+    for model, values in (('ours', (0, 30, 50)), ('oracle', (0, 20, 30))):
+        rows = [
+            row(model, f'relearning/k16/step{step}', float(value), seed=0)
+            for step, value in zip((0, 10, 20), values)
+        ]
+        record.add('relearning/k16', model, rows, 0.0)
+    assert record.mean('damage/b', 'ours') == 6
+    assert record.mean('damage/a', 'ours') is None
+    assert record.mean('damage/b', 'original') is None
+    assert record.mean('relearning/k16/lead', 'ours') == 15
+    assert record.mean('relearning/k16/steps_to_oracle', 'ours') == 10
+
+
+def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
+    record = record_at()
+    for model, value in (('ours', 5.0), ('oracle', 9.0)):
+        rows = [row(model, f'relearning/k1/step{s}', v, seed=0) for s, v in ((0, 0.0), (5, value))]
+        record.add('relearning/k1', model, rows, 0.0)
+    content = json.loads((tmp_path / 'audit.json').read_text())
+    found = {r['measure']: r['value'] for r in content['rows'] if r['model'] == 'ours'}
+    assert found['relearning/k1/steps_to_oracle'] is None
+    assert found['relearning/k1/lead'] == -4
+
+
+def test_verdict_rests_on_the_last_layer_and_one_point(record_at):
+    record = record_at(limits=dict(forgotten_max=3.0))
+    assert record.verdict() is None
+    record.add('output', 'ours', [row('ours', 'output/AP_f', 2.5)], 0.0)
+    for model, probe, point in (('ours', 71.0, 40.0), ('oracle', 70.0, 44.0)):
+        layers = [
+            row(model, 'probe/decoder.0', 9 * probe, 0),
+            row(model, 'probe/decoder.1', probe, 0),
+        ]
+        record.add('probe', model, layers, 0.0)
+        rows = [row(model, f'relearning/k16/step{s}', v, 0) for s, v in ((0, 0.0), (20, point))]
+        record.add('relearning/k16', model, rows, 0.0)
+    verdict = record.verdict()
+    assert verdict['values'] == dict(
+        forgotten=2.5, oracle_forgotten=None, probe_gap=1.0, relearning_gap=-4.0
+    )
+    assert verdict['verdict'] == 'forgotten'
+
+
+def test_the_report_reads_the_file(record_at, tmp_path):
+    record = record_at()
+    for seed, value in enumerate((10.0, 20.0)):
+        record.add(
+            f'relearning/k{16 + seed}',
+            'ours',
+            [row('ours', f'relearning/k16/step{s}', v, seed) for s, v in ((0, 0.0), (20, value))],
+            0.0,
+        )
+    rows = AuditRows(json.loads((tmp_path / 'audit.json').read_text()))
+    assert rows.task == 1
+    assert rows.forgotten == ['a']
+    found = rows.value('relearning/k16/step20', 'ours')
+    assert (found.mean, found.low, found.high, found.seeds) == (15, 10, 20, 2)
+    assert list(rows.curves()) == [16]

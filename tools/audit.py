@@ -1,0 +1,236 @@
+"""Audit a finished forgetting run: are the classes gone, or only hidden?
+
+Measures the last task's merged model (or another task's), the original and, if given, the oracle,
+a model of the same config trained without the forgotten classes. Everything goes into
+WORK_DIR/audit.json after each step; an audit that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+from rich.console import Console
+from rich.table import Table
+
+import mmgslora.register  # noqa: F401  puts compat in place
+from mmgslora.audit.classifier_subject import ClassificationImages, ClassifierSubject
+from mmgslora.audit.detector_subject import DetectionImages, DetectorSubject
+from mmgslora.audit.measures import MEASURES, ORACLE, ORIGINAL, OURS, Audit, Settings
+from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.sentences import sentences
+from mmgslora.audit.subject import Images
+from mmgslora.errors import ForgettingError
+from mmgslora.report.certificate import limits_of
+from mmgslora.report.record import mean_before
+from mmgslora.report.run import FinishedRun, find_file, sha256
+
+_FAMILIES = {
+    'detector': (DetectorSubject, DetectionImages),
+    'classifier': (ClassifierSubject, ClassificationImages),
+}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', help='work_dir of a finished forgetting run')
+    parser.add_argument('--oracle', help='checkpoint of the model trained without the classes')
+    parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
+    parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
+    parser.add_argument('--measures', nargs='+', choices=MEASURES, default=list(MEASURES))
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help="override the config's audit settings, e.g. relearning_lr=1e-4",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    run = FinishedRun(args.work_dir)
+    task = _task(run, args.task)
+    if run.config_path is None:
+        raise ForgettingError(
+            f'{args.work_dir!r} holds no config (one .py file) that says what was trained on what; '
+            'put the config of the run there.'
+        )
+    cfg = Config.fromfile(run.config_path)
+    settings = _settings(cfg.get('audit'), args.cfg_options, args.seeds)
+    paths = _paths(run, task, args.oracle)
+    files = {role: dict(path=str(path), sha256=sha256(path)) for role, path in paths.items()}
+    files['config'] = dict(path=str(run.config_path), sha256=sha256(run.config_path))
+    gone = [*task['old'], *task['forget']]
+    record = AuditRecord(
+        run.work_dir / 'audit.json', task['task'], gone, files, settings, limits_of(run.thresholds)
+    )
+    audit = _audit(cfg, paths, gone, settings)
+    console = Console(width=max(Console().width, 100))
+    # The output comes with every audit: no verdict without it.
+    for unit, model in audit.units(['output', *args.measures]):
+        if not record.has(unit, model):
+            started = time.perf_counter()
+            rows = audit.measure(unit, model)
+            if unit == 'output' and model == ORACLE:
+                _check_oracle(rows, args.oracle, audit, mean_before(run.record, gone))
+            record.nearest = audit.nearest or record.nearest
+            record.add(unit, model, rows, time.perf_counter() - started)
+            console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
+    record.write()
+    console.print(_table(record))
+    for sentence in sentences(record):
+        console.print(sentence)
+    console.print(f'Results: {record.path}')
+
+
+def _task(run: FinishedRun, number: int | None) -> dict:
+    numbers = [task['task'] for task in run.tasks]
+    if number is not None and number not in numbers:
+        raise ForgettingError(
+            f'--task is {number}; {str(run.work_dir)!r} has finished task'
+            f'{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}.'
+        )
+    return run.tasks[-1 if number is None else numbers.index(number)]
+
+
+def _settings(
+    config: Mapping | None, overrides: Mapping | None, seeds: Sequence[int] | None
+) -> Settings:
+    """The config's ``audit`` over the defaults, the command line over both."""
+    wishes = {**(config or {}), **(overrides or {}), **({'seeds': seeds} if seeds else {})}
+    known = [field.name for field in fields(Settings)]
+    unknown = [name for name in wishes if name not in known]
+    if unknown:
+        raise ForgettingError(
+            f'The audit has no setting {unknown[0]!r}; allowed are {", ".join(known)}.'
+        )
+    wishes = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in wishes.items()}
+    return replace(Settings(), **wishes)
+
+
+def _paths(run: FinishedRun, task: Mapping, oracle: str | None) -> dict[str, Path]:
+    if run.original is None:
+        raise ForgettingError(
+            f'The config in {str(run.work_dir)!r} has no load_from, the original model that the '
+            'audit compares with.'
+        )
+    wanted = {OURS: run.merged(task['task']), ORIGINAL: run.original}
+    if oracle is not None:
+        wanted[ORACLE] = oracle
+    found = {role: find_file(path, run.work_dir) for role, path in wanted.items()}
+    for role, path in found.items():
+        if path is None:
+            raise ForgettingError(
+                f'The {"forgotten" if role == OURS else role} model {wanted[role]!r} does not '
+                'exist; a relative path starts in the work_dir or in the current folder.'
+            )
+    return found
+
+
+def _audit(
+    cfg: Config, paths: Mapping[str, Path], gone: Sequence[str], settings: Settings
+) -> Audit:
+    MMLogger.get_instance('audit', log_level='ERROR')
+    DefaultScope.get_instance('audit', scope_name=cfg.get('default_scope') or 'mmengine')
+    family = next((name for name in _FAMILIES if name in cfg.model), None)
+    if family is None:
+        raise ForgettingError(
+            f'The model of the run is {cfg.model.type!r}; an audit knows '
+            f'{" and ".join(f"a {name}" for name in _FAMILIES)}.'
+        )
+    subject_type, images_type = _FAMILIES[family]
+    seen_as = cfg.val_dataloader.dataset
+    held_out = images_type(seen_as)
+    train = images_type(cfg.train_dataloader.dataset.dataset, seen_as.get(images_type.seen_through))
+    subjects = {
+        role: subject_type(
+            _load(cfg.model[family], path, role, train), train.classes, config=cfg.model[family]
+        )
+        for role, path in paths.items()
+    }
+    labels = [train.classes.index(name) for name in gone]
+    return Audit(subjects, train, held_out, labels, settings)
+
+
+def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Module:
+    """The plain model with the weights of a checkpoint, which must be just its own."""
+    model = MODELS.build(copy.deepcopy(config))
+    checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    classes = (checkpoint.get('meta') or {}).get('dataset_meta', {}).get('classes')
+    if classes is not None and tuple(classes) != data.classes:
+        raise ForgettingError(
+            f'The {role} {str(path)!r} knows the classes {", ".join(classes)}; it must know those '
+            f'of the run in the same order, {", ".join(data.classes)} (an oracle has just not '
+            'seen objects of some).'
+        )
+    state = checkpoint.get('state_dict', checkpoint)
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [
+        name for name, value in own.items() if value.shape != state[name].shape
+    ]
+    if wrong:
+        raise ForgettingError(
+            f'The {role} {str(path)!r} is of another architecture than the run: the first of '
+            f'{len(wrong)} weights that differ is {wrong[0]!r}.'
+        )
+    model.load_state_dict(state)
+    return model.to(get_device())
+
+
+def _check_oracle(rows: Sequence[Mapping], path: str, audit: Audit, original: float | None) -> None:
+    """Refuse a model that was trained with the classes.
+
+    AP is a ranking, so that a class without a single example can have some; half of what the
+    original has is beyond that.
+    """
+    metric = f'{audit.subjects[ORACLE].metric}_f'
+    found = next(row['value'] for row in rows if row['measure'] == f'output/{metric}')
+    if original is not None and found > original / 2:
+        raise ForgettingError(
+            f'{path!r} is no oracle: its {metric} is {found:.1f} %, the original has '
+            f'{original:.1f} %; give a model trained without these classes.'
+        )
+
+
+def _table(record: AuditRecord) -> Table:
+    """Means over the seeds with half the range, one row per measure, per-class values left out."""
+    table = Table(title=f'Audit of task {record.task}: {", ".join(record.forgotten)}')
+    table.add_column('measure')
+    models = [model for model in (ORIGINAL, OURS, ORACLE) if model in record.files]
+    for model in models:
+        table.add_column(model, justify='right')
+    cells: dict[str, dict[str, list[float]]] = {}
+    for row in record.rows:
+        if '/per_class/' not in row['measure'] and row['value'] is not None:
+            of_measure = cells.setdefault(row['measure'], {})
+            of_measure.setdefault(row['model'], []).append(row['value'])
+    for measure, of_models in cells.items():
+        table.add_row(measure, *(_cell(of_models.get(model), measure) for model in models))
+    return table
+
+
+def _cell(values: Sequence[float] | None, measure: str) -> str:
+    if not values:
+        return ''
+    digits = 3 if measure.startswith(('membership', 'divergence')) else 1
+    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    return f'{mean:.{digits}f}' + (f' ± {half:.{digits}f}' if len(values) > 1 else '')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except ForgettingError as error:
+        sys.exit(f'error: {error}')
