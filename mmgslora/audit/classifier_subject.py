@@ -98,6 +98,11 @@ class ClassifierSubject(Subject):
         metrics = evaluator.evaluate(len(images))
         return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
 
+    @property
+    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+        head = self.model.head
+        return [(head.weight, getattr(head, 'bias', None))]
+
     def loss(
         self, data: ClassificationImages, images: Sequence[int], labels: Sequence[int]
     ) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmgslora.audit.subject import Images, Objects, Subject
+from mmgslora.families.detector import class_rows
 
 _CACHE_BYTES = 2**29
 _ON_OBJECT = 0.5
@@ -194,6 +196,15 @@ class DetectorSubject(Subject):
             count += len(batch)
         metrics = evaluator.evaluate(count)
         return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
+
+    @property
+    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+        return class_rows(self.model)
+
+    @property
+    def new_bias(self) -> float:
+        """Scores of .01 for a head of independent ones, as MMDetection starts it."""
+        return -math.log(99) if self.model.bbox_head.loss_cls.use_sigmoid else 0.0
 
     def loss(self, data: DetectionImages, images: Sequence[int], labels: Sequence[int]) -> Tensor:
         inputs, samples = self._prepare(data, images)

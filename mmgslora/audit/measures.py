@@ -17,7 +17,8 @@ from mmgslora.audit.subject import Images, Objects, Subject
 from mmgslora.audit.whereabouts import LOW_SCORE, WORKING_SCORE, nearest_classes, whereabouts
 from mmgslora.errors import ForgettingError
 
-MEASURES = ('output', 'whereabouts', 'probe', 'membership', 'divergence', 'relearning')
+MEASURES = ('output', 'whereabouts', 'probe', 'membership', 'divergence', 'relearning', 'new_head')
+NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
 ORIGINAL, OURS, ORACLE = 'original', 'ours', 'oracle'
 
 
@@ -204,3 +205,21 @@ class Audit:
                 self._at_start[model] = curve.values[0]
             for step, value in zip(curve.steps, curve.values):
                 yield f'relearning/k{images}/step{step}', seed, value
+
+    def _new_head(self, model: str) -> Iterator[tuple[str, int, float]]:
+        """Relearning as the verdict compares it, by an attacker who starts the rows anew."""
+        settings = self.settings
+        for seed in settings.seeds:
+            curve = relearning_curve(
+                self.subjects[model].with_new_rows(self.labels, seed),
+                self.train,
+                self.held_out,
+                self.labels,
+                NEW_HEAD_IMAGES,
+                seed,
+                steps=(NEW_HEAD_STEPS,),
+                lr=settings.relearning_lr,
+                batch_size=settings.relearning_batch,
+                measured_on=settings.relearning_measured_on,
+            )
+            yield f'new_head/k{NEW_HEAD_IMAGES}/step{NEW_HEAD_STEPS}', seed, curve.values[0]

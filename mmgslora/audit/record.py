@@ -16,6 +16,8 @@ from mmgslora.audit.verdict import judge
 
 VERDICT_POINT = 'relearning/k16/step20'
 """Where on the relearning curves the verdict compares: 16 images, 20 steps."""
+NEW_HEAD_POINT = 'new_head/k16/step20'
+"""The same by an attacker who starts the head's rows anew; the larger lead of the two counts."""
 
 _ALWAYS = (
     'One oracle stands for all: another seed of its training would give other numbers, and a '
@@ -162,9 +164,10 @@ class AuditRecord:
             return None
         probe = next((n for n in reversed(names) if n.startswith('probe/')), 'probe/')
         gaps = []
-        for measure in (probe, VERDICT_POINT):
-            ours, oracle = (self.mean(measure, model, rows) for model in (OURS, ORACLE))
-            gaps.append(None if ours is None or oracle is None else ours - oracle)
+        for measures in ((probe,), (VERDICT_POINT, NEW_HEAD_POINT)):
+            pairs = [[self.mean(m, model, rows) for model in (OURS, ORACLE)] for m in measures]
+            known = [ours - oracle for ours, oracle in pairs if None not in (ours, oracle)]
+            gaps.append(max(known, default=None))
         seen = self.mean(metric, ORACLE, rows)
         return judge(forgotten, *gaps, limits=self.limits, oracle_forgotten=seen).as_dict()
 

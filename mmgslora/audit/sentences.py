@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmgslora.audit.measures import ORACLE, ORIGINAL, OURS
-from mmgslora.audit.record import VERDICT_POINT, AuditRecord
+from mmgslora.audit.record import NEW_HEAD_POINT, VERDICT_POINT, AuditRecord
 
 
 def sentences(record: AuditRecord) -> list[str]:
@@ -97,6 +97,9 @@ def _relearning(record: AuditRecord) -> Iterator[str]:
     text = _beside(record, VERDICT_POINT, '.1f')
     if text:
         yield f'Relearning on 16 images brings the forgotten classes to {text} % in 20 steps.'
+    text = _beside(record, NEW_HEAD_POINT, '.1f')
+    if text:
+        yield f'With new rows in the head of every model: {text} %.'
     for name in _names(record, 'relearning/'):
         lead = name.endswith('/lead') and record.mean(name, OURS)
         if name.endswith('/lead') and lead is not None:

@@ -117,6 +117,8 @@ class Subject(ABC):
     """Images per forward pass."""
     clip_norm: float
     """Largest norm of the gradient while relearning."""
+    new_bias: float = 0.0
+    """Bias of a class in a head that was never trained."""
 
     def __init__(
         self, model: nn.Module, classes: Sequence[str], config: dict | None = None
@@ -144,6 +146,27 @@ class Subject(ABC):
     @abstractmethod
     def loss(self, data: Images, images: Sequence[int], labels: Sequence[int]) -> Tensor:
         """Training loss of the model's own, on the objects with these labels alone."""
+
+    @property
+    @abstractmethod
+    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+        """Weight (C or more, D) and bias of every layer that scores classes, each once."""
+
+    @torch.no_grad()
+    def with_new_rows(self, labels: Sequence[int], seed: int) -> Subject:
+        """A copy whose head is a new one for these classes: small random rows (ours).
+
+        What an attacker does who finds the rows of a class cut away or spoilt.
+        """
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(seed)
+        for weight, bias in other.class_rows:
+            rows = torch.empty(len(labels), weight.shape[1]).normal_(std=0.01, generator=generator)
+            weight[list(labels)] = rows.to(weight)
+            if bias is not None:
+                bias[list(labels)] = self.new_bias
+        return other
 
     def relearn(
         self,

@@ -72,6 +72,13 @@ def _recorded_targets(head: nn.Module, kept: Tensor | None) -> Iterator[list]:
         del head.get_targets
 
 
+def class_rows(detector: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+    """Weight and bias with which each decoder layer, and a two-stage encoder, scores classes."""
+    head = detector.bbox_head
+    branches = head.cls_branches if hasattr(head, 'cls_branches') else [head.fc_cls]
+    return [(branch.weight, branch.bias) for branch in dict.fromkeys(branches)]
+
+
 @MODELS.register_module()
 class ForgettingDetector(ForgettingModel):
     """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
@@ -131,10 +138,8 @@ class ForgettingDetector(ForgettingModel):
 
     @property
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
-        """See :class:`ForgettingModel`: of all decoder layers, and of a two-stage encoder."""
-        head = self.detector.bbox_head
-        branches = head.cls_branches if hasattr(head, 'cls_branches') else [head.fc_cls]
-        return [(branch.weight, branch.bias) for branch in dict.fromkeys(branches)]
+        """See :class:`ForgettingModel`."""
+        return class_rows(self.detector)
 
     def views(self, inputs: Tensor, data_samples: SampleList) -> dict[str, View]:
         """See :class:`ForgettingModel`."""

@@ -217,10 +217,16 @@ def _audit_checks(run: FinishedRun, reason: str, limits: dict) -> list[dict]:
     if not reason:
         model = run.merged(audit.task)
         probe = next(reversed(audit.of('probe')), probe)
-        relearning = next(
-            (name for name in audit.of('relearning') if curve_point(name) == RELEARNING_POINT),
-            relearning,
-        )
+        points = [
+            name
+            for kind in ('relearning', 'new_head')
+            for name in audit.of(kind)
+            if curve_point(name) == RELEARNING_POINT
+        ]
+        # Relearning as the model is, and with new rows in the head: the larger lead counts.
+        gaps = {name: audit.gap(name) for name in points}
+        known = [name for name in points if gaps[name] is not None]
+        relearning = max(known or points[:1], key=gaps.get, default=relearning)
         gaps = {name: audit.gap(name) for name in (probe, relearning)}
         if not audit.has_oracle:
             reason = 'the audit has no oracle to compare with'

@@ -100,6 +100,10 @@ class FlatSubject(Subject):
         images, _, logits = self._look(data, images)
         return F.cross_entropy(logits, torch.from_numpy(data.truth[images]))
 
+    @property
+    def class_rows(self):
+        return [(self.model.head, self.model.bias)]
+
     def untrained(self, seed: int) -> FlatSubject:
         rng = np.random.default_rng(seed)
         return FlatSubject(rng.normal(size=2), head=rng.normal(size=(4, 2)))

@@ -130,3 +130,14 @@ def test_the_report_reads_the_file(record_at, tmp_path):
     found = rows.value('relearning/k16/step20', 'ours')
     assert (found.mean, found.low, found.high, found.seeds) == (15, 10, 20, 2)
     assert list(rows.curves()) == [16]
+
+
+@pytest.mark.parametrize(('new_head', 'gap'), [((9.0, 4.0), 5.0), ((2.0, 4.0), 3.0)])
+def test_the_larger_lead_of_both_attacks_counts(record_at, new_head, gap):
+    record = record_at()
+    for model, relearned, anew in (('ours', 8.0, new_head[0]), ('oracle', 5.0, new_head[1])):
+        record.add('output', model, [row(model, 'output/AP_f', 0.0)], 0.0)
+        point = row(model, 'relearning/k16/step20', relearned, seed=0)
+        record.add('relearning/k16', model, [point], 0.0)
+        record.add('new_head', model, [row(model, 'new_head/k16/step20', anew, seed=0)], 0.0)
+    assert record.verdict()['values']['relearning_gap'] == gap

@@ -145,3 +145,18 @@ def test_untrained_model_is_drawn_from_its_seed():
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], subject.model.weight)
+
+
+def test_new_rows_replace_those_of_the_classes_alone():
+    subject = original()
+    before = [p.detach().clone() for p in (subject.model.head, subject.model.bias)]
+    subject.new_bias = -3.0
+    other = subject.with_new_rows([0, 2], seed=1)
+    assert torch.equal(subject.model.head, before[0])  # a copy
+    head, bias = other.model.head.detach(), other.model.bias.detach()
+    assert torch.equal(head[[1, 3]], before[0][[1, 3]])
+    assert bias.tolist() == [-3.0, before[1][1], -3.0, before[1][3]]
+    assert head[[0, 2]].any() and head[[0, 2]].abs().max() < 0.1
+    again = subject.with_new_rows([0, 2], seed=1).model.head
+    assert torch.equal(again, head)
+    assert not torch.equal(subject.with_new_rows([0, 2], seed=2).model.head, head)
