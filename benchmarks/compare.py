@@ -64,12 +64,20 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
 }  # fmt: skip
 
 
-def run(config: str, seed: int, options: list[str]) -> dict:
-    """The record of one run, trained if it is not there yet; studies share equal runs."""
+def folder_of(config: str, seed: int, options: list[str]) -> Path:
+    """Where a run lies; it is named by what it is, so that studies share equal runs."""
     if options and options[0].endswith('.py'):
         config, *options = options
     changes = [option.split('.')[-1] for option in options]
-    folder = ROOT / 'work_dirs' / 'compare' / '_'.join([Path(config).stem, *changes, f'seed{seed}'])
+    name = '_'.join([Path(config).stem, *changes, f'seed{seed}'])
+    return ROOT / 'work_dirs' / 'compare' / name
+
+
+def run(config: str, seed: int, options: list[str]) -> dict:
+    """The record of one run, trained if it is not there yet."""
+    folder = folder_of(config, seed, options)
+    if options and options[0].endswith('.py'):
+        config, *options = options
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(folder), '--resume']
     command += ['--cfg-options', f'randomness.seed={seed}', f'train_dataloader.dataset.seed={seed}']
     if not (folder / 'done').exists():
@@ -104,17 +112,17 @@ def table(rows: list[dict]) -> str:
         groups.setdefault((row['method'], row['setting'], row['task']), []).append(row)
     for (method, setting, task), same in groups.items():
         cells = [method, setting, str(task)]
-        cells += [_spread([row[key] for row in same]) for key in shown]
+        cells += [spread([row[key] for row in same]) for key in shown]
         cells += [
-            _spread([100 * row[key] / row[f'pretrained_{key}'] for row in same], '%')
-            for key in kept
+            spread([100 * row[key] / row[f'pretrained_{key}'] for row in same], '%') for key in kept
         ]
-        cells.append(_spread([row['zero_group_ratio'] for row in same], digits=2))
+        cells.append(spread([row['zero_group_ratio'] for row in same], digits=2))
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
-def _spread(values: list[float | None], unit: str = '', digits: int = 1) -> str:
+def spread(values: list[float | None], unit: str = '', digits: int = 1) -> str:
+    """Mean and, in brackets, lowest and highest value."""
     if None in values:
         return '-'
     mean, low, high = (f'{x:.{digits}f}' for x in (fmean(values), min(values), max(values)))
