@@ -14,45 +14,20 @@ from mmgslora.families.view import View
 from mmgslora.losses import bounded_ascent, group_penalty
 from mmgslora.methods.base import Method
 
+# What the authors' scripts have in common; then those for detection, and for faces and ImageNet100.
+_PAPER = dict(ascend='loss', drift=0.0, dropout=True, reset_rows=False)
+_DETECTION = dict(mode='penalty', alpha=3e-4, by='block', warmup_epochs=0)
+_IMAGES = dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0)
 RECIPES = {
-    # The authors' detection code: beta list of the CVPR runs.
     'paper': dict(
-        ascend='loss',
+        _PAPER,
         bound=15.0,
-        beta=(0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),
-        drift=0.0,
-        sparsity=dict(mode='penalty', alpha=3e-4, by='block', warmup_epochs=0),
-        dropout=True,
-        reset_rows=False,
+        beta=(0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),  # of the CVPR runs
+        sparsity=_DETECTION,
     ),
-    # Their face and ImageNet100 scripts (continual).
-    'paper_face': dict(
-        ascend='loss',
-        bound=105.0,
-        beta=(0.2, 0.25, 0.25, 0.2),
-        drift=0.0,
-        sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
-        dropout=True,
-        reset_rows=False,
-    ),
-    'paper_face_few_shot': dict(
-        ascend='loss',
-        bound=105.0,
-        beta=(0.3, 0.4, 0.28, 0.2),
-        drift=0.0,
-        sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
-        dropout=True,
-        reset_rows=False,
-    ),
-    'paper_imagenet': dict(
-        ascend='loss',
-        bound=105.0,
-        beta=(0.2, 0.25, 0.25, 0.25),
-        drift=0.0,
-        sparsity=dict(mode='penalty', alpha=1e-4, by='block', warmup_epochs=0),
-        dropout=True,
-        reset_rows=False,
-    ),
+    'paper_face': dict(_PAPER, bound=105.0, beta=(0.2, 0.25, 0.25, 0.2), sparsity=_IMAGES),
+    'paper_face_few_shot': dict(_PAPER, bound=105.0, beta=(0.3, 0.4, 0.28, 0.2), sparsity=_IMAGES),
+    'paper_imagenet': dict(_PAPER, bound=105.0, beta=(0.2, 0.25, 0.25, 0.25), sparsity=_IMAGES),
     'default': dict(
         ascend='predictions',
         bound=9.0,
