@@ -11,11 +11,11 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', beta=1.0, sparsity=dict(alpha=0.4, select=0.5)),
 )
 load_from = 'work_dirs/vit_shapes/epoch_12.pth'
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     sampler=dict(_delete_=True, type='PairedSampler'),
     dataset=dict(
         _delete_=True,
@@ -28,9 +28,9 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=10,
+    epochs_per_task=8,
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
 param_scheduler = [
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=8, convert_to_iter_based=True),
 ]

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import set_random_seed
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mmgslora.errors import ForgettingError
@@ -59,7 +59,8 @@ class PrototypeHook(Hook):
             metadata = dict(original=original, classes='\n'.join(loop.views.classes))
             own = Path(runner.work_dir, _FILE)
             draft = own.with_suffix('.tmp')
-            save_file(dict(prototypes=method.prototypes.cpu().contiguous()), draft, metadata)
+            tensors = dict(prototypes=method.prototypes.cpu().contiguous())
+            draft.write_bytes(save(tensors, metadata))  # save_file would shut others out
             draft.replace(own)
 
     def before_train_epoch(self, runner) -> None:

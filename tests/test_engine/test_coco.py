@@ -195,7 +195,7 @@ def test_one_option_is_a_request(load, repo_root, name, option, tasks):
 
 
 def test_unknown_category_id(load):
-    with pytest.raises(ForgettingError, match='COCO category id 12 in task 1 .* 13 .stop sign'):
+    with pytest.raises(ForgettingError, match='Category id 12 in task 1 .* 13 .stop sign'):
         protocol_of(load('gslora_coco_forget', 'train_cfg.protocol.tasks=[[12]]'))
 
 
