@@ -1,10 +1,10 @@
 # gslora_shapes_forget.py with exactly four images of every class per task (k = 1, 2, 8, ...:
 # --cfg-options train_dataloader.dataset.few_shot=8). So few images show little of what must stay:
-# the teacher counts four times as much.
+# what the teacher knows counts more, pushing less.
 #   python tools/train.py configs/gslora_shapes_few_shot.py
 _base_ = './gslora_shapes_forget.py'
 epochs_per_task = 40  # of two or three steps
-model = dict(method=dict(drift=4.0, pull=2.0))
+model = dict(method=dict(drift=4.0, pull=4.0, push=1.0, beta=0.05))
 train_dataloader = dict(dataset=dict(few_shot=4))
 train_cfg = dict(epochs_per_task=epochs_per_task)
 param_scheduler = [

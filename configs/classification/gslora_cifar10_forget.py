@@ -11,9 +11,9 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', beta=1.0),
 )
-load_from = 'work_dirs/vit_cifar10/epoch_100.pth'
+load_from = 'work_dirs/vit_cifar10/epoch_60.pth'
 train_dataloader = dict(
     batch_size=64,
     sampler=dict(_delete_=True, type='PairedSampler'),
@@ -21,7 +21,7 @@ train_dataloader = dict(
         _delete_=True,
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
-        data_ratio=1.0,
+        data_ratio=0.5,
     ),
 )
 train_cfg = dict(

@@ -16,7 +16,7 @@ model = dict(
     ),
     head=dict(type='LinearHead', embed_dims=96, num_classes=10),
 )
-max_epochs = 100
+max_epochs = 60
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=20)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -11,7 +11,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', beta=1.0),
 )
 load_from = 'work_dirs/face-transformer_olivetti/epoch_300.pth'
 train_dataloader = dict(
@@ -28,9 +28,9 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=10,
+    epochs_per_task=20,
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
 param_scheduler = [
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, T_max=20, convert_to_iter_based=True),
 ]
