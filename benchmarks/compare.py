@@ -38,7 +38,7 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
         'configs/gslora_shapes_missing.py',
         [
             ('GS-LoRA++ (default)', '2 missing', []),
-            ('GS-LoRA, paper recipe', '2 missing', [GS, PAPER]),
+            ('GS-LoRA, paper recipe', '2 missing', ['configs/gslora_shapes_missing_paper.py']),
         ],
     ),
     'ablation': (
