@@ -11,7 +11,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', beta=1.0, sparsity=dict(alpha=0.4, select=0.5)),
+    method=dict(type='GSLoRA', sparsity=dict(alpha=0.4, select=0.6)),
 )
 load_from = 'work_dirs/face-transformer_generated/epoch_14.pth'
 train_dataloader = dict(
@@ -21,7 +21,7 @@ train_dataloader = dict(
         _delete_=True,
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
-        data_ratio=0.3,
+        data_ratio=0.5,
     ),
 )
 train_cfg = dict(
