@@ -11,7 +11,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', ascend='odds'),
 )
 load_from = 'work_dirs/vit_cifar10/epoch_60.pth'
 train_dataloader = dict(

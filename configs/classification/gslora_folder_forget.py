@@ -12,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', ascend='odds'),
 )
 load_from = 'work_dirs/vit_folder/epoch_100.pth'
 train_dataloader = dict(

@@ -12,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', ascend='odds'),
 )
 train_dataloader = dict(
     batch_size=96,

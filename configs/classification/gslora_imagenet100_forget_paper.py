@@ -3,4 +3,4 @@
 #   python tools/train.py configs/classification/gslora_imagenet100_forget_paper.py
 # Awaits a run.
 _base_ = './gslora_imagenet100_forget.py'
-model = dict(method=dict(recipe='paper_imagenet'))
+model = dict(method=dict(_delete_=True, type='GSLoRA', recipe='paper_imagenet'))

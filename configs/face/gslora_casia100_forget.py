@@ -15,7 +15,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA'),
+    method=dict(type='GSLoRA', ascend='odds'),
 )
 load_from = 'work_dirs/face-transformer_casia100/epoch_1200.pth'
 train_dataloader = dict(

@@ -3,4 +3,4 @@
 #   python tools/train.py configs/face/gslora_casia100_forget_paper.py
 # Awaits a run.
 _base_ = './gslora_casia100_forget.py'
-model = dict(method=dict(recipe='paper_face'))
+model = dict(method=dict(_delete_=True, type='GSLoRA', recipe='paper_face'))

@@ -58,6 +58,9 @@ class GSLoRA(Method):
       class to forget, weighted by what the adapter-free model believes, :math:`\hat p`. No query
       is left that could name the class, whichever it is matched to; scores of other classes are
       not ascended, and predictions that never meant the class stay where they are.
+    - ``ascend='odds'``, ours, for models with a softmax: the same with
+      :math:`\log p_{qc} - \log \sum_{j \ne c} p_{qj}` for :math:`\log p_{qc}`, whose gradient 1 - p
+      vanishes where the model is certain.
 
     With several processes the papers' hinge sees the classification loss of all of them and
     :math:`\sum \hat p` counts all their predictions: the mean gradient over the processes is that
@@ -106,11 +109,13 @@ class GSLoRA(Method):
         chosen['sparsity'] = chosen['sparsity'] | (sparsity or {})
         super().__init__(**{key: chosen[key] for key in ('sparsity', 'dropout', 'reset_rows')})
         self.ascend, self.bound, self.drift = chosen['ascend'], chosen['bound'], chosen['drift']
-        if self.ascend not in ('loss', 'predictions'):
-            raise ForgettingError(f'ascend is {self.ascend!r}; it can be loss or predictions.')
+        if self.ascend not in ('loss', 'predictions', 'odds'):
+            raise ForgettingError(
+                f'ascend is {self.ascend!r}; it can be loss, predictions or odds.'
+            )
         beta = chosen['beta']
         self.betas = tuple(beta) if isinstance(beta, Sequence) else (beta,)
-        self.needs_teacher = self.drift > 0 or self.ascend == 'predictions'
+        self.needs_teacher = self.drift > 0 or self.ascend != 'loss'
 
     @property
     def beta(self) -> float:
@@ -129,7 +134,7 @@ class GSLoRA(Method):
             losses[f'forget_{name}'] = self.beta * bounded_ascent(classification, self.bound)
             losses.update({f'forget_{name}': self.beta * value for name, value in others})
         else:
-            surprise = -_at_least_float32(forget.log_probs[:, forget.classes])
+            surprise = -self._evidence(_at_least_float32(forget.log_probs), forget.classes)
             belief = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp()
             hinge = bounded_ascent(surprise, self.bound)
             # The joint sum is clamped at 1, so the mean over processes at their share of that.
@@ -141,6 +146,15 @@ class GSLoRA(Method):
         if self.sparsity['mode'] == 'penalty' and self.alpha:
             losses['loss_sparsity'] = self.alpha * group_penalty(self.groups)
         return losses
+
+    def _evidence(self, log_probs: Tensor, classes: Tensor) -> Tensor:
+        """(m, k) what speaks for each class: its log-probability, or its odds against the rest."""
+        ours = log_probs[:, classes]
+        if self.ascend == 'predictions':
+            return ours
+        own = torch.nn.functional.one_hot(classes, log_probs.shape[1]).bool()
+        rest = log_probs[:, None].masked_fill(own, float('-inf')).logsumexp(-1)
+        return ours - rest
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

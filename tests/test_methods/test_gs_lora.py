@@ -97,11 +97,26 @@ def test_prediction_ascent_by_hand(model):
     assert 'forget_loss_bbox' not in losses and method.needs_teacher
 
 
+def test_odds_by_hand(model):
+    """p = (1/4, 3/4, 0+): the odds of class 1 are 3; where p is 1 the slope is still 1."""
+    method = GSLoRA(ascend='odds', bound=4.0, beta=1.0, drift=0.0, sparsity=dict(mode='none'))
+    method.bind(model)
+    log_probs = [[math.log(0.25), math.log(0.75), -1e4]]
+    teacher = [[math.log(0.2), math.log(0.8), -1e4]]
+    losses = method.losses(view(1.0, log_probs, teacher), view(1.0, log_probs, teacher))
+    assert losses['forget_loss_cls'].item() == pytest.approx(0.8 * (4 + math.log(3)), rel=1e-5)
+    logits = torch.tensor([[0.0, 60.0, 0.0]], requires_grad=True)  # p is 1 in float32
+    sure = view(1.0, log_probs, teacher)
+    sure.log_probs = logits.log_softmax(-1)
+    method.losses(sure, sure)['forget_loss_cls'].backward()
+    assert logits.grad[0, 1].item() == pytest.approx(0.8, rel=1e-4)  # the belief
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
         (dict(recipe='papr'), "'papr'.*default"),
-        (dict(ascend='boxes'), "'boxes'.*loss or predictions"),
+        (dict(ascend='boxes'), "'boxes'.*loss, predictions or odds"),
         (dict(sparsity=dict(mode='l1')), "'l1'.*proximal, penalty or none"),
     ],
 )
