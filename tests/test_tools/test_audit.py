@@ -71,7 +71,7 @@ def test_a_whole_audit(tool, finished, capsys):
     measured = {row['measure'].split('/')[0] for row in found['rows']}
     assert measured == {
         *('output', 'whereabouts', 'probe', 'prototype', 'membership', 'divergence'),
-        *('relearning', 'damage'),
+        *('relearning', 'new_head', 'damage'),
     }
     # Ours and the oracle are one file here.
     values = {(r['model'], r['measure']): r['value'] for r in found['rows']}
