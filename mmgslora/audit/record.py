@@ -166,8 +166,10 @@ class AuditRecord:
         gaps = []
         for measures in ((probe,), (VERDICT_POINT, NEW_HEAD_POINT)):
             pairs = [[self.mean(m, model, rows) for model in (OURS, ORACLE)] for m in measures]
-            known = [ours - oracle for ours, oracle in pairs if None not in (ours, oracle)]
-            gaps.append(max(known, default=None))
+            leads = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+            lead = max((x for x in leads if x is not None), default=None)
+            # The second attack alone can say "hidden", not that nothing is.
+            gaps.append(None if leads[0] is None and (lead or 0) <= 0 else lead)
         seen = self.mean(metric, ORACLE, rows)
         return judge(forgotten, *gaps, limits=self.limits, oracle_forgotten=seen).as_dict()
 
