@@ -84,12 +84,16 @@ class PictureHook(Hook):
                 break
         return chosen
 
-    def _detect(self, runner, index: int) -> dict[str, list]:
+    def _predict(self, runner, index: int):
+        """The data sample of one validation image with the model's predictions."""
         model = runner.train_loop.model
         model.eval()
         batch = pseudo_collate([runner.val_loop.dataloader.dataset[index]])
         with torch.no_grad():
-            found = model.test_step(batch)[0].pred_instances
+            return model.test_step(batch)[0]
+
+    def _detect(self, runner, index: int) -> dict[str, list]:
+        found = self._predict(runner, index).pred_instances
         found = found[found.scores >= self.score_thr]
         return {key: found[key].tolist() for key in ('bboxes', 'scores', 'labels')}
 
@@ -118,11 +122,7 @@ class LabelPictureHook(PictureHook):
         return [first[label] for label in in_turn if label in first][: self.num_images]
 
     def _detect(self, runner, index: int) -> dict[str, float]:
-        model = runner.train_loop.model
-        model.eval()
-        batch = pseudo_collate([runner.val_loop.dataloader.dataset[index]])
-        with torch.no_grad():
-            scores = model.test_step(batch)[0].pred_scores
+        scores = self._predict(runner, index).pred_scores
         return dict(label=int(scores.argmax()), score=float(scores.max()))
 
     def _draw(self, runner, indices: list[int], before: list[dict], after: list[dict]) -> None:

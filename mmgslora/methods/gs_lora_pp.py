@@ -124,16 +124,18 @@ class GSLoRAPlusPlus(GSLoRA):
         """See :class:`Method`."""
         losses = super().losses(forget, retain)
         self.prototypes = self.prototypes.to(forget.embeddings.device)
-        if self.measure == 'means':
-            push, pull = self._off_centre(forget), self._moved(forget.classes, forget, retain)
-        else:
-            push = bounded_ascent(self._distance(forget), self.prototype_bound)
-            pull = self._distance(retain)
+        means = self.measure == 'means'
         if self.push:
+            push = self._off_centre(forget) if means else self._hinge(forget)
             losses['forget_loss_prototype'] = self.push * push
         if self.pull:
+            gone = forget.classes
+            pull = self._moved(gone, forget, retain) if means else self._distance(retain)
             losses['retain_loss_prototype'] = self.pull * pull
         return losses
+
+    def _hinge(self, view: View) -> Tensor:
+        return bounded_ascent(self._distance(view), self.prototype_bound)
 
     def _distance(self, view: View) -> Tensor:
         """Mean divergence of a view's objects from their prototypes, of all processes together."""

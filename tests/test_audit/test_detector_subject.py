@@ -35,10 +35,8 @@ def subject(tiny_cfg, tiny_checkpoint):
     return build(tiny_cfg, tiny_checkpoint)
 
 
-def test_ap_is_that_of_mmdetection(subject, tiny_cfg):
-    # The training pictures: the tiny detector knows some of them.
-    config = tiny_cfg.train_dataloader.dataset.dataset
-    data = DetectionImages(config, tiny_cfg.val_dataloader.dataset.pipeline)
+def test_ap_is_that_of_mmdetection(subject, tiny_cfg, data):
+    config = tiny_cfg.val_dataloader.dataset
     metric = CocoMetric(ann_file=f'{config.data_root}{config.ann_file}', classwise=True)
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = dict(classes=subject.classes)
@@ -48,7 +46,7 @@ def test_ap_is_that_of_mmdetection(subject, tiny_cfg):
             evaluator.process(subject.model.predict(inputs['inputs'], inputs['data_samples']))
     expected = evaluator.evaluate(len(data))
     found = subject.evaluate(data)
-    assert max(found.values()) > 1
+    assert max(found.values()) > 10
     for name, value in found.items():
         assert value == pytest.approx(100 * expected[f'coco/{name}_precision'], abs=0.06)
 
@@ -143,7 +141,8 @@ def test_cutting_the_head_leaves_the_probe(subject, tiny_cfg, tiny_checkpoint, d
         branch.weight.data[GONE] = 0
         branch.bias.data[GONE] = -20
     # AP ranks even scores of 1e-9.
-    assert max(cut.evaluate(data, labels=GONE).values()) < 1
+    before, after = (sum(s.evaluate(data, labels=GONE).values()) for s in (subject, cut))
+    assert after < before / 2
     objects = [s.objects(data) for s in (subject, cut)]
     assert objects[1].scores[:, GONE].max() < 1e-6
     before, after = (probe_accuracy(o, o, GONE, layers=['decoder.1']) for o in objects)

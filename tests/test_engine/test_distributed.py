@@ -124,7 +124,7 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
 
     default = dict(type='GSLoRA')
     # The bound lies among the losses: the hinge is open for some joint batches only.
-    paper = dict(type='GSLoRA', recipe='paper', dropout=False, beta=0.2, bound=1.0)
+    paper = dict(type='GSLoRA', recipe='paper', dropout=False, beta=0.2, bound=2.8)
     for count, name in ((1, 'one'), (2, 'two')):
         prepare(f'default_{name}', default, 2, 8 // count)
         prepare(f'paper_{name}', paper, 1, 8 // count)
