@@ -21,7 +21,7 @@ CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
 BASELINES = {'GS-LoRA': [GS], 'GS-LoRA, paper recipe': [GS, PAPER]}
 # Of the baselines, what the verdict rests on.
-SOME = ['--measures', 'whereabouts', 'probe', 'relearning', 'new_head']
+SOME = ['--measures', 'old_rows', 'whereabouts', 'probe', 'relearning', 'new_head']
 SOME += ['--cfg-options', 'relearning_images=[16]']
 
 

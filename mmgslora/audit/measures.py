@@ -17,7 +17,10 @@ from mmgslora.audit.subject import Images, Objects, Subject
 from mmgslora.audit.whereabouts import LOW_SCORE, WORKING_SCORE, nearest_classes, whereabouts
 from mmgslora.errors import ForgettingError
 
-MEASURES = ('output', 'whereabouts', 'probe', 'membership', 'divergence', 'relearning', 'new_head')
+MEASURES = (
+    *('output', 'old_rows', 'whereabouts', 'probe'),
+    *('membership', 'divergence', 'relearning', 'new_head'),
+)
 NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
 ORIGINAL, OURS, ORACLE = 'original', 'ours', 'oracle'
 
@@ -102,7 +105,7 @@ class Audit:
             if measure == 'relearning':
                 units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
             for unit in units if measure in measures else ():
-                for model in (OURS, ORACLE, ORIGINAL):
+                for model in (OURS,) if unit == 'old_rows' else (OURS, ORACLE, ORIGINAL):
                     if model in self.subjects:
                         yield unit, model
 
@@ -136,6 +139,12 @@ class Audit:
                 yield f'output/{subject.metric}_{letter}', None, fmean(values)
         for name, value in per_class.items():
             yield f'output/per_class/{name}', None, value
+
+    def _old_rows(self, model: str) -> Iterator[tuple[str, None, float]]:
+        """The output of an attacker who puts the original's rows back into the head."""
+        subject = self.subjects[model].with_rows_of(self.subjects[ORIGINAL], self.labels)
+        values = subject.evaluate(self.held_out, labels=self.labels).values()
+        yield f'old_rows/{subject.metric}_f', None, fmean(values)
 
     def _whereabouts(self, model: str) -> Iterator[tuple[str, None, float]]:
         objects = self.objects(model, 'held_out')

@@ -85,6 +85,8 @@ class AuditRecord:
         roles = {model} | (self.files.keys() - {OURS, ORACLE, ORIGINAL})
         if unit == 'divergence':
             roles.add(ORACLE)
+        if unit == 'old_rows':
+            roles.add(ORIGINAL)
         settings = asdict(self.settings)
         if unit.startswith('relearning'):
             settings.pop('relearning_images')  # each k is a unit of its own

@@ -41,6 +41,10 @@ def _output(record: AuditRecord) -> Iterator[str]:
     parts = [f'{name.partition("/")[2]} is {text}' for name, text in values.items() if text]
     if parts:
         yield f'Output, in %: {"; ".join(parts)}.'
+    for name in _names(record, 'old_rows/'):
+        metric = name.partition('/')[2]
+        value = record.mean(name, OURS)
+        yield f"With the original's rows back in the head {metric} is {value:.1f} %."
     damage = {name: record.mean(name, OURS) for name in _names(record, 'damage/')}
     damage = {name: value for name, value in damage.items() if value is not None}
     if damage:

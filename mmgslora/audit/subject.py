@@ -168,6 +168,21 @@ class Subject(ABC):
                 bias[list(labels)] = self.new_bias
         return other
 
+    @torch.no_grad()
+    def with_rows_of(self, donor: Subject, labels: Sequence[int]) -> Subject:
+        """A copy whose head has another model's rows for these classes (ours).
+
+        With the original's: what forgetting is worth without the rows that it took away.
+        """
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        rows = list(labels)
+        for ours, theirs in zip(other.class_rows, donor.class_rows):
+            for into, out_of in zip(ours, theirs):
+                if into is not None:
+                    into[rows] = out_of[rows]
+        return other
+
     def relearn(
         self,
         data: Images,

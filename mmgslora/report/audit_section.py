@@ -40,6 +40,12 @@ _KINDS = {
         'and the retained ones (_r), in %.',
         'The weakest evidence: it says nothing about what is left inside.',
     ),
+    'old_rows': _Kind(
+        'Old rows: what does it answer with its old head?',
+        "The forgetting model's output on the forgotten classes, in %, after the original's rows "
+        'for them were put back into its head: what the layers below have forgotten themselves.',
+        'Only somebody who has the original model can do this.',
+    ),
     'whereabouts': _Kind(
         'Whereabouts: what became of the objects?',
         'Each true object of the forgotten classes, in % of them: found under its own name, called '
@@ -68,6 +74,13 @@ _KINDS = {
         'steps_to_oracle: steps until it has what the oracle has at the end.',
         'Any model can learn a class from images. Only the lead over the oracle is knowledge '
         'that was left behind, for this learning rate and these images.',
+    ),
+    'new_head': _Kind(
+        'New head: how fast do they come back into a new one?',
+        'The same after the rows of the forgotten classes in the heads of all models were '
+        'replaced by new, random ones, in %. A model that only lost its rows has no advantage.',
+        'Only the lead over the oracle is knowledge that was left behind. The larger lead, of '
+        'this attack and the one above, counts in the verdict.',
     ),
     'membership': _Kind(
         'Membership: does it still know its training images?',
@@ -193,7 +206,9 @@ def sentence(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> s
     """
     if kind in ('probe', 'prototype'):
         return _probe_sentence(audit, kind, measures)
-    if kind == 'relearning':
+    if kind == 'old_rows':
+        return _old_rows_sentence(audit, measures[0])
+    if kind in ('relearning', 'new_head'):
         return _relearning_sentence(audit, measures, prefix)
     if kind == 'whereabouts':
         return _whereabouts_sentence(audit)
@@ -252,6 +267,13 @@ def _relearning_sentence(audit: AuditRows, measures: list[str], prefix: str) -> 
     if gap > 0:
         return f'{text}{points(gap)} points of lead are knowledge that was left behind.'
     return f'{text}no lead over a model that never saw the classes.'
+
+
+def _old_rows_sentence(audit: AuditRows, measure: str) -> str:
+    name = _name(measure)
+    text = f'With the rows it once had {name} is {points(audit.value(measure, "ours").mean)} %'
+    before = audit.value(f'output/{name}', 'original')
+    return f'{text}, before forgetting {points(before.mean)} %.' if before else f'{text}.'
 
 
 def _whereabouts_sentence(audit: AuditRows) -> str:

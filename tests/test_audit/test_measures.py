@@ -52,6 +52,10 @@ def test_every_measure_of_a_cut_head(tmp_path):
     assert value('output/Acc_f', 'ours') == 0
     assert value('output/Acc_f', 'original') == 100
     assert value('output/Acc_r', 'ours') == 100
+    # Its rows are all it lost; only the forgetting model is asked for them.
+    assert [r for r in record.rows if r['measure'].startswith('old_rows')] == [
+        dict(model='ours', seed=None, measure='old_rows/Acc_f', value=100.0, unit='old_rows:ours')
+    ]
     assert value('damage/b', 'ours') == 0
     # What a and c are called when they are cut off: b or d.
     called = value('whereabouts/called b', 'ours') + value('whereabouts/called d', 'ours')
@@ -86,6 +90,7 @@ def test_every_measure_has_its_sentence(tmp_path):
     said = sentences(run(tmp_path, head_cut()))
     for start in ('Output, in %: Acc_f is 0.0', 'Hardest hit', 'Objects of', 'A linear probe on '):
         assert any(text.startswith(start) for text in said), start
+    assert "With the original's rows back in the head Acc_f is 100.0 %." in said
     assert any('inside names 100.0 (original 100.0, oracle' in text for text in said)
     assert any(text.startswith('Verdict: hidden, not forgotten.') for text in said)
 

@@ -160,3 +160,17 @@ def test_new_rows_replace_those_of_the_classes_alone():
     again = subject.with_new_rows([0, 2], seed=1).model.head
     assert torch.equal(again, head)
     assert not torch.equal(subject.with_new_rows([0, 2], seed=2).model.head, head)
+
+
+def test_rows_of_another_model_come_back():
+    subject, donor = original(), original()
+    with torch.no_grad():
+        donor.model.head += 1
+        donor.model.bias -= 2
+    before = subject.model.head.detach().clone()
+    other = subject.with_rows_of(donor, [0, 2])
+    assert torch.equal(subject.model.head, before)  # a copy
+    assert torch.equal(other.model.head[[0, 2]], donor.model.head[[0, 2]])
+    assert torch.equal(other.model.head[[1, 3]], before[[1, 3]])
+    assert torch.equal(other.model.bias[[0, 2]], donor.model.bias[[0, 2]])
+    assert torch.equal(other.model.bias[[1, 3]], subject.model.bias[[1, 3]])
