@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file, or result file (.pkl)')
     parser.add_argument('--forget-eval', action='store_true', help='regroup a result file')
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
-    parser.add_argument('--work-dir', help='folder for logs')
+    parser.add_argument('--work-dir', help='folder for logs; by default test/ below the run')
     parser.add_argument('--amp', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -42,6 +42,9 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     args.auto_scale_lr, args.resume = False, None
     cfg = load_config(args)
+    if args.work_dir is None:
+        # MMEngine writes the config there: a finished run's own must stay as it is.
+        cfg.work_dir = str(Path(cfg.work_dir) / 'test')
     cfg.load_from = None if args.forget_eval else args.checkpoint
     # A test must not meet the training side: no adapters are written, no loop is built.
     cfg.custom_hooks = []

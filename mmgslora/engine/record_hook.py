@@ -53,6 +53,11 @@ class RecordHook(Hook):
 
     priority = 'LOW'
 
+    def before_run(self, runner) -> None:
+        # A run that is resumed has a checkpoint of its own to start from.
+        if runner.cfg.get('load_from') and not runner.cfg.get('resume'):
+            runner.message_hub.update_info('original', str(runner.cfg.load_from))
+
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
         loop, hub, partition = runner.train_loop, runner.message_hub, ClassPartition.current()
@@ -99,6 +104,7 @@ class RecordHook(Hook):
         return dict(
             config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
+            original=runner.message_hub.get_info('original'),
             versions=versions(),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),

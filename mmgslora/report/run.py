@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,10 @@ class FinishedRun:
         audit = self.work_dir / 'audit.json'
         self.audit = AuditRows(read_json(audit), str(audit)) if audit.is_file() else None
 
-    @cached_property
+    @property
     def original(self) -> str | None:
-        """The checkpoint that the run started from (``load_from``).
-
-        A run that was resumed dumps its config again without ``load_from``; the copies that the
-        visualizer keeps of each start still have it.
-        """
-        starts = [self.cfg, *map(_read_config, sorted(self.work_dir.glob('*/vis_data/config.py')))]
-        return next((cfg['load_from'] for cfg in starts if _is_start(cfg)), None)
+        """The checkpoint that the run started from (``load_from``)."""
+        return self.record.get('original') or self.cfg.get('load_from')
 
     def merged(self, task: int) -> str:
         """Path of a task's merged checkpoint below the work_dir."""
@@ -145,7 +139,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         return Config.fromfile(path, import_custom_modules=False).to_dict()
     except Exception as error:  # a config is Python, which can fail in any way
         raise ForgettingError(f'Config {str(path)!r} cannot be read: {error}.') from error
-
-
-def _is_start(cfg: dict) -> bool:
-    return bool(cfg.get('load_from')) and not cfg.get('resume')

@@ -260,9 +260,8 @@ def test_files_are_named_with_their_hashes(tmp_path):
 def test_a_resumed_run_still_knows_its_original(tmp_path):
     resumed = CONFIG.replace("'original.pth'", 'None').replace('False', 'True')
     work_dir = write_run(tmp_path, config=resumed)
-    kept = work_dir / '20260131_120000' / 'vis_data' / 'config.py'
-    kept.parent.mkdir(parents=True)
-    kept.write_text(CONFIG)
+    record = json.loads((work_dir / 'forgetting.json').read_text())
+    (work_dir / 'forgetting.json').write_text(json.dumps(dict(record, original='original.pth')))
     page = Page(report_page(FinishedRun(work_dir)))
     assert ['original model (load_from)', 'original.pth', ABC] in page.table('files-table')
     assert '--cfg-options resume=False load_from=original.pth' in page.says

@@ -63,6 +63,8 @@ def test_killed_in_task_two_and_resumed(run, run_cfg, tmp_path):
     result = run('--work-dir', str(broken), '--resume', check=True)
     assert 'resumed epoch: 3' in result.stdout + result.stderr or run_cfg.log_level == 'WARNING'
     assert numbers(broken) == (pretrained, tasks)
+    record = json.loads((broken / 'forgetting.json').read_text())
+    assert record['original'] == run_cfg.load_from
     for task in ('task_01', 'task_02'):
         a, b = (
             torch.load(tmp_path / name / f'merged/{task}.pth')['state_dict']
@@ -128,18 +130,16 @@ def test_test_tool_regroups_by_task(run, run_cfg, tmp_path, capsys):
     run('--work-dir', str(tmp_path / 'run'), check=True)
     _, tasks = numbers(tmp_path / 'run')
     run_cfg.log_level = 'INFO'
+    run_cfg.work_dir = str(tmp_path / 'run')
+    of_run = (tmp_path / 'run/config.py').read_text()
     for number, task in enumerate(tasks, 1):
         merged = str(tmp_path / f'run/merged/task_0{number}.pth')
-        result = run(
-            merged,
-            f'--task={number}',
-            f'--work-dir={tmp_path / "test"}',
-            script='tools/test.py',
-            check=True,
-        )
+        result = run(merged, f'--task={number}', script='tools/test.py', check=True)
         for key in ('AP_f', 'AP_r'):
             assert f'{key}: {task["metrics"][key]:.4f}' in result.stdout
-    assert not (tmp_path / 'test/adapters').exists()
+    assert (tmp_path / 'run/config.py').read_text() == of_run
+    assert (tmp_path / 'run/test/config.py').exists()
+    assert not (tmp_path / 'run/test/adapters').exists()
 
 
 def test_mmdetections_test_script_and_its_result_file(run, run_cfg, tmp_path):
