@@ -1,11 +1,11 @@
-"""Audit the default recipe and its baselines over several seeds; write rows and table.
+"""Audit the default recipe and others over several seeds; write rows and tables.
 
-    python benchmarks/audit.py [--seeds 0 1 2] [--baseline-seeds 0]
+    python benchmarks/audit.py [--seeds 0 1 2] [--other-seeds 0]
 
 Runs are those of compare.py (trained if they are not there yet); each is audited with its own seed
 against the demo's oracle, which make audit trains. Rows go to docs/results/audit.json; in
-docs/results/audit.md what stands between the two marks is replaced by the table: mean and, in
-brackets, lowest and highest value over the seeds.
+docs/results/audit.md what stands between two marks is replaced by a table: mean and, in brackets,
+lowest and highest value over the seeds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,33 @@ import json
 import subprocess
 import sys
 
-from compare import GS, MARKS, PAPER, ROOT, folder_of, run, spread
+from compare import GS, PAPER, ROOT, folder_of, run, spread, write
 
 CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
-BASELINES = {'GS-LoRA': [GS], 'GS-LoRA, paper recipe': [GS, PAPER]}
-# Of the baselines, what the verdict rests on.
+# What stands beside the default recipe: name -> options on top of its config.
+OTHERS = {
+    'GS-LoRA': [GS],
+    'GS-LoRA, paper recipe': [GS, PAPER],
+    'embeddings not moved': ['model.method.push=0'],
+    'moved less': ['model.method.push=0.5'],
+    'moved more': ['model.method.push=8'],
+    'nothing held': ['model.method.pull=0'],
+    'scores pushed as in GS-LoRA': ['model.method.beta=0.2'],
+    'rows left': ['model.method.reset_rows=False'],
+}
+# Of the others, what the verdict rests on.
 SOME = ['--measures', 'old_rows', 'whereabouts', 'probe', 'relearning', 'new_head']
 SOME += ['--cfg-options', 'relearning_images=[16]']
+COLUMNS = {
+    'AP_f': 'output/AP_f',
+    'AP_r': 'output/AP_r',
+    'probe': 'probe/decoder.2',
+    'probe, a layer below': 'probe/decoder.1',
+    'old rows': 'old_rows/AP_f',
+    'relearned': 'relearning/k16/step20',
+    'new head': 'new_head/k16/step20',
+}
 
 
 def rows_of(seed: int, options: list[str], flags: list[str]) -> list[dict]:
@@ -35,46 +54,54 @@ def rows_of(seed: int, options: list[str], flags: list[str]) -> list[dict]:
     return [dict(row, seed=seed) for row in rows]
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: one line per measure, one column per model."""
-    cells: dict[str, dict[str, list[float]]] = {}
+def values_of(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """Measure -> model -> the value of each seed."""
+    found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if '/per_class/' not in row['measure'] and row['value'] is not None:
-            of_measure = cells.setdefault(row['measure'], {})
+            of_measure = found.setdefault(row['measure'], {})
             of_measure.setdefault(row['model'], []).append(row['value'])
-    models = ['original', 'oracle', 'ours', *BASELINES]
-    models = [model for model in models if any(model in found for found in cells.values())]
+    return found
+
+
+def measures(rows: list[dict]) -> str:
+    """Markdown: every measure of the default recipe, one line each, beside original and oracle."""
+    models = ['original', 'oracle', 'ours']
     lines = ['| measure | ' + ' | '.join(models) + ' |', '|---' * (len(models) + 1) + '|']
-    for measure, found in cells.items():
+    for measure, found in values_of(rows).items():
+        if not found.keys() & models:
+            continue
         digits = 3 if measure.startswith(('membership', 'divergence')) else 1
         values = [spread(found[m], digits=digits) if m in found else '' for m in models]
         lines.append(f'| {measure} | ' + ' | '.join(values) + ' |')
     return '\n'.join(lines) + '\n'
 
 
+def recipes(rows: list[dict]) -> str:
+    """Markdown: what a verdict rests on, one line per model."""
+    found = values_of(rows)
+    lines = ['| model | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
+    for model in ('original', 'oracle', 'ours', *OTHERS):
+        values = [found.get(measure, {}).get(model) for measure in COLUMNS.values()]
+        if any(values):
+            lines.append(f'| {model} | ' + ' | '.join(spread(v) if v else '' for v in values) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--baseline-seeds', type=int, nargs='*', default=[0])
+    parser.add_argument('--other-seeds', type=int, nargs='*', default=[0])
     args = parser.parse_args()
     rows: list[dict] = []
     for seed in args.seeds:
         rows += rows_of(seed, [], [])
-        write(rows)
-    for name, options in BASELINES.items():
-        for seed in args.baseline_seeds:
+        write('audit', rows, measures=measures(rows), recipes=recipes(rows))
+    for name, options in OTHERS.items():
+        for seed in args.other_seeds:
             found = rows_of(seed, options, SOME)
             rows += [dict(row, model=name) for row in found if row['model'] == 'ours']
-            write(rows)
-
-
-def write(rows: list[dict]) -> None:
-    results = ROOT / 'docs' / 'results'
-    (results / 'audit.json').write_text(json.dumps(rows, indent=1) + '\n')
-    page = results / 'audit.md'
-    text = page.read_text() if page.exists() else ''.join(MARKS)
-    before, _, rest = text.partition(MARKS[0])
-    page.write_text(before + MARKS[0] + table(rows) + MARKS[1] + rest.partition(MARKS[1])[2])
+            write('audit', rows, measures=measures(rows), recipes=recipes(rows))
 
 
 if __name__ == '__main__':

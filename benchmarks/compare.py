@@ -18,7 +18,6 @@ from statistics import fmean
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = ('AP_f', 'AP_r', 'AP_o', 'AP_m', 'H')
-MARKS = ('<!-- table -->\n', '<!-- end of table -->\n')
 PAPER = 'model.method.recipe=paper'
 GS = 'model.method.type=GSLoRA'
 PLAIN = 'configs/gslora_shapes_few_shot_plain.py'
@@ -142,14 +141,20 @@ def main() -> None:
             rows += rows_of(record, method, setting, seed)
             order = {(m, s): i for i, (m, s, _) in enumerate(variants)}
             rows.sort(key=lambda r: (order[r['method'], r['setting']], r['task'], r['seed']))
-            results = ROOT / 'docs' / 'results'
-            (results / f'{args.study}.json').write_text(json.dumps(rows, indent=1) + '\n')
-            page = results / f'{args.study}.md'
-            text = page.read_text() if page.exists() else ''.join(MARKS)
-            before, _, rest = text.partition(MARKS[0])
-            page.write_text(
-                before + MARKS[0] + table(rows) + MARKS[1] + rest.partition(MARKS[1])[2]
-            )
+            write(args.study, rows, table=table(rows))
+
+
+def write(study: str, rows: list[dict], **tables: str) -> None:
+    """docs/results/STUDY.json, and in STUDY.md each table between the marks of its name."""
+    results = ROOT / 'docs' / 'results'
+    (results / f'{study}.json').write_text(json.dumps(rows, indent=1) + '\n')
+    page = results / f'{study}.md'
+    text = page.read_text() if page.exists() else ''
+    for name, lines in tables.items():
+        first, last = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
+        before, _, rest = text.partition(first)
+        text = before + first + lines + last + rest.partition(last)[2]
+    page.write_text(text)
 
 
 if __name__ == '__main__':
