@@ -84,7 +84,8 @@ def recipes(rows: list[dict]) -> str:
     for model in ('original', 'oracle', 'ours', *OTHERS):
         values = [found.get(measure, {}).get(model) for measure in COLUMNS.values()]
         if any(values):
-            lines.append(f'| {model} | ' + ' | '.join(spread(v) if v else '' for v in values) + ' |')
+            cells = [spread(v) if v else '' for v in values]
+            lines.append(f'| {model} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
