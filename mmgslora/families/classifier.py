@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel
 from mmgslora.families.view import View
 from mmgslora.lora import adapters_disabled
+from mmgslora.losses import mean_over_processes
 
 
 @MODELS.register_module()
@@ -123,6 +124,6 @@ class ForgettingClassifier(ForgettingModel):
             log_target=True,
             reduction='none',
         ).sum(-1)
-        expected = other.sum().detach().clone()
-        all_reduce(expected, op='mean')
-        return (other * divergence).sum() / expected.clamp(min=1 / get_world_size())
+        # The joint sum is clamped at 1, so the mean over processes at their share of that.
+        expected = mean_over_processes(other.sum()).clamp(min=1 / get_world_size())
+        return (other * divergence).sum() / expected

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from mmdet.structures import SampleList
-from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel
 from mmgslora.families.view import View
 from mmgslora.lora import adapters_disabled
+from mmgslora.losses import mean_over_processes
 
 
 @contextmanager
@@ -252,5 +252,5 @@ class ForgettingDetector(ForgettingModel):
             divergence = F.kl_div(ours.log_softmax(-1), p, reduction='sum')
         boxes_apart = ((boxes - teacher_boxes).abs().sum(-1) * sure).sum()
         # The joint sum is clamped at 1, so the mean over processes at their share of that.
-        objects = reduce_mean(sure.sum()).clamp(min=1 / get_world_size())
+        objects = mean_over_processes(sure.sum()).clamp(min=1 / get_world_size())
         return (divergence + 5 * boxes_apart) / objects

@@ -1,13 +1,16 @@
-"""The pieces that methods share: bounded ascent, group sparsity and prototypes."""
+"""The pieces that methods and families share: losses, and means over processes."""
 
 from mmgslora.losses.bounded_ascent import bounded_ascent
 from mmgslora.losses.group_sparsity import group_penalty, proximal_step, zero_ratio
+from mmgslora.losses.over_processes import joint_value, mean_over_processes
 from mmgslora.losses.prototypes import class_mean_shift, prototype_divergence
 
 __all__ = [
     'bounded_ascent',
     'class_mean_shift',
     'group_penalty',
+    'joint_value',
+    'mean_over_processes',
     'prototype_divergence',
     'proximal_step',
     'zero_ratio',

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
-from mmgslora.losses import bounded_ascent, group_penalty
+from mmgslora.losses import bounded_ascent, group_penalty, joint_value, mean_over_processes
 from mmgslora.methods.base import Method
 
 # What the authors' scripts have in common; then those for detection, and for faces and ImageNet100.
@@ -127,11 +127,9 @@ class GSLoRA(Method):
         losses = {f'retain_{name}': value for name, value in retain.terms.items()}
         if self.ascend == 'loss':
             (name, classification), *others = forget.terms.items()
-            # The value of all processes, for the hinge to see; the gradient of this one.
-            classification = (
-                classification - classification.detach() + mean_over_processes(classification)
-            )
-            losses[f'forget_{name}'] = self.beta * bounded_ascent(classification, self.bound)
+            # The hinge sees the loss of all processes.
+            hinge = bounded_ascent(joint_value(classification), self.bound)
+            losses[f'forget_{name}'] = self.beta * hinge
             losses.update({f'forget_{name}': self.beta * value for name, value in others})
         else:
             surprise = -self._evidence(_at_least_float32(forget.log_probs), forget.classes)
@@ -155,13 +153,6 @@ class GSLoRA(Method):
         own = torch.nn.functional.one_hot(classes, log_probs.shape[1]).bool()
         rest = log_probs[:, None].masked_fill(own, float('-inf')).logsumexp(-1)
         return ours - rest
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean over all processes, without gradient; the value itself where there is one."""
-    mean = value.detach().clone()
-    all_reduce(mean, op='mean')
-    return mean
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -11,8 +11,14 @@ from torch import Tensor
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
-from mmgslora.losses import bounded_ascent, class_mean_shift, prototype_divergence
-from mmgslora.methods.gs_lora import GSLoRA, mean_over_processes
+from mmgslora.losses import (
+    bounded_ascent,
+    class_mean_shift,
+    joint_value,
+    mean_over_processes,
+    prototype_divergence,
+)
+from mmgslora.methods.gs_lora import GSLoRA
 
 # What the journal scripts add to the settings of GS-LoRA; w_f per task where they list it.
 _PAPER = dict(measure='divergence', prototypes='embeddings', pull=0.0, prototype_bound=18.0)
@@ -150,8 +156,7 @@ class GSLoRAPlusPlus(GSLoRA):
         wanted = (centre - self.prototypes[view.classes]).nan_to_num()
         sure = view.teacher_log_probs[:, view.classes] > math.log(0.5)
         sums, counts = class_mean_shift(view.states - view.teacher_states, sure, wanted)
-        sums = sums - sums.detach() + mean_over_processes(sums)
-        counts = mean_over_processes(counts)
+        sums, counts = joint_value(sums), mean_over_processes(counts)
         seen = counts > 0
         means = sums[seen] / counts[seen, None]
         return means.square().mean() if seen.any() else sums.sum()
@@ -167,5 +172,4 @@ class GSLoRAPlusPlus(GSLoRA):
 def _joint_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over all processes: the value of all, the gradient of this one's."""
     total = mean_over_processes(weights.sum()).clamp(min=1e-9)
-    mean = (weights * values).sum() / total
-    return mean - mean.detach() + mean_over_processes(mean)
+    return joint_value((weights * values).sum() / total)

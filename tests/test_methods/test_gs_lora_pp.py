@@ -181,7 +181,8 @@ def test_two_processes_make_the_joint_gradient(monkeypatch):
             kept[process].append(value.detach())
             return (value.detach() + next(others, value.detach())) / 2
 
-        monkeypatch.setattr('mmgslora.methods.gs_lora_pp.mean_over_processes', mean)
+        for module in ('methods.gs_lora_pp', 'losses.over_processes'):
+            monkeypatch.setattr(f'mmgslora.{module}.mean_over_processes', mean)
 
     for _ in range(3):  # later values depend on earlier averages
         kept, found = [[], []], torch.zeros(7, 4, dtype=torch.float64)
