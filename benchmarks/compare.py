@@ -46,6 +46,7 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
             ('GS-LoRA++', 'push and pull (default)', []),
             ('GS-LoRA++', 'push', ['model.method.pull=0']),
             ('GS-LoRA++', 'pull', ['model.method.push=0']),
+            ('GS-LoRA++', 'neither', ['model.method.push=0', 'model.method.pull=0']),
             ('GS-LoRA', 'no prototypes, proximal', [PLAIN]),
             ('GS-LoRA', 'no prototypes, penalty', [PLAIN, *PENALTY]),
             ('GS-LoRA++', 'teacher not distilled', ['model.method.drift=0']),
