@@ -37,6 +37,7 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
         'configs/gslora_shapes_missing.py',
         [
             ('GS-LoRA++ (default)', '2 missing', []),
+            ('GS-LoRA++, no teacher', '2 missing', ['model.method.drift=0', 'model.method.pull=0']),
             ('GS-LoRA, paper recipe', '2 missing', ['configs/gslora_shapes_missing_paper.py']),
         ],
     ),
