@@ -31,7 +31,7 @@ OTHERS = {
     'rows left': ['model.method.reset_rows=False'],
 }
 # Of the others, what the verdict rests on.
-SOME = ['--measures', 'old_rows', 'whereabouts', 'probe', 'relearning', 'new_head']
+SOME = ['--measures', 'old_rows', 'whereabouts', 'localisation', 'probe', 'relearning', 'new_head']
 SOME += ['--cfg-options', 'relearning_images=[16]']
 COLUMNS = {
     'AP_f': 'output/AP_f',
@@ -39,6 +39,7 @@ COLUMNS = {
     'probe': 'probe/decoder.2',
     'probe, a layer below': 'probe/decoder.1',
     'old rows': 'old_rows/AP_f',
+    'IoU': 'localisation/forget',
     'relearned': 'relearning/k16/step20',
     'new head': 'new_head/k16/step20',
 }

@@ -127,6 +127,7 @@ class DetectorSubject(Subject):
             features=features,
             scores=np.concatenate([p['scores'] for p in parts]),
             log_probs=np.concatenate([p['log_probs'] for p in parts]),
+            overlaps=np.concatenate([p['overlaps'] for p in parts]),
         )
 
     def _look(self, inputs: Tensor, samples: list[DetDataSample]) -> dict:
@@ -175,6 +176,7 @@ class DetectorSubject(Subject):
             features={name: x.float().cpu().numpy() for name, x in features.items()},
             scores=best.cpu().numpy(),
             log_probs=log_probs[chosen].cpu().numpy(),
+            overlaps=overlaps.amax(-1).cpu().numpy(),
         )
 
     def evaluate(

@@ -18,7 +18,7 @@ from mmgslora.audit.whereabouts import LOW_SCORE, WORKING_SCORE, nearest_classes
 from mmgslora.errors import ForgettingError
 
 MEASURES = (
-    *('output', 'old_rows', 'whereabouts', 'probe'),
+    *('output', 'old_rows', 'whereabouts', 'localisation', 'probe'),
     *('membership', 'divergence', 'relearning', 'new_head'),
 )
 NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
@@ -156,6 +156,14 @@ class Audit:
             train = self.objects(model, 'train')
             last = list(train.features)[-1]
             self.nearest = nearest_classes(train, objects, self.classes, last)
+
+    def _localisation(self, model: str) -> Iterator[tuple[str, None, float]]:
+        """How well the best box lies on objects, whatever it is called; nothing without boxes."""
+        objects = self.objects(model, 'held_out')
+        for side, labels in dict(forget=self.labels, retain=self.retained).items():
+            chosen = objects.of(labels)
+            if chosen.overlaps is not None and len(chosen):
+                yield f'localisation/{side}', None, 100 * float(chosen.overlaps.mean())
 
     def _probe(self, model: str) -> Iterator[tuple[str, int, float]]:
         train, held_out = (self.objects(model, part) for part in ('train', 'held_out'))

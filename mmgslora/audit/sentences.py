@@ -10,8 +10,8 @@ from mmgslora.audit.record import NEW_HEAD_POINT, VERDICT_POINT, AuditRecord
 
 def sentences(record: AuditRecord) -> list[str]:
     """One sentence per finished measure, then the verdict and what cannot be concluded."""
-    found = [*_output(record), *_whereabouts(record), *_probe(record), *_membership(record)]
-    found += [*_divergence(record), *_relearning(record)]
+    found = [*_output(record), *_whereabouts(record), *_localisation(record), *_probe(record)]
+    found += [*_membership(record), *_divergence(record), *_relearning(record)]
     verdict = record.verdict()
     if verdict is not None:
         found.append(f'Verdict: {verdict["verdict"]}. {verdict["reason"]}')
@@ -67,6 +67,12 @@ def _whereabouts(record: AuditRecord) -> Iterator[str]:
         order = sorted(shares, key=lambda name: -shares[name])
         text = ', '.join(f'{name} {shares[name]:.1f} %' for name in order)
         yield f'Objects of the forgotten classes now: {text}.'
+
+
+def _localisation(record: AuditRecord) -> Iterator[str]:
+    text = _beside(record, 'localisation/forget', '.1f')
+    if text:
+        yield f'The best box on a forgotten object overlaps it by {text} %, mean IoU.'
 
 
 def _probe(record: AuditRecord) -> Iterator[str]:

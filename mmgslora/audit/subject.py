@@ -28,6 +28,7 @@ class Objects:
         scores: (n, C) the best score of each class among the predictions on the object, 0 to 1.
         log_probs: (n, C) or (n, C + 1) log-probabilities of the one prediction that sits on the
             object, rows sum to 1; a column after the classes stands for "no object".
+        overlaps: (n,) IoU of that prediction's box with the object; None without boxes.
     """
 
     labels: np.ndarray
@@ -35,6 +36,7 @@ class Objects:
     features: dict[str, np.ndarray] = field(repr=False)
     scores: np.ndarray = field(repr=False)
     log_probs: np.ndarray = field(repr=False)
+    overlaps: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,6 +49,7 @@ class Objects:
             features={name: values[rows] for name, values in self.features.items()},
             scores=self.scores[rows],
             log_probs=self.log_probs[rows],
+            overlaps=None if self.overlaps is None else self.overlaps[rows],
         )
 
     def of(self, labels: Sequence[int]) -> Objects:

@@ -52,6 +52,13 @@ _KINDS = {
         'something else, faint (its own name only at a very low score), or background.',
         'What is faint comes back when somebody lowers the score threshold.',
     ),
+    'localisation': _Kind(
+        'Localisation: does it still outline the objects?',
+        'Mean IoU, in %, of the best box on each true object, whatever the box is called; '
+        'forgotten (forget) and retained objects (retain).',
+        'Every detector outlines objects it never saw to some degree; only what is above the '
+        'oracle was left behind.',
+    ),
     'probe': _Kind(
         'Probes: can the classes still be read off inside?',
         'A simple classifier (logistic regression) is trained on what a layer computes, for '

@@ -103,6 +103,7 @@ def test_query_is_the_one_with_the_best_box(subject, data):
         torch.testing.assert_close(
             found[:, :-1], expected + background[:, None], atol=1e-4, rtol=1e-4
         )
+        np.testing.assert_allclose(objects.overlaps[rows], overlaps.amax(-1), atol=1e-4)
         for row, of_object in zip(rows, overlaps):
             on = logits.sigmoid()[of_object >= 0.5]
             best = on.max(0).values if len(on) else torch.zeros(10)

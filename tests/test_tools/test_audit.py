@@ -70,7 +70,16 @@ def test_a_whole_audit(tool, finished, capsys):
     assert found['settings']['train_images'] == 20
     measured = {row['measure'].split('/')[0] for row in found['rows']}
     assert measured == {
-        *('output', 'old_rows', 'whereabouts', 'probe', 'prototype', 'membership', 'divergence'),
+        *(
+            'output',
+            'old_rows',
+            'whereabouts',
+            'localisation',
+            'probe',
+            'prototype',
+            'membership',
+            'divergence',
+        ),
         *('relearning', 'new_head', 'damage'),
     }
     # Ours and the oracle are one file here.
@@ -79,6 +88,7 @@ def test_a_whole_audit(tool, finished, capsys):
     assert values['ours', 'divergence/oracle_forget'] == pytest.approx(0, abs=1e-9)
     assert values['original', 'divergence/oracle_forget'] > 0
     assert values['ours', 'output/AP_f'] < values['original', 'output/AP_f']
+    assert values['ours', 'localisation/forget'] == values['original', 'localisation/forget'] > 30
     # The rows were all that was cut.
     assert values['ours', 'old_rows/AP_f'] == pytest.approx(values['original', 'output/AP_f'])
     assert values['ours', 'relearning/k2/lead'] == 0
