@@ -2,7 +2,11 @@
 # from nothing. What to change for other data: data_root, num_classes, and the size of the
 # pictures.
 #   python tools/train.py configs/classification/vit_folder.py
-_base_ = '../_base_/classifier_runtime.py'
+_base_ = [
+    '../_base_/datasets/class_folders.py',
+    '../_base_/schedules/vit_adamw.py',
+    '../_base_/classifier_runtime.py',
+]
 custom_imports = dict(imports=['mmgslora.register'])
 data_root = 'data/my_pictures/'
 num_classes = 10
@@ -34,57 +38,15 @@ test_transforms = [dict(type='Resize', size=size), dict(type='CenterCrop', size=
 # One training image in ten is held out for validation; with a folder of its own for that, give
 # folder='val', classes_from='train' and no split.
 split = dict(train=9, val=1)
+seen = dict(data_root=data_root, transforms=test_transforms)
 train_dataloader = dict(
-    batch_size=64,
     num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='FolderDataset',
-        data_root=data_root,
-        folder='train',
-        split=split,
-        transforms=train_transforms,
-    ),
+    dataset=dict(data_root=data_root, split=split, transforms=train_transforms),
 )
 val_dataloader = dict(
     batch_size=128,
     num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='FolderDataset',
-        data_root=data_root,
-        folder='train',
-        split=split,
-        part='val',
-        transforms=test_transforms,
-        test_mode=True,
-    ),
+    dataset=dict(folder='train', split=split, part='val', **seen),
 )
-test_dataloader = dict(
-    batch_size=128,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='FolderDataset',
-        data_root=data_root,
-        folder='test',
-        classes_from='train',
-        transforms=test_transforms,
-        test_mode=True,
-    ),
-)
-val_evaluator = dict(type='ForgettingAccuracyMetric')
-test_evaluator = val_evaluator
-max_epochs = 100
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=max_epochs, convert_to_iter_based=True),
-]
+test_dataloader = dict(batch_size=128, num_workers=2, dataset=seen)
+train_cfg = dict(max_epochs=100, val_interval=10)

@@ -1,7 +1,11 @@
 # A small Face Transformer with CosFace on the Olivetti faces, from nothing.
 #   python tools/train.py configs/face/face-transformer_olivetti.py
 # Data under data/olivetti, see ../_base_/datasets/olivetti.py.
-_base_ = ['../_base_/datasets/olivetti.py', '../_base_/classifier_runtime.py']
+_base_ = [
+    '../_base_/datasets/olivetti.py',
+    '../_base_/schedules/vit_adamw.py',
+    '../_base_/classifier_runtime.py',
+]
 custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
     type='ImageClassifier',
@@ -19,17 +23,5 @@ model = dict(
     # float32, and a probability of exactly 1 has no gradient to ascend.
     head=dict(type='CosineMarginHead', embed_dims=96, num_classes=40, scale=16.0, margin=0.2),
 )
-max_epochs = 300
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=50)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=max_epochs, convert_to_iter_based=True),
-]
+train_cfg = dict(max_epochs=300, val_interval=50)
 default_hooks = dict(checkpoint=dict(interval=50), logger=dict(interval=5))

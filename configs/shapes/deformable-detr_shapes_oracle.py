@@ -3,7 +3,6 @@
 # images shows nothing else and every third object is unlabelled.
 #   python tools/train.py configs/shapes/deformable-detr_shapes_oracle.py
 _base_ = ['./deformable-detr_shapes.py', '../_base_/protocols/shapes_3x2.py']
-max_epochs = 24
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
@@ -12,8 +11,4 @@ train_dataloader = dict(
         classes=_base_.protocol.tasks,
     )
 )
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], T_max=max_epochs),
-]
+train_cfg = dict(max_epochs=24, val_interval=24)

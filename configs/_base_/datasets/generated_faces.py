@@ -1,29 +1,13 @@
 # Generated faces of 24 persons in class folders; made on first use.
+_base_ = './class_folders.py'
 transforms = [
     dict(type='ToImage'),
     dict(type='ToDtype', dtype='float32', scale=True),
     dict(type='Normalize', mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25]),
 ]
-dataset = dict(
-    type='GeneratedFacesDataset', data_root='data/generated_faces/', transforms=transforms
-)
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(folder='train', **dataset),
-)
-val_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(folder='val', classes_from='train', test_mode=True, **dataset),
-)
-test_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(folder='test', classes_from='train', test_mode=True, **dataset),
-)
-val_evaluator = dict(type='ForgettingAccuracyMetric', verification=True)
+made = dict(type='GeneratedFacesDataset', data_root='data/generated_faces/', transforms=transforms)
+train_dataloader = dict(batch_size=32, dataset=made)
+val_dataloader = dict(dataset=dict(folder='val', **made))
+test_dataloader = dict(dataset=made)
+val_evaluator = dict(verification=True)
 test_evaluator = val_evaluator

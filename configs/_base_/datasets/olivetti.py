@@ -1,5 +1,6 @@
 # Olivetti faces, 40 persons, in one folder per identity: data/olivetti/{train,test}/<identity>/,
 # 64 x 64, grey. Two of the seven training images of a person are held out for validation.
+_base_ = './class_folders.py'
 train_transforms = [
     dict(type='RandomHorizontalFlip'),
     dict(type='RandomAffine', degrees=8, translate=[0.06, 0.06], scale=[0.9, 1.1]),
@@ -8,35 +9,14 @@ train_transforms = [
     dict(type='ToDtype', dtype='float32', scale=True),
     dict(type='Normalize', mean=[0.5, 0.5, 0.5], std=[0.2, 0.2, 0.2]),
 ]
-test_transforms = train_transforms[3:]
-dataset = dict(type='FolderDataset', data_root='data/olivetti/')
+data_root = 'data/olivetti/'
 split = dict(train=5, val=2)
+seen = dict(data_root=data_root, transforms=train_transforms[3:])
 train_dataloader = dict(
     batch_size=40,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(folder='train', split=split, transforms=train_transforms, **dataset),
+    dataset=dict(data_root=data_root, split=split, transforms=train_transforms),
 )
-val_dataloader = dict(
-    batch_size=80,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        folder='train',
-        split=split,
-        part='val',
-        transforms=test_transforms,
-        test_mode=True,
-        **dataset,
-    ),
-)
-test_dataloader = dict(
-    batch_size=80,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        folder='test', classes_from='train', transforms=test_transforms, test_mode=True, **dataset
-    ),
-)
-val_evaluator = dict(type='ForgettingAccuracyMetric', verification=True)
+val_dataloader = dict(batch_size=80, dataset=dict(folder='train', split=split, part='val', **seen))
+test_dataloader = dict(batch_size=80, dataset=seen)
+val_evaluator = dict(verification=True)
 test_evaluator = val_evaluator
