@@ -16,6 +16,7 @@ CONFIGS = [
 @pytest.mark.parametrize('path', CONFIGS)
 def test_config(path):
     cfg = Config.fromfile(ROOT / path)
+    assert '_delete_' not in str(cfg.to_dict())  # it stays where the base has nothing to delete
     assert cfg.model and cfg.val_dataloader.dataset and cfg.val_evaluator
     header = (ROOT / path).read_text().partition('\n_base_')[0]
     if cfg.get('train_cfg'):

@@ -25,7 +25,6 @@ train_dataloader = dict(
     ),
 )
 train_cfg = dict(
-    _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
     epochs_per_task=100,
