@@ -69,7 +69,8 @@ def folder_of(config: str, seed: int, options: list[str]) -> Path:
     """Where a run lies; it is named by what it is, so that studies share equal runs."""
     if options and options[0].endswith('.py'):
         config, *options = options
-    changes = [option.split('.')[-1] for option in options]
+    pairs = [option.partition('=') for option in options]
+    changes = [f'{key.split(".")[-1]}={value}' for key, _, value in pairs]
     name = '_'.join([Path(config).stem, *changes, f'seed{seed}'])
     return ROOT / 'work_dirs' / 'compare' / name
 
