@@ -1,11 +1,12 @@
 """Audit the default recipe and others over several seeds; write rows and tables.
 
-    python benchmarks/audit.py [--seeds 0 1 2] [--other-seeds 0]
+    python benchmarks/audit.py [--seeds 0 1 2]
 
-Runs are those of compare.py (trained if they are not there yet); each is audited with its own seed
-against the demo's oracle, which make audit trains. Rows go to docs/results/audit.json; in
-docs/results/audit.md what stands between two marks is replaced by a table: mean and, in brackets,
-lowest and highest value over the seeds.
+Runs are those of compare.py (trained if they are not there yet), audited against the demo's oracle,
+which make audit trains. The default recipe is trained with every seed, and the attacks on it are
+drawn with the same; of the others one run, of the first seed, is attacked with the draws of all.
+Rows go to docs/results/audit.json; in docs/results/audit.md what stands between two marks is
+replaced by a table: mean and, in brackets, lowest and highest value over the seeds.
 """
 
 from __future__ import annotations
@@ -45,14 +46,13 @@ COLUMNS = {
 }
 
 
-def rows_of(seed: int, options: list[str], flags: list[str]) -> list[dict]:
-    """The rows of one run's audit, under the seed of the run."""
+def rows_of(seed: int, options: list[str], draws: list[int], flags: list[str]) -> list[dict]:
+    """The rows of the audit of one run, whose attacks are drawn once per seed in ``draws``."""
     run(CONFIG, seed, options)
     folder = folder_of(CONFIG, seed, options)
     command = [sys.executable, 'tools/audit.py', str(folder), '--oracle', ORACLE]
-    subprocess.run([*command, '--seeds', str(seed), *flags], cwd=ROOT, check=True)
-    rows = json.loads((folder / 'audit.json').read_text())['rows']
-    return [dict(row, seed=seed) for row in rows]
+    subprocess.run([*command, '--seeds', *map(str, draws), *flags], cwd=ROOT, check=True)
+    return json.loads((folder / 'audit.json').read_text())['rows']
 
 
 def values_of(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
@@ -93,17 +93,15 @@ def recipes(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--other-seeds', type=int, nargs='*', default=[0])
     args = parser.parse_args()
     rows: list[dict] = []
     for seed in args.seeds:
-        rows += rows_of(seed, [], [])
+        rows += [dict(row, seed=seed) for row in rows_of(seed, [], [seed], [])]
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     for name, options in OTHERS.items():
-        for seed in args.other_seeds:
-            found = rows_of(seed, options, SOME)
-            rows += [dict(row, model=name) for row in found if row['model'] == 'ours']
-            write('audit', rows, measures=measures(rows), recipes=recipes(rows))
+        found = rows_of(args.seeds[0], options, args.seeds, SOME)
+        rows += [dict(row, model=name) for row in found if row['model'] == 'ours']
+        write('audit', rows, measures=measures(rows), recipes=recipes(rows))
 
 
 if __name__ == '__main__':
