@@ -6,7 +6,8 @@ Runs are those of compare.py (trained if they are not there yet), audited agains
 which make audit trains. The default recipe is trained with every seed, and the attacks on it are
 drawn with the same; of the others one run, of the first seed, is attacked with the draws of all.
 Rows go to docs/results/audit.json; in docs/results/audit.md what stands between two marks is
-replaced by a table: mean and, in brackets, lowest and highest value over the seeds.
+replaced by a table: mean and, in brackets, lowest and highest value over the seeds. The second
+table is also drawn, docs/images/audit_tradeoff.png.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import argparse
 import json
 import subprocess
 import sys
+from statistics import fmean
 
+import matplotlib.pyplot as plt
 from compare import GS, PAPER, ROOT, folder_of, run, spread, write
 
 CONFIG = 'configs/gslora_shapes_forget.py'
@@ -90,6 +93,28 @@ def recipes(rows: list[dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def plot(rows: list[dict]) -> None:
+    """docs/images/audit_tradeoff.png: what each recipe still hides against what it keeps."""
+    found = values_of(rows)
+    before = fmean(found['output/AP_r']['original'])
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
+    for axis, title in zip(axes, ('probe', 'new head')):
+        of_models = found[COLUMNS[title]]
+        oracle = fmean(of_models['oracle'])
+        for model in ('ours', *OTHERS):
+            if model in of_models:
+                kept = 100 * fmean(found['output/AP_r'][model]) / before
+                gap = fmean(of_models[model]) - oracle
+                axis.plot(kept, gap, 'o', color='tab:blue' if model == 'ours' else 'tab:gray')
+                axis.annotate(f' {model}', (kept, gap), fontsize=8, va='center')
+        axis.axhline(0, color='tab:green')
+        axis.axvline(95, color='tab:green', linestyle=':')
+        axis.margins(x=0.45)
+        axis.set(xlabel='AP_r kept (%)', ylabel='points above the oracle', title=title)
+    figure.savefig(ROOT / 'docs/images/audit_tradeoff.png', dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
@@ -102,6 +127,7 @@ def main() -> None:
         found = rows_of(args.seeds[0], options, args.seeds, SOME)
         rows += [dict(row, model=name) for row in found if row['model'] == 'ours']
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
+    plot(rows)
 
 
 if __name__ == '__main__':
