@@ -53,8 +53,8 @@ def rows_of(seed: int, options: list[str], draws: list[int], flags: list[str]) -
     """The rows of the audit of one run, whose attacks are drawn once per seed in ``draws``."""
     run(CONFIG, seed, options)
     folder = folder_of(CONFIG, seed, options)
-    command = [sys.executable, 'tools/audit.py', str(folder), '--oracle', ORACLE]
-    subprocess.run([*command, '--seeds', *map(str, draws), *flags], cwd=ROOT, check=True)
+    command = [sys.executable, 'tools/audit.py', str(folder), '--seeds', *map(str, draws)]
+    subprocess.run([*command, *flags], cwd=ROOT, check=True)
     return json.loads((folder / 'audit.json').read_text())['rows']
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict] = []
     for seed in args.seeds:
-        rows += [dict(row, seed=seed) for row in rows_of(seed, [], [seed], [])]
+        rows += [dict(row, seed=seed) for row in rows_of(seed, [], [seed], ['--oracle', ORACLE])]
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     for name, options in OTHERS.items():
         found = rows_of(args.seeds[0], options, args.seeds, SOME)

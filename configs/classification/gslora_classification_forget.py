@@ -11,7 +11,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', beta=1.0, sparsity=dict(alpha=0.4, select=0.5)),
+    method=dict(type='GSLoRA', ascend='odds', sparsity=dict(alpha=0.4, select=0.6)),
 )
 load_from = 'work_dirs/vit_shapes/epoch_12.pth'
 train_dataloader = dict(

@@ -31,6 +31,9 @@ class ForgettingAccuracyMetric(BaseMetric):
 
     - ``Acc_f, Acc_r, Acc_o, Acc_m, Drop, H``: see :func:`group_by_partition`. The predicted class
       is the plain arg-max.
+    - ``Named``: share of the images of all classes that must be gone, earlier ones too, that still
+      get the name of any of them. Acc_f and Acc_o only see the right names: two classes that are
+      taken for each other have an accuracy of 0.
     - the same under ``margin_at_test/``, if asked for: the true class's cosine is lowered by the
       margin before the arg-max, as the authors' face code evaluates. It makes forgetting look
       easier and the model worse; it serves the comparison with their tables only.
@@ -75,7 +78,8 @@ class ForgettingAccuracyMetric(BaseMetric):
         """Keep of every image its label, whether it is found, and its embedding if needed."""
         for sample in data_samples:
             label = int(sample['gt_label'])
-            result = dict(label=label, correct=int(sample['pred_label']) == label)
+            predicted = int(sample['pred_label'])
+            result = dict(label=label, predicted=predicted, correct=predicted == label)
             if self.margin_at_test is not None:
                 result['correct_with_margin'] = self._correct_with_margin(sample, label)
             if self.verification:
@@ -96,7 +100,7 @@ class ForgettingAccuracyMetric(BaseMetric):
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Read every number of the class description off the images."""
         per_class = self._per_class(results, 'correct')
-        metrics = self._grouped(per_class)
+        metrics = {**self._grouped(per_class), **self._named(results)}
         if self.margin_at_test is not None:
             with_margin = self._per_class(results, 'correct_with_margin')
             grouped = self._grouped(with_margin, 'margin_at_test/')
@@ -125,6 +129,14 @@ class ForgettingAccuracyMetric(BaseMetric):
             return {}
         pretrained = self._pretrained(f'{keys}per_class/')
         return group_by_partition(per_class, partition, pretrained, prefix='Acc')
+
+    def _named(self, results: list[dict]) -> dict[str, float]:
+        partition = ClassPartition.current()
+        if partition is None:
+            return {}
+        gone = {*partition.labels('forget'), *partition.labels('old')}
+        named = [result['predicted'] in gone for result in results if result['label'] in gone]
+        return {'Named': 100 * fmean(named)} if named else {}
 
     def _verify(self, results: list[dict]) -> dict[str, float]:
         partition = ClassPartition.current()

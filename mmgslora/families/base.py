@@ -114,7 +114,7 @@ class ForgettingModel(BaseModel):
                 'No forgetting task has begun; train with ContinualForgettingLoop, '
                 'which says which classes go and which stay.'
             )
-        return torch.tensor(partition.labels(side))
+        return torch.tensor(partition.labels(side), dtype=torch.long)
 
     @torch.no_grad()
     def reset_rows(self, forget: Sequence[int], stay: Sequence[int]) -> None:

@@ -102,6 +102,7 @@ class ForgettingClassifier(ForgettingModel):
             log_probs=logits.log_softmax(-1),
             states=embeddings,
             classes=self.labels_of(side).to(labels.device),
+            gone=torch.cat([self.labels_of(s) for s in ('forget', 'old')]).to(labels.device),
             teacher_log_probs=None if before is None else before.log_softmax(-1),
             teacher_states=teacher,
             drift=None if before is None else self._drift(logits, before),

@@ -213,6 +213,7 @@ class ForgettingDetector(ForgettingModel):
             log_probs=self._log_probs(logits).flatten(0, 1),
             states=embeddings.flatten(0, 1),
             classes=self.labels_of(side).to(labels.device),
+            gone=torch.cat([self.labels_of(s) for s in ('forget', 'old')]).to(labels.device),
             teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
             teacher_states=before and before[0].flatten(0, 1),
             drift=before and self._drift(logits, boxes, *before[1:]),

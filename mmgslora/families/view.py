@@ -22,6 +22,8 @@ class View:
             images: all queries of a detector, one row per image for a classifier.
         states: (m, D) what the classifier head reads for each of these predictions.
         classes: (k,) labels of the classes this side is about in the current task.
+        gone: (g,) labels of all classes that must be gone after the current task, those of the
+            tasks before it too.
         teacher_log_probs: (m, C) the same of the adapter-free model, without gradient. None
             unless the method asks for a teacher.
         teacher_states: (m, D) likewise. None unless the method asks for a teacher.
@@ -37,6 +39,7 @@ class View:
     log_probs: Tensor
     states: Tensor
     classes: Tensor
+    gone: Tensor
     teacher_log_probs: Tensor | None = None
     teacher_states: Tensor | None = None
     drift: Tensor | None = None

@@ -58,9 +58,11 @@ class GSLoRA(Method):
       class to forget, weighted by what the adapter-free model believes, :math:`\hat p`. No query
       is left that could name the class, whichever it is matched to; scores of other classes are
       not ascended, and predictions that never meant the class stay where they are.
-    - ``ascend='odds'``, ours, for models with a softmax: the same with
-      :math:`\log p_{qc} - \log \sum_{j \ne c} p_{qj}` for :math:`\log p_{qc}`, whose gradient 1 - p
-      vanishes where the model is certain.
+    - ``ascend='odds'``, ours, for models with a softmax: :math:`\sum_q \hat P_q\,
+      \mathrm{ReLU}(BND + \log P_q - \log(1 - P_q)) / \sum \hat P_q`, one hinge on each prediction's
+      odds of naming any class that must be gone, P, weighted by the belief in those to forget now.
+      The gradient of log p, 1 - p, vanishes where the model is certain, that of the odds does not;
+      and what one forgotten class loses does not go to another.
 
     With several processes the papers' hinge sees the classification loss of all of them and
     :math:`\sum \hat p` counts all their predictions: the mean gradient over the processes is that
@@ -132,8 +134,12 @@ class GSLoRA(Method):
             losses[f'forget_{name}'] = self.beta * hinge
             losses.update({f'forget_{name}': self.beta * value for name, value in others})
         else:
-            surprise = -self._evidence(_at_least_float32(forget.log_probs), forget.classes)
+            log_probs = _at_least_float32(forget.log_probs)
             belief = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp()
+            if self.ascend == 'odds':
+                surprise, belief = -log_odds(log_probs, forget.gone), belief.sum(-1)
+            else:
+                surprise = -log_probs[:, forget.classes]
             hinge = bounded_ascent(surprise, self.bound)
             # The joint sum is clamped at 1, so the mean over processes at their share of that.
             believed = mean_over_processes(belief.sum()).clamp(min=1 / get_world_size())
@@ -145,14 +151,12 @@ class GSLoRA(Method):
             losses['loss_sparsity'] = self.alpha * group_penalty(self.groups)
         return losses
 
-    def _evidence(self, log_probs: Tensor, classes: Tensor) -> Tensor:
-        """(m, k) what speaks for each class: its log-probability, or its odds against the rest."""
-        ours = log_probs[:, classes]
-        if self.ascend == 'predictions':
-            return ours
-        own = torch.nn.functional.one_hot(classes, log_probs.shape[1]).bool()
-        rest = log_probs[:, None].masked_fill(own, float('-inf')).logsumexp(-1)
-        return ours - rest
+
+def log_odds(log_probs: Tensor, classes: Tensor) -> Tensor:
+    """(m,) log-odds of these classes together against all others, of (m, C) log-probabilities."""
+    ours = torch.zeros(log_probs.shape[1], dtype=torch.bool, device=log_probs.device)
+    ours[classes] = True
+    return log_probs[:, ours].logsumexp(-1) - log_probs[:, ~ours].logsumexp(-1)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

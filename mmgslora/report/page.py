@@ -23,6 +23,7 @@ from mmgslora.report.certificate import THRESHOLDS, audit_reason, certificates_o
 from mmgslora.report.figures import group_map, short_group_names
 from mmgslora.report.format import DASH, percent, points, short
 from mmgslora.report.record import (
+    found_keys,
     hardest_hit,
     mean_before,
     metric,
@@ -89,7 +90,7 @@ def report_page(run: FinishedRun, certificates: list[dict[str, Any]] | None = No
         summary=[*_inshort(run), *summary_lines(record)],
         check_table=_check_table(certificates),
         rows=[_row(run, task) for task in run.tasks],
-        recalls=_recalls(run),
+        found=found_keys(run.tasks),
         has_missing=any(metric(task, f'{prefix}m') is not None for task in run.tasks),
         task_tables=_chunks(run.tasks),
         class_rows=[_class_row(run, name) for name in order],
@@ -188,17 +189,12 @@ def _row(run: FinishedRun, task: dict) -> dict[str, Any]:
         m=metric(task, f'{prefix}m'),
         m_before=mean_before(record, task.get('missing', [])),
         h=metric(task, 'H'),
-        recalls=[metric(task, key) for key in _recalls(run)],
+        found=[metric(task, key) for key in found_keys(run.tasks)],
         hit=hardest_hit(record, task),
         zero=f'{sum(norm == 0.0 for norm in groups.values())} of {len(groups)}' if groups else '',
         seconds=number(task.get('train_seconds')),
         images=task.get('train_images') or {},
     )
-
-
-def _recalls(run: FinishedRun) -> list[str]:
-    keys = {key for task in run.tasks for key in task['metrics'] if key.startswith('AR_f@')}
-    return sorted(keys, key=lambda key: -float(key.split('@')[1]))
 
 
 def _class_order(run: FinishedRun) -> list[str]:

@@ -70,6 +70,13 @@ def metric(task: dict, key: str) -> float | None:
     return number(task['metrics'].get(key))
 
 
+def found_keys(tasks: list[dict]) -> list[str]:
+    """Metrics of forgotten classes still being found: 'AR_f@0.3', ..., strictest first, 'Named'."""
+    keys = {key for task in tasks for key in task['metrics']}
+    recalls = (key for key in keys if key.startswith('AR_f@'))
+    return sorted(recalls, key=lambda key: -float(key.split('@')[1])) + sorted(keys & {'Named'})
+
+
 def mean_before(record: dict, names: Iterable[str]) -> float | None:
     """The pre-trained model's mean over the named classes, None if none was measured."""
     return _mean(record['pretrained']['per_class'], names)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmgslora.report.record import (
+    found_keys,
     hardest_hit,
     mean_before,
     metric,
@@ -44,13 +45,13 @@ def forgetting_table(record: dict) -> Table:
     """
     tasks = tasks_of(record)
     prefix = metric_prefix(record)
-    recalls = _recall_keys(tasks)
+    found = found_keys(tasks)
     has_missing = any(metric(task, f'{prefix}m') is not None for task in tasks)
 
     headers: list[Cell] = [(f'{prefix}f', ''), (f'{prefix}r', ''), (f'{prefix}o', '')]
     headers += [(f'{prefix}m', '')] if has_missing else []
     headers += [('H', '')]
-    headers += [('AR_f', key[len('AR_f') :]) for key in recalls]
+    headers += [(key.partition('@')[0], ''.join(key.partition('@')[1:])) for key in found]
     headers += [(' hardest hit', ''), ('zero', 'groups'), ('train', 's')]
 
     classes = record['pretrained']['per_class']
@@ -71,7 +72,7 @@ def forgetting_table(record: dict) -> Table:
             missing_before = mean_before(record, task.get('missing', []))
             row.append((_points(metric(task, f'{prefix}m')), _of(missing_before)))
         row.append((_points(metric(task, 'H')), ''))
-        row += [(_points(metric(task, key)), '') for key in recalls]
+        row += [(_points(metric(task, key)), '') for key in found]
         row += [_hit_cell(record, task), (_zero_groups(task), ''), (_seconds(task), '')]
         rows.append(row)
 
@@ -92,7 +93,7 @@ def forgetting_table(record: dict) -> Table:
         # The box already puts one column between cells.
         padding=(0, 0),
         title=Text(f'{Path(record.get("config") or "").name}, seed {record.get("seed")}'),
-        caption=_caption(prefix, recalls),
+        caption=_caption(prefix, found),
         caption_justify='left',
     )
     table.add_column(Text('task'), justify='right', no_wrap=True)
@@ -185,21 +186,17 @@ def shorten_names(names: list[str], width: int, lines: int = 1) -> str:
     return names[0][: width - len(more) - 1] + '…' + more
 
 
-def _caption(prefix: str, recalls: list[str]) -> Text:
+def _caption(prefix: str, found: list[str]) -> Text:
     caption = (
         'Values in %. "of": the pre-trained value of the same classes. '
         f'{prefix}f: forgotten now, {prefix}r: retained, {prefix}o: forgotten earlier.'
     )
-    if recalls:
+    if any(key.startswith('AR_f') for key in found):
         caption += ' AR_f@s: forgotten objects still found with a score of s or more.'
+    if 'Named' in found:
+        caption += ' Named: pictures of classes forgotten by now that get the name of any of them.'
     caption += ' Zero groups: transformer blocks the task left exactly as they were.'
     return Text(caption)
-
-
-def _recall_keys(tasks: list[dict]) -> list[str]:
-    """'AR_f@0.3', 'AR_f@0.05', ...: the strictest score first."""
-    keys = {key for task in tasks for key in task['metrics'] if key.startswith('AR_f@')}
-    return sorted(keys, key=lambda key: -float(key.split('@')[1]))
 
 
 def _text(cell: Cell) -> Text:

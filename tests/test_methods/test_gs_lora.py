@@ -12,7 +12,7 @@ from mmgslora.lora import inject_lora
 from mmgslora.methods import GSLoRA
 
 
-def view(loss_cls, log_probs, teacher=None, drift=None, classes=(1,)):
+def view(loss_cls, log_probs, teacher=None, drift=None, classes=(1,), old=()):
     terms = dict(
         loss_cls=torch.tensor(loss_cls), loss_bbox=torch.tensor(0.5), loss_iou=torch.tensor(0.25)
     )
@@ -25,6 +25,7 @@ def view(loss_cls, log_probs, teacher=None, drift=None, classes=(1,)):
         log_probs=torch.tensor(log_probs),
         states=torch.zeros(len(log_probs), 4),
         classes=torch.tensor(classes),
+        gone=torch.tensor([*classes, *old]),
         teacher_log_probs=None if teacher is None else torch.tensor(teacher),
         drift=None if drift is None else torch.tensor(drift),
     )
@@ -110,6 +111,17 @@ def test_odds_by_hand(model):
     sure.log_probs = logits.log_softmax(-1)
     method.losses(sure, sure)['forget_loss_cls'].backward()
     assert logits.grad[0, 1].item() == pytest.approx(0.8, rel=1e-4)  # the belief
+
+
+def test_odds_are_those_of_all_that_must_be_gone(model):
+    """A picture of class 1 must not be called 2, which was forgotten earlier, nor 0."""
+    method = GSLoRA(ascend='odds', bound=4.0, beta=1.0, drift=0.0, sparsity=dict(mode='none'))
+    method.bind(model)
+    log_probs = [[math.log(p) for p in (0.1, 0.2, 0.3, 0.4)]]
+    teacher = [[math.log(p) for p in (0.3, 0.5, 0.1, 0.1)]]
+    both = view(1.0, log_probs, teacher, classes=(0, 1), old=(2,))
+    found = method.losses(both, both)['forget_loss_cls'].item()
+    assert found == pytest.approx(0.8 * (4 + math.log(0.6 / 0.4)), rel=1e-5)
 
 
 @pytest.mark.parametrize(

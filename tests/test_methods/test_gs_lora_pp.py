@@ -25,6 +25,7 @@ def view(labels, embeddings):
         embeddings=torch.tensor(embeddings),
         log_probs=torch.zeros(1, 3),
         classes=torch.tensor([1]),
+        gone=torch.tensor([1]),
     )
 
 
@@ -109,6 +110,7 @@ def predictions(states, teacher_states, beliefs, classes=(1,)):
         log_probs=torch.zeros(len(states), len(beliefs[0])),
         states=states,
         classes=torch.tensor(classes),
+        gone=torch.tensor(classes),
         teacher_log_probs=torch.tensor(beliefs).log(),
         teacher_states=torch.as_tensor(teacher_states, dtype=states.dtype),
     )

@@ -75,6 +75,12 @@ def test_other_prefixes_and_no_recall():
     text = printed(shapes_record(prefix='Acc_', recall=False))
     assert 'Acc_f' in text and 'Acc_r' in text and 'Acc_o' in text
     assert 'AP_' not in text and 'AR_f' not in text
+    record = shapes_record(prefix='Acc_', recall=False)
+    for task in record['tasks']:
+        task['metrics']['Named'] = 7.7
+    named = printed(record)
+    assert named.count('7.7') == len(record['tasks']) and 'Named: pictures of' in named
+    assert 'Named' not in text
     assert 'Acc_f 0.4' in '\n'.join(summary_lines(shapes_record(prefix='Acc_')))
 
 
