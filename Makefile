@@ -55,8 +55,9 @@ demo-face: $(RUNTIME)
 	$(RUN) tools/report.py work_dirs/gslora_face_forget
 	@echo "make demo-face took $$(( $$(date +%s) - $(START) )) s."
 
+# Two processes of one thread each; the tests of one file stay together, for their fixtures' sake.
 test: $(TEST)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # The same suite with the oldest supported versions, in an environment of its own.
 test-oldest:
