@@ -215,8 +215,10 @@ def sentence(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> s
         return _probe_sentence(audit, kind, measures)
     if kind == 'old_rows':
         return _old_rows_sentence(audit, measures[0])
-    if kind in ('relearning', 'new_head'):
+    if kind == 'relearning':
         return _relearning_sentence(audit, measures, prefix)
+    if kind == 'new_head':
+        return f'With new rows in the head, {_relearning_sentence(audit, measures, prefix)}'
     if kind == 'whereabouts':
         return _whereabouts_sentence(audit)
     if kind == 'damage':

@@ -140,8 +140,8 @@ def _inshort(run: FinishedRun) -> list[str]:
     if run.audit is None:
         said.append('Whether the forgotten classes are only hidden was not audited.')
     else:
-        kinds = [('probe', run.audit.of('probe')), ('relearning', run.audit.of('relearning'))]
-        said += [sentence(run.audit, kind, names, prefix) for kind, names in kinds if names]
+        kinds = {kind: run.audit.of(kind) for kind in ('probe', 'relearning', 'new_head')}
+        said += [sentence(run.audit, kind, names, prefix) for kind, names in kinds.items() if names]
     return said
 
 
