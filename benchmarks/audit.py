@@ -97,7 +97,7 @@ def plot(rows: list[dict]) -> None:
     """docs/images/audit_tradeoff.png: what each recipe still hides against what it keeps."""
     found = values_of(rows)
     before = fmean(found['output/AP_r']['original'])
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
     for axis, title in zip(axes, ('probe', 'new head')):
         of_models = found[COLUMNS[title]]
         oracle = fmean(of_models['oracle'])
@@ -105,12 +105,11 @@ def plot(rows: list[dict]) -> None:
             if model in of_models:
                 kept = 100 * fmean(found['output/AP_r'][model]) / before
                 gap = fmean(of_models[model]) - oracle
-                axis.plot(kept, gap, 'o', color='tab:blue' if model == 'ours' else 'tab:gray')
-                axis.annotate(f' {model}', (kept, gap), fontsize=8, va='center')
-        axis.axhline(0, color='tab:green')
-        axis.axvline(95, color='tab:green', linestyle=':')
-        axis.margins(x=0.45)
+                axis.plot(kept, gap, '*' if model == 'ours' else 'o', markersize=9, label=model)
+        axis.axhline(0, color='black', linewidth=0.8)
+        axis.axvline(95, color='black', linewidth=0.8, linestyle=':')
         axis.set(xlabel='AP_r kept (%)', ylabel='points above the oracle', title=title)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
     figure.savefig(ROOT / 'docs/images/audit_tradeoff.png', dpi=100)
     plt.close(figure)
 
