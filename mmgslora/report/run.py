@@ -55,7 +55,9 @@ class FinishedRun:
     @property
     def original(self) -> str | None:
         """The checkpoint that the run started from (``load_from``)."""
-        return self.record.get('original') or self.cfg.get('load_from')
+        # A config of a resumed run may name the checkpoint that it went on from.
+        start = None if self.cfg.get('resume') else self.cfg.get('load_from')
+        return self.record.get('original') or start
 
     def merged(self, task: int) -> str:
         """Path of a task's merged checkpoint below the work_dir."""

@@ -143,7 +143,7 @@ def test_cutting_the_head_leaves_the_probe(subject, tiny_cfg, tiny_checkpoint, d
         branch.bias.data[GONE] = -20
     # AP ranks even scores of 1e-9.
     before, after = (sum(s.evaluate(data, labels=GONE).values()) for s in (subject, cut))
-    assert after < before / 2
+    assert before > 20 and after < before / 5
     objects = [s.objects(data) for s in (subject, cut)]
     assert objects[1].scores[:, GONE].max() < 1e-6
     before, after = (probe_accuracy(o, o, GONE, layers=['decoder.1']) for o in objects)

@@ -270,6 +270,11 @@ def test_a_resumed_run_still_knows_its_original(tmp_path):
     assert '--cfg-options resume=False load_from=original.pth' in page.says
 
 
+def test_what_a_run_went_on_from_is_not_its_original(tmp_path):
+    resumed = CONFIG.replace('original.pth', 'epoch_3.pth').replace('False', 'True')
+    assert FinishedRun(write_run(tmp_path, config=resumed)).original is None
+
+
 def test_a_run_without_config_and_files_is_said_to_lack_them(tmp_path):
     work_dir = write_run(tmp_path, config='')
     shutil.rmtree(work_dir / 'merged')
