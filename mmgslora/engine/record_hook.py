@@ -104,6 +104,8 @@ class RecordHook(Hook):
         return dict(
             config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
+            split=runner.train_loop.evaluate_on,
+            seal=runner.train_loop.seal,
             original=runner.message_hub.get_info('original'),
             versions=versions(),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),

@@ -191,9 +191,16 @@ class ForgettingDetector(ForgettingModel):
         return branch.weight[: self.num_classes]
 
     @property
-    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
-        """See :class:`ForgettingModel`."""
-        return class_rows(self.detector)
+    def class_layers(self) -> list[nn.Module]:
+        """See :class:`ForgettingModel`: those of the decoder layers.
+
+        Not the one of a two-stage encoder, which chooses the queries: some detectors read nothing
+        but its first class.
+        """
+        head = self.detector.bbox_head
+        if hasattr(head, 'cls_branches'):
+            return list(head.cls_branches[: self.detector.decoder.num_layers])
+        return [head.fc_cls]
 
     def forward(
         self, inputs: Tensor, data_samples: SampleList | None = None, mode: str = 'tensor'

@@ -29,7 +29,7 @@ def small(cfg, data_root):
     plain.head.embed_dims = 16
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         dataset = loader.dataset.get('dataset', loader.dataset)
-        dataset.update(data_root=f'{data_root}/', generate=dict(train=16, val=4, test=2))
+        dataset.update(data_root=f'{data_root}/', generate=dict(train=16, val=2, test=4))
     cfg.log_level = 'WARNING'
     return cfg
 
@@ -100,9 +100,9 @@ def test_merged_checkpoint_is_a_plain_model_with_the_recorded_accuracy(finished)
     model = MODELS.build(copy.deepcopy(plain_cfg.model))
     load_checkpoint(model, str(merged), strict=True)
     model.eval()
-    dataset = runner.val_loop.dataloader.dataset
+    dataset = runner.test_loop.dataloader.dataset
     hits = {name: [] for name in names}
-    folder_data = ImageFolder(str(folder / 'data' / 'val'))
+    folder_data = ImageFolder(str(folder / 'data' / 'test'))
     for index in range(len(folder_data)):
         item = dataset[index]
         with torch.no_grad():
