@@ -286,16 +286,17 @@ class ForgettingDetector(ForgettingModel):
             states=embeddings.flatten(0, 1),
             classes=self.labels_of(side).to(labels.device),
             gone=torch.cat([self.labels_of(s) for s in ('forget', 'old')]).to(labels.device),
-            teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
+            teacher_log_probs=before
+            and self._log_probs(before[1])[..., : self.num_classes].flatten(0, 1),
             teacher_states=before and before[0].flatten(0, 1),
             drift=before and self._drift(logits, boxes, *before[1:]),
         )
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        """(..., C) log-probabilities, sigmoid or softmax as the head was trained."""
+        """Log-probabilities, sigmoid (..., C) or softmax (..., C + 1) as the head was trained."""
         if self.detector.bbox_head.loss_cls.use_sigmoid:
             return F.logsigmoid(logits)
-        return logits.log_softmax(-1)[..., : self.num_classes]
+        return logits.log_softmax(-1)
 
     def _drift(
         self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora import lora_layers
+from mmgslora.lora import apply_adapter, lora_layers
 
 
 def plain_weights(model):
@@ -84,23 +85,47 @@ def test_only_the_adapted_weights_changed(finished, tiny_checkpoint):
     assert any('running_mean' in k for k in before)
 
 
-def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
-    """Original weights plus the file of each task, added in float64, give merged/task_02.pth."""
-    from safetensors.torch import load_file
-
-    weights = torch.load(tiny_checkpoint)['state_dict']
+def test_original_and_adapters_rebuild_every_merged_model(finished, tiny_cfg, tiny_checkpoint):
+    """Whatever a task changed is in its folder, bit for bit."""
+    detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
+    detector.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
     work_dir = Path(finished.work_dir)
     for task in (1, 2):
-        adapter = load_file(work_dir / f'adapters/task_0{task}/adapter_model.safetensors')
-        for key, a in adapter.items():
-            if 'lora_A' in key:
-                b = adapter[key.replace('lora_A', 'lora_B')]
-                name = key[len('base_model.model.') :].replace('lora_A.weight', 'weight')
-                weights[name] = weights[name].double() + b.double() @ a.double() / 8
-    merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
-    assert merged.keys() == weights.keys()
-    for key, value in merged.items():
-        assert torch.allclose(value.double(), weights[key].double(), atol=1e-6), key
+        metadata = apply_adapter(detector, work_dir / f'adapters/task_0{task}')
+        assert metadata['partition']['task'] == task
+        merged = torch.load(work_dir / f'merged/task_0{task}.pth')['state_dict']
+        state = detector.state_dict()
+        assert merged.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in merged.items())
+
+
+def test_files_are_open_to_others(finished):
+    umask = os.umask(0)
+    os.umask(umask)
+    names = ('adapters/task_01/adapter_model.safetensors', 'merged/task_01.pth', 'forgetting.json')
+    for name in (*names, 'prototypes.safetensors'):
+        assert Path(finished.work_dir, name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_record_names_what_was_done(finished):
+    record = record_of(finished)
+    assert (record['family'], record['split'], record['seal']) == ('detector', 'test', False)
+    method = finished.train_loop.model.method
+    assert record['method']['type'] == type(method).__name__
+    assert record['method']['sparsity'] == method.sparsity
+    assert record['method']['betas'] == list(method.betas)
+    assert 'groups' not in record['method'] and 'prototypes' not in record['method']
+    targets = list(lora_layers(finished.model.detector))
+    assert record['lora'] == dict(rank=8, lora_alpha=1.0, init='kaiming', targets=targets)
+    assert record['schedule'] == dict(
+        epochs_per_task=2,
+        optimizer='AdamW',
+        lr=[0.02],
+        batch_size=8,
+        processes=1,
+        data_ratio=0.4,
+        few_shot=None,
+    )
 
 
 def test_sealing_changes_the_sealed_file_alone(finished, run_cfg, tmp_path):

@@ -12,6 +12,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families import ForgettingDetector
 from mmgslora.families.detector import predict_every_query
 from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
+from mmgslora.methods.gs_lora import log_odds
 
 
 @pytest.fixture
@@ -180,14 +181,19 @@ def test_teacher_is_the_adapter_free_model(build, plain):
 
 
 def test_softmax_heads_are_understood(build):
-    """Softmax heads have a last column for 'no object', which is no class."""
+    """Softmax heads have a last column for 'no object', which is no class but a probability."""
     model = build()
     model.detector.bbox_head.loss_cls.use_sigmoid = False
     logits = torch.randn(1, 5, 11)
     log_probs = model._log_probs(logits)
-    assert log_probs.shape == (1, 5, 10)
-    expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()[..., :10]
+    assert log_probs.shape == (1, 5, 11)
+    expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()
     assert torch.allclose(log_probs, expected, atol=1e-6)
+    # The odds of naming a class to forget count "no object" among what else can be said.
+    gone = torch.tensor([0, 1])
+    probability = logits.softmax(-1)[0, :, :2].sum(-1)
+    odds = log_odds(log_probs[0], gone)
+    assert torch.allclose(odds, (probability / (1 - probability)).log(), atol=1e-5)
     same = model._drift(logits, torch.zeros(1, 5, 4), logits, torch.zeros(1, 5, 4))
     assert same.item() == pytest.approx(0, abs=1e-6)
 
