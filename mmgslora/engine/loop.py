@@ -178,10 +178,6 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def _end_task(self) -> None:
         self.runner.call_hook('before_merge')
         merge_adapters(self.model, self._generator())
-        if self.model.method.reset_rows:
-            partition = self.protocol.partition(self.task)
-            stay = partition.labels('retain') + partition.labels('missing')
-            self.model.reset_rows(partition.labels('forget'), stay)
         started = time.perf_counter()
         metrics = self.runner.val_loop.run()
         self._add_time('eval_seconds', time.perf_counter() - started)

@@ -81,12 +81,7 @@ def test_only_the_adapted_weights_changed(finished, tiny_checkpoint):
     assert after.keys() == before.keys()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     adapted = {f'{name}.weight' for name in lora_layers(finished.model.detector)}
-    rows = {k for k in before if 'cls_branches' in k}
-    assert changed & adapted and rows <= changed <= adapted | rows
-    for key in rows:  # circle, square and star are labels 0, 1 and 4
-        stay = [2, 3, 5, 6, 7, 8, 9]
-        assert torch.equal(before[key][stay], after[key][stay])
-        assert not any(torch.equal(before[key][i], after[key][i]) for i in (0, 1, 4))
+    assert changed and changed <= adapted  # the head too is as it was trained
     assert any('running_mean' in k for k in before)
 
 
@@ -129,7 +124,7 @@ def test_blocks_with_a_norm_changed(finished, tiny_checkpoint):
 
 def test_zero_groups_are_untouched_blocks(run_cfg, tiny_checkpoint):
     """With an alpha no step can overcome, every block is bit for bit the old one."""
-    run_cfg.model.method.update(sparsity=dict(alpha=0.95), reset_rows=False)
+    run_cfg.model.method.update(sparsity=dict(alpha=0.95))
     run_cfg.train_cfg.protocol.tasks = [['circle']]
     runner = Runner.from_cfg(run_cfg)
     runner.train()
@@ -171,9 +166,7 @@ def test_resume_without_interruption_changes_nothing(finished, tiny_cfg, run_cfg
 
 
 def test_penalty_mode(run_cfg):
-    run_cfg.model.method = dict(
-        type='GSLoRA', recipe='paper', sparsity=dict(warmup_epochs=1, by='module')
-    )
+    run_cfg.model.method = dict(type='GSLoRA', sparsity=dict(warmup_epochs=1, by='module'))
     run_cfg.train_cfg.protocol.tasks = [['circle']]
     runner = Runner.from_cfg(run_cfg)
     runner.train()
