@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -81,15 +80,12 @@ def test_only_the_adapted_weights_changed(finished, tiny_checkpoint):
     assert after.keys() == before.keys()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     adapted = {f'{name}.weight' for name in lora_layers(finished.model.detector)}
-    assert changed and changed <= adapted  # the head too is as it was trained
+    assert changed and changed <= adapted  # the head is as it was trained
     assert any('running_mean' in k for k in before)
 
 
 def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
-    """Original weights plus the file of each task, added in float64, give merged/task_02.pth.
-
-    A row of a forgotten class in the head is the mean of those that stay.
-    """
+    """Original weights plus the file of each task, added in float64, give merged/task_02.pth."""
     from safetensors.torch import load_file
 
     weights = torch.load(tiny_checkpoint)['state_dict']
@@ -101,13 +97,6 @@ def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
                 b = adapter[key.replace('lora_A', 'lora_B')]
                 name = key[len('base_model.model.') :].replace('lora_A.weight', 'weight')
                 weights[name] = weights[name].double() + b.double() @ a.double() / 8
-        gone, all_gone = {1: ([0, 1], [0, 1]), 2: ([4], [0, 1, 4])}[task]
-        stay = [i for i in range(10) if i not in all_gone]
-        for key in weights:
-            if 'cls_branches' in key:
-                weights[key] = weights[key].double()
-                mean = weights[key][stay].mean(0)
-                weights[key][gone] = mean if key.endswith('weight') else mean - math.log(1e6)
     merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
     assert merged.keys() == weights.keys()
     for key, value in merged.items():
