@@ -19,20 +19,20 @@ import sys
 from statistics import fmean
 
 import matplotlib.pyplot as plt
-from compare import GS, PAPER, ROOT, folder_of, run, spread, write
+from compare import GS, GS_PP, NO_PROTOTYPES, RETAIN_ONLY, ROOT, folder_of, run, spread, write
 
 CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
-# What stands beside the default recipe: name -> options on top of its config.
+# What stands beside the default: name -> options on top of its config, or another config.
 OTHERS = {
     'GS-LoRA': [GS],
-    'GS-LoRA, paper recipe': [GS, PAPER],
-    'embeddings not moved': ['model.method.push=0'],
-    'moved less': ['model.method.push=0.5'],
-    'moved more': ['model.method.push=8'],
-    'nothing held': ['model.method.pull=0'],
-    'scores pushed as in GS-LoRA': ['model.method.beta=0.2'],
-    'rows left': ['model.method.reset_rows=False'],
+    'GS-LoRA++': [GS_PP],
+    'no prototypes': NO_PROTOTYPES,
+    'retain only': RETAIN_ONLY,
+    'embeddings not moved': ['model.method.prototype_weight=0'],
+    'moved less': ['model.method.prototype_weight=0.5'],
+    'moved more': ['model.method.prototype_weight=8'],
+    'nothing held': ['model.method.feature_distill_weight=0'],
 }
 # Of the others, what the verdict rests on.
 SOME = ['--measures', 'old_rows', 'whereabouts', 'localisation', 'probe', 'relearning', 'new_head']

@@ -18,48 +18,82 @@ from statistics import fmean
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = ('AP_f', 'AP_r', 'AP_o', 'AP_m', 'H')
-PAPER = 'model.method.recipe=paper'
-GS = 'model.method.type=GSLoRA'
+GS = 'configs/gslora_shapes_forget_paper.py'
+GS_PP = 'configs/gslora_pp_shapes_forget_paper.py'
+# The demo's config sets nothing of its method, so that another type may take its place.
+RETAIN_ONLY = ['configs/gslora_shapes_forget.py', 'model.method.type=RetainOnly']
+NO_PROTOTYPES = ['model.method.prototype_weight=0', 'model.method.feature_distill_weight=0']
+# What gslora_shapes_few_shot.py and gslora_shapes_missing.py change but for the method.
+FEW_SHOT = [
+    'train_dataloader.dataset.few_shot=4',
+    'train_cfg.epochs_per_task=40',
+    'param_scheduler.1.T_max=40',
+    'default_hooks.checkpoint.interval=20',
+]
+MISSING = ['train_cfg.protocol.missing=[cross,heart]']
 PLAIN = 'configs/gslora_shapes_few_shot_plain.py'
 PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
 # Study -> config, and for every row of the table: method, setting, options on top of the config
-# (or another config).
+# (or another config). "GS-LoRA" and "GS-LoRA++" are the authors'.
 STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
     'few_shot': (
         'configs/gslora_shapes_few_shot.py',
         [
-            ('GS-LoRA++', '4-shot', []),
-            ('GS-LoRA', '4-shot', [PLAIN]),
+            ('GS-LoRA', '4-shot', [GS, *FEW_SHOT]),
+            ('GS-LoRA++', '4-shot', [GS_PP, *FEW_SHOT]),
+            ('ours', '4-shot', []),
+            ('ours, no prototypes', '4-shot', [PLAIN]),
+            ('retain only', '4-shot', [*RETAIN_ONLY, *FEW_SHOT]),
         ],
     ),
     'missing': (
         'configs/gslora_shapes_missing.py',
         [
-            ('GS-LoRA++ (default)', '2 missing', []),
-            ('GS-LoRA++, no teacher', '2 missing', ['model.method.drift=0', 'model.method.pull=0']),
-            ('GS-LoRA, paper recipe', '2 missing', ['configs/gslora_shapes_missing_paper.py']),
+            ('GS-LoRA', '2 missing', ['configs/gslora_shapes_missing_paper.py']),
+            ('GS-LoRA++', '2 missing', [GS_PP, *MISSING]),
+            ('ours', '2 missing', []),
+            ('ours, no prototypes', '2 missing', NO_PROTOTYPES),
+            (
+                'ours, teacher not distilled',
+                '2 missing',
+                ['model.method.distill_weight=0', 'model.method.feature_distill_weight=0'],
+            ),
+            ('retain only', '2 missing', [*RETAIN_ONLY, *MISSING]),
         ],
     ),
     'ablation': (
         'configs/gslora_shapes_few_shot.py',
         [
-            ('GS-LoRA++', 'push and pull (default)', []),
-            ('GS-LoRA++', 'push', ['model.method.pull=0']),
-            ('GS-LoRA++', 'pull', ['model.method.push=0']),
-            ('GS-LoRA++', 'neither', ['model.method.push=0', 'model.method.pull=0']),
-            ('GS-LoRA', 'no prototypes, proximal', [PLAIN]),
-            ('GS-LoRA', 'no prototypes, penalty', [PLAIN, *PENALTY]),
-            ('GS-LoRA++', 'teacher not distilled', ['model.method.drift=0']),
-            ('GS-LoRA++', 'averaging', ['configs/gslora_shapes_few_shot_averaging.py']),
+            ('ours', 'embeddings moved and held', []),
+            ('ours', 'moved', ['model.method.feature_distill_weight=0']),
+            ('ours', 'held', ['model.method.prototype_weight=0']),
+            ('ours', 'neither', NO_PROTOTYPES),
+            ('ours', 'no prototypes, proximal', [PLAIN]),
+            ('ours', 'no prototypes, penalty', [PLAIN, *PENALTY]),
+            ('ours', 'teacher not distilled', ['model.method.distill_weight=0']),
+            ('ours', 'averaging', ['configs/gslora_shapes_few_shot_averaging.py']),
+            ('GS-LoRA', 'penalty', [GS, *FEW_SHOT]),
+            (
+                'GS-LoRA',
+                'proximal',
+                [
+                    GS,
+                    *FEW_SHOT,
+                    'model.method.sparsity.mode=proximal',
+                    'model.method.sparsity.alpha=0.3',
+                ],
+            ),
         ],
     ),
     'default': (
         'configs/gslora_shapes_forget.py',
         [
-            ('GS-LoRA++ (default)', '10 % of the images', []),
             ('GS-LoRA', '10 % of the images', [GS]),
-            ('GS-LoRA, paper recipe', '10 % of the images', [GS, PAPER]),
+            ('GS-LoRA++', '10 % of the images', [GS_PP]),
+            ('ours', '10 % of the images', []),
+            ('ours, no prototypes', '10 % of the images', NO_PROTOTYPES),
+            ('retain only', '10 % of the images', RETAIN_ONLY),
         ],
     ),
 }  # fmt: skip

@@ -2,7 +2,11 @@
 _base_ = ['./bccd/deformable-detr_bccd.py', './_base_/forgetting.py']
 custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
-    _delete_=True, type='ForgettingDetector', detector=_base_.model, method=dict(type='GSLoRA')
+    _delete_=True,
+    type='ForgettingDetector',
+    detector=_base_.model,
+    # Embeddings are neither moved nor held: no prototypes.
+    method=dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0),
 )
 load_from = 'work_dirs/deformable-detr_bccd/epoch_60.pth'
 train_dataloader = dict(

@@ -1,5 +1,5 @@
-# GS-LoRA on COCO 2017 with MMDetection's Deformable DETR: the authors' seven tasks of ten classes,
-# our default recipe.
+# Our method on COCO 2017 with MMDetection's Deformable DETR: the authors' seven tasks of ten
+# classes.
 #   python tools/train.py configs/gslora_coco_forget.py
 # COCO is expected under data/coco. Another request, by names or COCO category ids:
 #   --cfg-options train_cfg.protocol.tasks=[[person]]
@@ -7,7 +7,7 @@
 _base_ = [
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     './_base_/forgetting.py',
-    './_base_/methods/gs_lora.py',
+    './_base_/methods/guided_gs_lora_coco.py',
     './_base_/protocols/coco_7x10.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])

@@ -1,8 +1,8 @@
-# gslora_coco_forget.py with the authors' recipe.
+# gslora_coco_forget.py with the authors' GS-LoRA of CVPR 2024.
 #   python tools/train.py configs/gslora_coco_forget_paper.py
 # COCO is expected under data/coco. Results on real COCO still await a run.
-_base_ = ['./gslora_coco_forget.py', './_base_/methods/gs_lora_paper.py']
-paper = _base_.forgetting_paper
+_base_ = ['./gslora_coco_forget.py', './_base_/methods/gs_lora_coco.py']
+paper = _base_.paper
 model = dict(method=dict(_delete_=True, **paper.method))
 train_dataloader = dict(batch_size=paper.batch_size, dataset=dict(data_ratio=paper.data_ratio))
 train_cfg = dict(epochs_per_task=paper.epochs_per_task)

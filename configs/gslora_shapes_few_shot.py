@@ -4,7 +4,9 @@
 #   python tools/train.py configs/gslora_shapes_few_shot.py
 _base_ = './gslora_shapes_forget.py'
 epochs_per_task = 40  # of two or three steps
-model = dict(method=dict(drift=4.0, pull=4.0, push=1.0, beta=0.05))
+model = dict(
+    method=dict(distill_weight=4.0, feature_distill_weight=4.0, prototype_weight=1.0, beta=0.05)
+)
 train_dataloader = dict(dataset=dict(few_shot=4))
 train_cfg = dict(epochs_per_task=epochs_per_task)
 param_scheduler = [

@@ -1,5 +1,6 @@
-# The demo: three requests of two generated shape classes each, GS-LoRA++ with our default recipe.
-# Plain GS-LoRA: --cfg-options model.method.type=GSLoRA
+# The demo: three requests of two generated shape classes each, our method. The authors':
+# gslora_shapes_forget_paper.py (GS-LoRA) and gslora_pp_shapes_forget_paper.py (GS-LoRA++). The same
+# steps without a forget term, as a control: --cfg-options model.method.type=RetainOnly
 #   python tools/train.py configs/shapes/deformable-detr_shapes.py   (once: the detector)
 #   python tools/train.py configs/gslora_shapes_forget.py
 _base_ = [
@@ -12,7 +13,7 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    method=dict(type='GSLoRAPlusPlus'),
+    method=dict(type='GuidedGSLoRA'),
 )
 load_from = 'work_dirs/deformable-detr_shapes/epoch_12.pth'
 train_dataloader = dict(

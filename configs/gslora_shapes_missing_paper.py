@@ -1,4 +1,4 @@
 # gslora_shapes_missing.py with the authors' GS-LoRA (at our learning rate): no teacher.
 #   python tools/train.py configs/gslora_shapes_missing_paper.py
-_base_ = './gslora_shapes_missing.py'
-model = dict(method=dict(_delete_=True, type='GSLoRA', recipe='paper'))
+_base_ = ['./gslora_shapes_missing.py', './_base_/methods/gs_lora_coco.py']
+model = dict(method=dict(_delete_=True, **_base_.paper.method))

@@ -1,9 +1,10 @@
-# GS-LoRA on CIFAR-10, or a part of it: three requests of two classes each.
+# Our method on CIFAR-10, or a part of it: three requests of two classes each.
 #   python tools/train.py configs/classification/vit_cifar10.py   (once: the classifier)
 #   python tools/train.py configs/classification/gslora_cifar10_forget.py
 _base_ = [
     './vit_cifar10.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/cifar10_3x2.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
@@ -11,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds'),
+    method=_base_.guided,
 )
 load_from = 'work_dirs/vit_cifar10/epoch_60.pth'
 train_dataloader = dict(

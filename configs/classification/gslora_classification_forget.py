@@ -1,9 +1,10 @@
-# GS-LoRA on the generated shapes: three requests of two classes each, our default recipe.
+# Our method on the generated shapes: three requests of two classes each, our method.
 #   python tools/train.py configs/classification/vit_shapes.py   (once: the classifier)
 #   python tools/train.py configs/classification/gslora_classification_forget.py
 _base_ = [
     './vit_shapes.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/shapes_3x2.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
@@ -11,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds', sparsity=dict(alpha=0.4, select=0.6)),
+    method=dict(sparsity=dict(alpha=0.4, select=0.6), **_base_.guided),
 )
 load_from = 'work_dirs/vit_shapes/epoch_12.pth'
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# GS-LoRA on any pictures in class folders.
+# Our method on any pictures in class folders.
 #   python tools/train.py configs/classification/vit_folder.py   (once: the classifier)
 #   python tools/train.py configs/classification/gslora_folder_forget.py \
 #       --cfg-options train_cfg.protocol.tasks=[[cat],[dog,horse]]
@@ -6,13 +6,14 @@
 _base_ = [
     './vit_folder.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds'),
+    method=_base_.guided,
 )
 load_from = 'work_dirs/vit_folder/epoch_100.pth'
 train_dataloader = dict(

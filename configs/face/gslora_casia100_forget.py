@@ -1,4 +1,4 @@
-# GS-LoRA on CASIA-Face100: the authors' four tasks of twenty identities; our default method with
+# Our method on CASIA-Face100: the authors' four tasks of twenty identities; our method with
 # the authors' data, epochs and learning rate.
 #   python tools/train.py configs/face/face-transformer_casia100.py   (once: the recogniser)
 #   python tools/train.py configs/face/gslora_casia100_forget.py
@@ -8,6 +8,7 @@
 _base_ = [
     './face-transformer_casia100.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/hundred_4x20.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
@@ -15,7 +16,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds'),
+    method=_base_.guided,
 )
 load_from = 'work_dirs/face-transformer_casia100/epoch_1200.pth'
 train_dataloader = dict(

@@ -1,6 +1,6 @@
-# gslora_casia100_forget.py with the authors' method: bound 105, their beta for each of four tasks,
+# gslora_casia100_forget.py with the authors' GS-LoRA: bound 105, their beta for each of four tasks,
 # sparsity as a penalty of weight 1e-4, dropout on.
 #   python tools/train.py configs/face/gslora_casia100_forget_paper.py
 # Awaits a run.
-_base_ = './gslora_casia100_forget.py'
-model = dict(method=dict(_delete_=True, type='GSLoRA', recipe='paper_face'))
+_base_ = ['./gslora_casia100_forget.py', '../_base_/methods/gs_lora_face.py']
+model = dict(method=dict(_delete_=True, **_base_.paper.method))

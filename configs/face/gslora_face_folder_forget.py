@@ -1,4 +1,4 @@
-# GS-LoRA on any faces in one folder per identity.
+# Our method on any faces in one folder per identity.
 #   python tools/train.py configs/face/face-transformer_folder.py   (once: the recogniser)
 #   python tools/train.py configs/face/gslora_face_folder_forget.py \
 #       --cfg-options train_cfg.protocol.tasks=[[anna],[ben,carl]]
@@ -6,13 +6,14 @@
 _base_ = [
     './face-transformer_folder.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds'),
+    method=_base_.guided,
 )
 load_from = 'work_dirs/face-transformer_folder/epoch_100.pth'
 train_dataloader = dict(

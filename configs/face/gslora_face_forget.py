@@ -1,9 +1,10 @@
-# GS-LoRA on generated faces: three requests of four persons each, our default recipe.
+# Our method on generated faces: three requests of four persons each, our method.
 #   python tools/train.py configs/face/face-transformer_generated.py   (once: the recogniser)
 #   python tools/train.py configs/face/gslora_face_forget.py
 _base_ = [
     './face-transformer_generated.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/faces_3x4.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
@@ -11,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds', sparsity=dict(alpha=0.4, select=0.6)),
+    method=dict(sparsity=dict(alpha=0.4, select=0.6), **_base_.guided),
 )
 load_from = 'work_dirs/face-transformer_generated/epoch_14.pth'
 train_dataloader = dict(

@@ -1,9 +1,10 @@
-# GS-LoRA on the Olivetti faces: four requests of five persons each; twenty stay.
+# Our method on the Olivetti faces: four requests of five persons each; twenty stay.
 #   python tools/train.py configs/face/face-transformer_olivetti.py   (once: the recogniser)
 #   python tools/train.py configs/face/gslora_olivetti_forget.py
 _base_ = [
     './face-transformer_olivetti.py',
     '../_base_/forgetting_classifier.py',
+    '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/olivetti_4x5.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
@@ -11,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingClassifier',
     classifier=_base_.model,
-    method=dict(type='GSLoRA', ascend='odds'),
+    method=_base_.guided,
 )
 load_from = 'work_dirs/face-transformer_olivetti/epoch_300.pth'
 train_dataloader = dict(

@@ -194,7 +194,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def _start_task(self) -> None:
         runner = self.runner
         self._enter_task()
-        reset_adapters(self.model, self._generator())
+        reset_adapters(self.model, self._generator(), first=self.task == 1)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.cfg.get('param_scheduler'):

@@ -24,7 +24,7 @@ _FILE = 'prototypes.safetensors'
 class PrototypeHook(Hook):
     """Computes the prototypes once, before the first task, and keeps them with the run.
 
-    A prototype is the mean embedding of a class in the frozen original model, over the images of
+    A prototype is the mean embedding of a class in the original model, over the images of
     the first task's two views (which hold every class but the missing ones) as the training
     pipeline varies them; or the class's row in the classifier's weight, as the method asks. They
     are written to ``prototypes.safetensors`` together with the fingerprint of the original, which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean
+from collections.abc import Iterable, Mapping
 
 from mmgslora.datasets.protocol import ClassPartition
 
@@ -42,10 +42,11 @@ def group_by_partition(
     partition: ClassPartition,
     pretrained: dict[str, float] | None = None,
     prefix: str = 'AP',
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Group one value per class (AP or accuracy) by what each class is at the moment.
 
-    With ``AP_g`` the plain mean over the classes of group g that have a value:
+    With ``AP_g`` the mean over the classes of group g that have a value:
 
     .. math::
         Drop = AP_f(\\text{pre-trained model}) - AP_f, \\qquad
@@ -62,6 +63,8 @@ def group_by_partition(
         partition: The partition of the moment.
         pretrained: The same of the pre-trained model. Defaults to None: no Drop, no H.
         prefix: 'AP' or 'Acc'. Defaults to 'AP'.
+        weights: How much each class counts in the means, such as its number of images. Defaults to
+            None: all classes count the same.
 
     Returns:
         Percent under ``{prefix}_f``, ``_r``, ``_o``, ``_m``, ``Drop`` and ``H``. What cannot be
@@ -69,16 +72,22 @@ def group_by_partition(
         no pre-trained value.
     """
     values = {name: value for name, value in per_class.items() if not math.isnan(value)}
+
+    def mean(of: dict[str, float], names: Iterable[str]) -> float:
+        shares = {name: 1 if weights is None else weights[name] for name in names}
+        total = sum(shares.values())
+        return math.fsum(n * of.get(name, math.nan) for name, n in shares.items()) / total
+
     grouped = {}
     for letter, names in class_groups(partition).items():
-        known = [values[name] for name in names if name in values]
+        known = [name for name in names if name in values]
         if known:
-            grouped[f'{prefix}_{letter}'] = fmean(known)
+            grouped[f'{prefix}_{letter}'] = mean(values, known)
 
     forgotten, retained = grouped.get(f'{prefix}_f'), grouped.get(f'{prefix}_r')
     if pretrained is None or forgotten is None:
         return grouped
-    before = fmean(pretrained.get(name, math.nan) for name in partition.forget if name in values)
+    before = mean(pretrained, [name for name in partition.forget if name in values])
     if not math.isnan(before):
         grouped['Drop'] = before - forgotten
         if retained is not None:

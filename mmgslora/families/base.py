@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
 from mmgslora.lora import inject_lora, reset_adapters
+from mmgslora.methods.base import build_method
 from mmgslora.models import seal_layer
 
 _DROPS = (nn.Dropout, DropPath, nn.MultiheadAttention)
@@ -37,7 +36,8 @@ class ForgettingModel(BaseModel):
         init_cfg: As in MMEngine.
 
     Raises:
-        ForgettingError: Nothing in the model can carry LoRA, or a loaded checkpoint does not fit.
+        ForgettingError: Nothing in the model can carry LoRA, the method or one of its settings is
+            unknown, or a loaded checkpoint does not fit.
     """
 
     part: str
@@ -51,7 +51,7 @@ class ForgettingModel(BaseModel):
         super().__init__(data_preprocessor=plain.data_preprocessor, init_cfg=init_cfg)
         setattr(self, self.part, plain)
         inject_lora(plain, **{'exclude': self.trunk, **(lora or {})})
-        self.method = MODELS.build(copy.deepcopy(method))
+        self.method = build_method(method)
         self.method.bind(plain)
         self._register_load_state_dict_pre_hook(self._make_room_for_a_seal)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)

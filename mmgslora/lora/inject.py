@@ -89,6 +89,7 @@ def inject_lora(
     lora_alpha: float = 1.0,
     target: str | None = None,
     exclude: Sequence[str] = (),
+    init: str = 'kaiming',
 ) -> list[str]:
     """Replace Linears of a model by :class:`LoRALinear`, in place, and freeze the rest.
 
@@ -104,6 +105,9 @@ def inject_lora(
             whose whole name it matches. Defaults to None.
         exclude: Module names; nothing in these modules is taken, e.g.
             ``('backbone', 'neck')``. Defaults to ().
+        init: How the adapter of the first task starts, 'kaiming' or 'xavier' (see
+            :meth:`LoRALinear.reset`); the model is unchanged until :func:`reset_adapters` begins
+            that task. Defaults to 'kaiming'.
 
     Returns:
         list[str]: Names of the new layers in model order. A Linear that stands under
@@ -112,7 +116,7 @@ def inject_lora(
     Raises:
         ForgettingError: If nothing matches, ``target`` is not a valid regular expression, a
             matched layer can never get a gradient, the model has adapters already, or
-            ``rank`` or ``lora_alpha`` is out of range. The model is unchanged then.
+            ``rank``, ``lora_alpha`` or ``init`` is not possible. The model is unchanged then.
     """
     existing = list(lora_layers(model))
     if existing:
@@ -132,7 +136,7 @@ def inject_lora(
     new_layers = {}
     for linear, name in matched.items():
         try:
-            new_layers[linear] = LoRALinear.from_linear(linear, rank, lora_alpha)
+            new_layers[linear] = LoRALinear.from_linear(linear, rank, lora_alpha, init)
         except ForgettingError as error:
             for parameter, requires_grad in before.items():
                 parameter.requires_grad_(requires_grad)
@@ -227,7 +231,7 @@ def require_lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Run the model without its adapters, e.g. as its own frozen teacher.
+    """Run the model without its adapters: as it was at the start of the task, the teacher.
 
     The state from before comes back at the end, after an exception too; uses can be nested.
 
@@ -265,18 +269,22 @@ def merge_adapters(model: nn.Module, generator: torch.Generator | None = None) -
         layer.merge(generator)
 
 
-def reset_adapters(model: nn.Module, generator: torch.Generator | None = None) -> None:
+def reset_adapters(
+    model: nn.Module, generator: torch.Generator | None = None, first: bool = False
+) -> None:
     """Throw every adapter away and start fresh ones: ``B`` zero, ``A`` drawn anew.
 
     Args:
         model: A model with LoRA layers.
         generator: Source of the fresh ``A``. Defaults to PyTorch's global CPU one.
+        first: Whether these are the adapters of the first task, see :meth:`LoRALinear.reset`.
+            Defaults to False.
 
     Raises:
         ForgettingError: If the model has no LoRA layers.
     """
     for layer in require_lora_layers(model).values():
-        layer.reset(generator)
+        layer.reset(generator, first)
 
 
 def check_live_adapters(model: nn.Module) -> None:

@@ -18,7 +18,8 @@ class LoRALinear(nn.Linear):
 
     ``A`` starts Kaiming-uniform with ``a = sqrt(5)``, that is uniform in
     ``(-1 / sqrt(in), 1 / sqrt(in))``, and ``B`` starts at zero: a fresh adapter changes
-    nothing. The layer is an ``nn.Linear`` and keeps the names ``weight`` and ``bias``, so
+    nothing. ``init='xavier'`` makes the first task's adapter another one, see :meth:`reset`. The
+    layer is an ``nn.Linear`` and keeps the names ``weight`` and ``bias``, so
     the state dict of the plain model fits. Evaluation never changes a weight; only
     :meth:`merge` does.
 
@@ -32,6 +33,7 @@ class LoRALinear(nn.Linear):
         lora_alpha: Positive numerator of the scale. Defaults to 1.
         device: Device of all parameters. Defaults to PyTorch's.
         dtype: Dtype of all parameters. Defaults to PyTorch's.
+        init: 'kaiming' or 'xavier', see :meth:`reset`. Defaults to 'kaiming'.
 
     Attributes:
         lora_A (nn.Parameter): ``A``, of shape (rank, in_features).
@@ -39,7 +41,7 @@ class LoRALinear(nn.Linear):
         enabled (bool): Whether the forward pass adds the adapter.
 
     Raises:
-        ForgettingError: If ``rank`` or ``lora_alpha`` is out of range.
+        ForgettingError: If ``rank`` or ``lora_alpha`` is out of range, or ``init`` is unknown.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class LoRALinear(nn.Linear):
         lora_alpha: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        init: str = 'kaiming',
     ) -> None:
         widest = min(in_features, out_features)
         if not isinstance(rank, int) or not 1 <= rank <= widest:
@@ -62,15 +65,20 @@ class LoRALinear(nn.Linear):
             raise ForgettingError(
                 f'lora_alpha {lora_alpha!r} is not possible; allowed are the numbers above 0.'
             )
+        if init not in ('kaiming', 'xavier'):
+            raise ForgettingError(f'init is {init!r}; it can be kaiming or xavier.')
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.requires_grad_(False)
         self.rank = rank
         self.lora_alpha = lora_alpha
+        self.init = init
         self.enabled = True
         self._add_adapter(self.weight)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, rank: int = 8, lora_alpha: float = 1.0) -> LoRALinear:
+    def from_linear(
+        cls, linear: nn.Linear, rank: int = 8, lora_alpha: float = 1.0, init: str = 'kaiming'
+    ) -> LoRALinear:
         """Build the layer around an existing Linear.
 
         The Parameter objects ``weight`` and ``bias`` are shared, not copied, and are frozen;
@@ -80,9 +88,10 @@ class LoRALinear(nn.Linear):
             linear: Any ``nn.Linear`` that owns its weight.
             rank: See the class. Defaults to 8.
             lora_alpha: See the class. Defaults to 1.
+            init: See the class. Defaults to 'kaiming'.
 
         Raises:
-            ForgettingError: If ``rank`` or ``lora_alpha`` is out of range, or if the weight is
+            ForgettingError: If a setting is out of range or unknown, or if the weight is
                 computed by a parametrization: merging has then nothing to write to.
         """
         if linear._parameters.get('weight') is None:
@@ -93,7 +102,13 @@ class LoRALinear(nn.Linear):
         # The meta device allocates and draws nothing: all parameters are replaced below.
         has_bias = linear.bias is not None
         layer = cls(
-            linear.in_features, linear.out_features, has_bias, rank, lora_alpha, device='meta'
+            linear.in_features,
+            linear.out_features,
+            has_bias,
+            rank,
+            lora_alpha,
+            device='meta',
+            init=init,
         )
         layer.weight, layer.bias = linear.weight, linear.bias
         for parameter in linear.parameters(recurse=False):
@@ -124,20 +139,32 @@ class LoRALinear(nn.Linear):
         return self.scale * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator | None = None) -> None:
+    def reset(self, generator: torch.Generator | None = None, first: bool = False) -> None:
         """Start a fresh adapter: ``B`` is zero, ``A`` is drawn anew.
+
+        With ``init='xavier'`` the adapter of the first task has Xavier-uniform ``A`` and ``B``, as
+        the authors' detection code leaves them, and is not nothing: s B A has about 3.4 % of the
+        norm of a Xavier-uniform weight at rank 8. Later ones are as above.
 
         ``A`` is drawn in float32 on the device of the generator (the CPU without one), so a
         seed gives the same adapter on every device and in every dtype.
 
         Args:
             generator: Source of the random numbers. Defaults to PyTorch's global CPU one.
+            first: Whether this is the adapter of the first task. Defaults to False.
         """
-        bound = 1 / math.sqrt(self.in_features)
         device = 'cpu' if generator is None else generator.device
-        drawn = torch.empty(self.lora_A.shape, device=device, dtype=torch.float32)
-        self.lora_A.copy_(drawn.uniform_(-bound, bound, generator=generator))
-        self.lora_B.zero_()
+
+        def draw(matrix: Tensor, bound: float) -> None:
+            drawn = torch.empty(matrix.shape, device=device, dtype=torch.float32)
+            matrix.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+        if first and self.init == 'xavier':
+            for matrix in (self.lora_A, self.lora_B):
+                draw(matrix, math.sqrt(6 / sum(matrix.shape)))
+        else:
+            draw(self.lora_A, 1 / math.sqrt(self.in_features))
+            self.lora_B.zero_()
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

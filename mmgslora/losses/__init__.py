@@ -2,7 +2,11 @@
 
 from mmgslora.losses.bounded_ascent import bounded_ascent
 from mmgslora.losses.group_sparsity import group_penalty, proximal_step, zero_ratio
-from mmgslora.losses.over_processes import joint_value, mean_over_processes
+from mmgslora.losses.over_processes import (
+    joint_value,
+    joint_weighted_mean,
+    mean_over_processes,
+)
 from mmgslora.losses.prototypes import class_mean_shift, prototype_divergence
 
 __all__ = [
@@ -10,6 +14,7 @@ __all__ = [
     'class_mean_shift',
     'group_penalty',
     'joint_value',
+    'joint_weighted_mean',
     'mean_over_processes',
     'prototype_divergence',
     'proximal_step',

@@ -20,3 +20,14 @@ def joint_value(value: Tensor) -> Tensor:
     and the gradients, which training averages, add up to that of the joint batch.
     """
     return value - value.detach() + mean_over_processes(value)
+
+
+def joint_weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over all processes: the value of all, the gradient of this one's (ours).
+
+    Args:
+        values: (n,) of this process; n may be 0.
+        weights: (n,) from 0 up. Where all are 0 the mean is 0.
+    """
+    total = mean_over_processes(weights.sum()).clamp(min=1e-9)
+    return joint_value((weights * values).sum() / total)

@@ -1,5 +1,7 @@
-from mmgslora.methods.base import Method
+from mmgslora.methods.base import Method, build_method
 from mmgslora.methods.gs_lora import GSLoRA
 from mmgslora.methods.gs_lora_pp import GSLoRAPlusPlus
+from mmgslora.methods.guided_gs_lora import GuidedGSLoRA
+from mmgslora.methods.retain_only import RetainOnly
 
-__all__ = ['GSLoRA', 'GSLoRAPlusPlus', 'Method']
+__all__ = ['GSLoRA', 'GSLoRAPlusPlus', 'GuidedGSLoRA', 'Method', 'RetainOnly', 'build_method']

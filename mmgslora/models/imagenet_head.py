@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
+from torch import Tensor
 
 from mmgslora.errors import ForgettingError
 from mmgslora.models.heads import LinearHead
@@ -60,6 +61,11 @@ def _names(source: str | Path | Sequence[str]) -> list[str]:
         ) from error
 
 
+def _published_head(arch: str, weights: str) -> tuple[Tensor, Tensor]:
+    state, _ = published_weights(arch, weights)
+    return state['heads.head.weight'], state['heads.head.bias']
+
+
 @MODELS.register_module()
 class ImageNetHead(LinearHead):
     """A :class:`LinearHead` with the rows of a published 1000-way head for some of its classes.
@@ -76,6 +82,10 @@ class ImageNetHead(LinearHead):
         arch: As for ``VisionTransformer``. Defaults to 'vit_b_16'.
         weights: As for ``VisionTransformer``. Defaults to 'IMAGENET1K_V1'.
 
+    Attributes:
+        all_folder_names: Names of all classes of the published head, in the order of its rows.
+        rows: The row of the published head for each class.
+
     Raises:
         ForgettingError: A list cannot be read, the names do not fit the head, or the weights
             cannot be had.
@@ -90,15 +100,19 @@ class ImageNetHead(LinearHead):
     ) -> None:
         all_names = _names(all_folder_names)
         rows = head_rows(_names(folder_names), all_names)
-        state, _ = published_weights(arch, weights)
-        weight, bias = state['heads.head.weight'], state['heads.head.bias']
+        weight, bias = _published_head(arch, weights)
         if len(all_names) != len(weight):
             raise ForgettingError(
                 f'The list of all class folders has {len(all_names)} names; the head of {arch} '
                 f'has {len(weight)} rows.'
             )
         super().__init__(weight.shape[1], len(rows))
+        self.arch, self.weights = arch, weights
+        self.all_folder_names, self.rows = all_names, rows
         with torch.no_grad():
             self.weight.copy_(weight[rows])
             self.bias.copy_(bias[rows])
-        self.weights = weights
+
+    def published_rows(self) -> tuple[Tensor, Tensor]:
+        """Weight (1000, D) and bias (1000,) of the published head, all classes of it."""
+        return _published_head(self.arch, self.weights)

@@ -1,6 +1,9 @@
 import importlib.util
 
 import pytest
+from mmengine.config import Config, DictAction
+
+from mmgslora.methods import build_method
 
 
 @pytest.fixture(scope='module')
@@ -53,3 +56,38 @@ def test_studies_name_configs_that_exist(compare, repo_root):
         assert (repo_root / config).is_file()
         names = [(method, setting) for method, setting, _ in variants]
         assert len(set(names)) == len(names)
+
+
+TYPES = {
+    'GS-LoRA': 'GSLoRA',
+    'GS-LoRA++': 'GSLoRAPlusPlus',
+    'ours': 'GuidedGSLoRA',
+    'retain only': 'RetainOnly',
+}
+
+
+@pytest.mark.parametrize('study', ['few_shot', 'missing', 'ablation', 'default'])
+def test_rows_are_the_method_they_are_called(compare, repo_root, study):
+    """Every row's options give a method that can be built, and the same steps as the others'."""
+    config, variants = compare.STUDIES[study]
+    steps = set()
+    for name, setting, options in variants:
+        path, options = (
+            (options[0], options[1:])
+            if options and options[0].endswith('.py')
+            else (config, options)
+        )
+        cfg = Config.fromfile(repo_root / path)
+        pairs = [option.partition('=')[::2] for option in options]
+        cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
+        method = build_method(cfg.model.method)
+        assert type(method).__name__ == TYPES[name.partition(',')[0]]
+        no_prototypes = 'no prototypes' in name + setting or setting == 'neither'
+        if name.startswith('ours') and no_prototypes:
+            assert method.prototype_source is None and not method.feature_distill_weight
+        data = cfg.train_dataloader.dataset
+        protocol = cfg.train_cfg.protocol
+        schedule = cfg.param_scheduler[1].T_max
+        settings = (cfg.train_cfg.epochs_per_task, schedule, data.get('few_shot'))
+        steps.add((*settings, tuple(protocol.get('missing') or ()), cfg.optim_wrapper.optimizer.lr))
+    assert len(steps) == 1

@@ -208,13 +208,13 @@ def test_single_step(load, size):
     assert task[::-1] == tuple(name for t in whole.tasks for name in t[::-1])[:size]
 
 
-def test_recipes_differ_in_method_and_learning_rate_rule(load):
-    """The paper's config is the default one with the authors' settings on top."""
+def test_configs_differ_in_method_and_learning_rate_rule(load):
+    """The paper's config is ours with the authors' settings on top."""
     ours, theirs = load('gslora_coco_forget'), load('gslora_coco_forget_paper')
     differ = {key for key in ours if ours[key] != theirs.get(key)}
     assert differ == {'model', 'auto_scale_lr', 'work_dir'}
-    assert ours.model.method == dict(type='GSLoRAPlusPlus')
-    assert theirs.model.pop('method') == dict(type='GSLoRA', recipe='paper')
+    assert ours.model.method == dict(type='GuidedGSLoRA')
+    assert theirs.model.pop('method').type == 'GSLoRA'
     ours.model.pop('method')
     assert ours.model == theirs.model
     assert theirs.auto_scale_lr == dict(enable=True, base_batch_size=32)

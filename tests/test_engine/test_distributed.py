@@ -123,15 +123,21 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
         cfg.dump(root / f'{name}.py')
         made[name] = cfg
 
-    default = dict(type='GSLoRA')
+    default = dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0)
     # The bound lies among the losses: the hinge is open for some joint batches only.
-    paper = dict(type='GSLoRA', recipe='paper', dropout=False, beta=0.2, bound=2.8)
+    paper = dict(type='GSLoRA', dropout=False, beta=0.2, bound=2.8)
     # Prototypes are the classes' mean embeddings, to which every process adds what it has seen.
-    divergence = dict(paper, type='GSLoRAPlusPlus', prototypes='embeddings', push=0.5, pull=0.1)
+    divergence = dict(
+        paper,
+        type='GSLoRAPlusPlus',
+        prototypes='embeddings',
+        prototype_weight=0.5,
+        feature_pull_weight=0.1,
+    )
     for count, name in ((1, 'one'), (2, 'two')):
         prepare(f'default_{name}', default, 2, 8 // count)
         prepare(f'paper_{name}', paper, 1, 8 // count)
-        prepare(f'means_{name}', dict(type='GSLoRAPlusPlus'), 1, 8 // count)
+        prepare(f'means_{name}', dict(type='GuidedGSLoRA'), 1, 8 // count)
         prepare(f'divergence_{name}', divergence, 1, 8 // count)
     prepare('again', default, 2, 4)
     for name in ('default_one', 'paper_one', 'means_one', 'divergence_one'):
@@ -187,7 +193,7 @@ def test_two_processes_equal_one(runs):
     assert any(weights_of(one, 1)[k].ne(v).any() for k, v in weights_of(one, 2).items())
 
 
-def test_two_processes_equal_one_in_the_papers_recipe(runs):
+def test_two_processes_equal_one_with_the_authors_method(runs):
     one, two = runs['paper_one'], runs['paper_two']
     assert_same_training(one, two, tasks=1)
     hinge = losses_of(one)['forget_loss_cls']
@@ -280,15 +286,22 @@ def test_nothing_piles_up_and_gradients_accumulate(
     assert counts[1:] == 5 * [counts[1]]
 
 
-@pytest.mark.parametrize('recipe', ['default', 'paper'])
-def test_losses_under_autocast(tiny_cfg, tiny_checkpoint, recipe):
+@pytest.mark.parametrize(
+    'method',
+    [
+        dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0),
+        dict(type='GSLoRA', dropout=False),
+    ],
+    ids=['ours', 'paper'],
+)
+def test_losses_under_autocast(tiny_cfg, tiny_checkpoint, method):
     """MMEngine has AMP on GPUs only; this is what its context does to the losses."""
     cfg = copy.deepcopy(tiny_cfg)
     views = DATASETS.build(cfg.train_dataloader.dataset)
     partition = Protocol(views.classes, [['circle', 'square']]).partition(1)
     partition.publish()
     views.set_partition(partition)
-    model = MODELS.build(cfg.model | dict(method=dict(type='GSLoRA', recipe=recipe, dropout=False)))
+    model = MODELS.build(cfg.model | dict(method=method))
     model.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
     for group in model.method.groups:
         for matrix in group.B:

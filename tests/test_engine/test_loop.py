@@ -249,9 +249,7 @@ def test_resume_without_interruption_changes_nothing(finished, tiny_cfg, run_cfg
 
 
 def test_penalty_mode(run_cfg):
-    run_cfg.model.method = dict(
-        type='GSLoRA', recipe='paper', sparsity=dict(warmup_epochs=1, by='module')
-    )
+    run_cfg.model.method = dict(type='GSLoRA', sparsity=dict(warmup_epochs=1, by='module'))
     run_cfg.train_cfg.protocol.tasks = [['circle']]
     runner = Runner.from_cfg(run_cfg)
     runner.train()

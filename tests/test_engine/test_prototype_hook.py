@@ -114,8 +114,8 @@ def test_prototypes_of_a_different_model(runner, tmp_path):
 
 
 def test_a_whole_run_killed_and_resumed(run_cfg):
-    """GS-LoRA++ on the tiny detector; stopped in task 2, it goes on with the same prototypes."""
-    run_cfg.model.method = dict(type='GSLoRAPlusPlus')
+    """Ours on the tiny detector; stopped in task 2, it goes on with the same prototypes."""
+    run_cfg.model.method = dict(type='GuidedGSLoRA')
     run_cfg.train_dataloader.dataset.update(few_shot=2)
     run_cfg.custom_hooks.append(dict(type='AveragingHook'))
 

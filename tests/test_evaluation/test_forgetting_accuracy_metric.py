@@ -101,6 +101,37 @@ def test_groups():
     assert metrics['Named'] == 20  # one picture of ann; four are of ann, one is of dee
 
 
+def test_over_images_as_the_authors_have_it():
+    """ann 1 of 4; bob, cid and the missing eve 2 + 1 + 1 of 3 + 1 + 2; dee 0 of 1."""
+    before = [(label, [float(i == label) for i in range(5)]) for label, _ in IMAGES]
+    before[0] = (0, (0.1, 0.3, 0.0, 0.0, 0.0))  # one of ann's four is wrong
+    remember_pretrained(measure(data_samples(before)))
+    TASK.publish()
+    metrics = measure(margin_at_test=0.35)
+    assert metrics['paper/Acc_f'] == 25 and metrics['paper/Acc_o'] == 0
+    assert metrics['paper/Acc_r'] == pytest.approx(400 / 6) and metrics['paper/Acc_m'] == 50
+    assert metrics['paper/Drop'] == 50
+    assert metrics['paper/H'] == pytest.approx(2 * (400 / 6) * 50 / (400 / 6 + 50))
+    # With the margin: bob 1, cid 0, eve 1 of 6.
+    assert metrics['margin_at_test/paper/Acc_r'] == pytest.approx(200 / 6)
+
+
+def test_over_images_a_class_counts_by_its_images():
+    """Two classes to forget, from 3 of 4 and 1 of 1 right to 1 of 4 and 1 of 1."""
+    partition = ClassPartition(
+        task=1, forget=('ann', 'bob'), retain=('cid', 'dee', 'eve'), classes=CLASSES
+    )
+    partition.publish()
+    right, wrong = (0.9, 0.0, 0.0, 0.0, 0.1), (0.0, 0.0, 0.0, 0.0, 0.9)
+    bob = (1, (0.0, 0.9, 0.0, 0.0, 0.0))
+    remember_pretrained(measure(data_samples([(0, right)] * 3 + [(0, wrong), bob])))
+    metrics = measure(data_samples([(0, right)] + [(0, wrong)] * 3 + [bob]))
+    assert metrics['Acc_f'] == pytest.approx((25 + 100) / 2)
+    assert metrics['paper/Acc_f'] == 40
+    assert metrics['paper/Drop'] == pytest.approx(80 - 40)
+    assert metrics['Drop'] == pytest.approx((75 + 100) / 2 - (25 + 100) / 2)
+
+
 def test_two_forgotten_classes_that_swapped_their_names_are_still_named():
     TASK.publish()
     ann, dee = (0.9, 0.0, 0.0, 0.1, 0.0), (0.1, 0.0, 0.0, 0.9, 0.0)

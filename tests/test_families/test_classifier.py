@@ -13,7 +13,7 @@ from mmgslora.datasets import Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.families import ForgettingClassifier
 from mmgslora.lora import lora_layers
-from mmgslora.methods import GSLoRA
+from mmgslora.methods import GuidedGSLoRA
 from mmgslora.models import ImageClassifier, seal_layer
 
 CLASSES = ('a', 'b', 'c', 'd')
@@ -31,11 +31,13 @@ HEADS = dict(
     cosface=dict(type='CosineMarginHead', embed_dims=8, num_classes=4, scale=16.0),
 )
 
+OURS = dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0)
+
 
 def wrapped(head='linear', **method):
     torch.manual_seed(0)
     classifier = dict(type='ImageClassifier', backbone=BACKBONE, head=HEADS[head])
-    return ForgettingClassifier(classifier, method=dict(type='GSLoRA', **method))
+    return ForgettingClassifier(classifier, method=dict(OURS, **method))
 
 
 def wake(model):
@@ -167,7 +169,7 @@ def test_other_models_are_refused():
 
 def test_weight_of_the_head(partition):
     assert wrapped().classifier_weight.shape == (4, 8)
-    assert isinstance(wrapped().method, GSLoRA)
+    assert isinstance(wrapped().method, GuidedGSLoRA)
 
 
 @pytest.mark.parametrize('head', HEADS)

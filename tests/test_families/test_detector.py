@@ -22,10 +22,14 @@ def plain(tiny_cfg, tiny_checkpoint):
     return detector.eval()
 
 
+OURS = dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0)
+
+
 @pytest.fixture
 def build(tiny_cfg, tiny_checkpoint):
     def build(**method):
-        model = ForgettingDetector(tiny_cfg.model.detector, dict(type='GSLoRA', **method))
+        method = method or OURS
+        model = ForgettingDetector(tiny_cfg.model.detector, method)
         model.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
         Protocol(SHAPES, [['circle', 'square']]).partition(1).publish()
         return model
@@ -100,7 +104,7 @@ def test_merged_weights_in_the_plain_model(build, plain):
 
 def test_view_terms_equal_the_heads_own_losses(build, plain):
     """The last decoder layer's losses of MMDetection on each side alone, as the reference."""
-    model = build(recipe='paper').train()
+    model = build(type='GSLoRA').train()
     data = batch(model)
     model.method.dropout = False
     losses = model.train()(**data, mode='loss')
@@ -156,7 +160,7 @@ def test_only_adapters_train_and_all_of_them(build):
 
 
 def test_training_mode_leaves_batch_norm_alone_and_dropout_to_the_method(build):
-    paper, ours = build(recipe='paper').train(), build().train()
+    paper, ours = build(type='GSLoRA').train(), build().train()
     for model, dropout in ((paper, True), (ours, False)):
         norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert norms and not any(m.training for m in norms)

@@ -412,3 +412,15 @@ def test_an_injected_model_can_be_copied():
     assert torch.equal(twin(x), model(x))
     reset_adapters(twin)
     assert not torch.equal(twin(x), model(x))
+
+
+def test_xavier_begins_with_the_first_task():
+    model = TorchTransformer()
+    names = inject_lora(model, rank=2, init='xavier')
+    layers = lora_layers(model)
+    assert not any(layers[name].lora_B.any() for name in names)
+    reset_adapters(model, first=True)
+    assert all(layers[name].lora_B.all() for name in names)
+    merge_adapters(model)
+    reset_adapters(model)  # the second task
+    assert not any(layers[name].lora_B.any() for name in names)

@@ -236,3 +236,41 @@ def test_equals_the_lora_layer_of_peft():
     theirs.merge()
     layer.merge()
     torch.testing.assert_close(layer.weight, theirs.get_base_layer().weight)
+
+
+def test_xavier_in_the_first_task_only():
+    """s B A has 3.4 % of the norm of a Xavier-uniform weight of the authors' detector's size."""
+    torch.manual_seed(0)
+    n_in, n_out, rank = 256, 1024, 8
+    layer = LoRALinear(n_in, n_out, rank=rank, init='xavier')
+    nn.init.xavier_uniform_(layer.weight)
+    assert not layer.lora_B.any()  # injecting changes nothing
+    layer.reset(first=True)
+    for matrix, width in ((layer.lora_A, n_in), (layer.lora_B, n_out)):
+        bound = math.sqrt(6 / (width + rank))
+        assert matrix.abs().max() <= bound
+        assert matrix.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    # E |s B A|^2 = s^2 in out r Var(A) Var(B), E |W|^2 = in out Var(W).
+    variances = [2 / (n_in + rank), 2 / (n_out + rank), 2 / (n_in + n_out)]
+    expected = math.sqrt(rank * variances[0] * variances[1] / variances[2]) / rank
+    assert expected == pytest.approx(0.034, abs=5e-4)
+    share = layer.delta().norm() / layer.weight.norm()
+    assert share.item() == pytest.approx(expected, rel=0.05)
+    layer.merge()
+    assert not layer.lora_B.any() and layer.lora_A.abs().max() <= 1 / math.sqrt(n_in)
+
+
+def test_xavier_changes_nothing_where_it_is_not_asked_for():
+    plain, xavier = LoRALinear(6, 5, rank=3), LoRALinear(6, 5, rank=3, init='xavier')
+    for layer, first in ((plain, True), (plain, False), (xavier, False)):
+        layer.reset(torch.Generator().manual_seed(1), first=first)
+        assert not layer.lora_B.any()
+    assert torch.equal(plain.lora_A, xavier.lora_A)
+    for layer in (plain, xavier):
+        layer.reset(torch.Generator().manual_seed(1), first=True)
+    assert xavier.lora_B.all() and not plain.lora_B.any()
+
+
+def test_unknown_init():
+    with pytest.raises(ForgettingError, match="init is 'normal'; it can be kaiming or xavier"):
+        LoRALinear(4, 4, rank=2, init='normal')

@@ -45,8 +45,8 @@ def model():
     return model
 
 
-def test_paper_recipe_by_hand(model):
-    method = GSLoRA(recipe='paper')
+def test_by_hand(model):
+    method = GSLoRA()
     method.bind(model)
     Protocol(('a', 'b', 'c'), [['b']]).partition(1).publish()
     losses = method.losses(view(1.2, [[-1.0, -1, -1]]), view(0.9, [[-1.0, -1, -1]]))
@@ -62,11 +62,11 @@ def test_paper_recipe_by_hand(model):
     expected = 3e-4 * sum(math.sqrt(s) for s in squares)
     assert losses['loss_sparsity'].item() == pytest.approx(expected, rel=1e-5)
     assert not method.needs_teacher and method.dropout
-    assert 'retain_loss_drift' not in losses
+    assert 'retain_loss_drift' not in losses and method.prototype_source is None
 
 
-def test_paper_beta_of_each_task(model):
-    method = GSLoRA(recipe='paper')
+def test_beta_of_each_task(model):
+    method = GSLoRA()
     method.bind(model)
     protocol = Protocol(tuple('abcdefghij'), [[c] for c in 'abcdefghi'])
     expected = [0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15, 0.15, 0.15]
@@ -77,59 +77,32 @@ def test_paper_beta_of_each_task(model):
 
 
 def test_ascent_stops_at_the_bound(model):
-    method = GSLoRA(recipe='paper')
+    method = GSLoRA()
     method.bind(model)
     assert method.losses(view(15.5, [[0.0]]), view(0.0, [[0.0]]))['forget_loss_cls'].item() == 0
 
 
-def test_prediction_ascent_by_hand(model):
-    """Two predictions, classes to forget 1 and 2; the teacher's belief weighs the hinge."""
-    method = GSLoRA(ascend='predictions', bound=4.0, beta=0.5, drift=2.0, sparsity=dict(alpha=0.0))
+def test_neither_teacher_nor_proximal_unless_asked(model):
+    """An ablation may ask for the proximal step; the rest of the method stays as it is."""
+    method = GSLoRA(sparsity=dict(mode='proximal'))
     method.bind(model)
-    log_probs = [[-9.0, -1.0, -5.0], [-9.0, -3.0, -0.5]]
-    teacher = [[0.0, math.log(0.9), math.log(0.1)], [0.0, math.log(0.2), math.log(0.8)]]
-    forget = view(1.0, log_probs, teacher, drift=0.3, classes=(1, 2))
-    losses = method.losses(forget, view(0.9, log_probs, teacher, drift=0.1))
-    # hinges: 3, 0 (beyond the bound), 1, 3.5; beliefs .9, .1, .2, .8 sum to 2
-    expected = 0.5 * (0.9 * 3 + 0.2 * 1 + 0.8 * 3.5) / 2
-    assert losses['forget_loss_cls'].item() == pytest.approx(expected)
-    assert losses['forget_loss_drift'].item() == pytest.approx(0.6)
-    assert losses['retain_loss_drift'].item() == pytest.approx(0.2)
-    assert 'forget_loss_bbox' not in losses and method.needs_teacher
-
-
-def test_odds_by_hand(model):
-    """p = (1/4, 3/4, 0+): the odds of class 1 are 3; where p is 1 the slope is still 1."""
-    method = GSLoRA(ascend='odds', bound=4.0, beta=1.0, drift=0.0, sparsity=dict(mode='none'))
-    method.bind(model)
-    log_probs = [[math.log(0.25), math.log(0.75), -1e4]]
-    teacher = [[math.log(0.2), math.log(0.8), -1e4]]
-    losses = method.losses(view(1.0, log_probs, teacher), view(1.0, log_probs, teacher))
-    assert losses['forget_loss_cls'].item() == pytest.approx(0.8 * (4 + math.log(3)), rel=1e-5)
-    logits = torch.tensor([[0.0, 60.0, 0.0]], requires_grad=True)  # p is 1 in float32
-    sure = view(1.0, log_probs, teacher)
-    sure.log_probs = logits.log_softmax(-1)
-    method.losses(sure, sure)['forget_loss_cls'].backward()
-    assert logits.grad[0, 1].item() == pytest.approx(0.8, rel=1e-4)  # the belief
-
-
-def test_odds_are_those_of_all_that_must_be_gone(model):
-    """A picture of class 1 must not be called 2, which was forgotten earlier, nor 0."""
-    method = GSLoRA(ascend='odds', bound=4.0, beta=1.0, drift=0.0, sparsity=dict(mode='none'))
-    method.bind(model)
-    log_probs = [[math.log(p) for p in (0.1, 0.2, 0.3, 0.4)]]
-    teacher = [[math.log(p) for p in (0.3, 0.5, 0.1, 0.1)]]
-    both = view(1.0, log_probs, teacher, classes=(0, 1), old=(2,))
-    found = method.losses(both, both)['forget_loss_cls'].item()
-    assert found == pytest.approx(0.8 * (4 + math.log(0.6 / 0.4)), rel=1e-5)
+    assert method.sparsity['mode'] == 'proximal' and method.sparsity['alpha'] == 3e-4
+    losses = method.losses(view(1.2, [[0.0]]), view(0.9, [[0.0]]))
+    assert set(losses) == {
+        f'{side}_loss_{term}' for side in ('forget', 'retain') for term in ('cls', 'bbox', 'iou')
+    }
 
 
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (dict(recipe='papr'), "'papr'.*default"),
-        (dict(ascend='boxes'), "'boxes'.*loss, predictions or odds"),
+        (dict(beta=-0.1), 'beta is -0.1; it can be a number from 0 up, or a list'),
+        (dict(beta=[0.1, 'x']), r"beta is \[0.1, 'x'\]"),
+        (dict(beta=[]), r'beta is \[\]'),
+        (dict(bound=float('nan')), 'bound is nan; it can be a number from 0 up'),
+        (dict(bound=True), 'bound is True'),
         (dict(sparsity=dict(mode='l1')), "'l1'.*proximal, penalty or none"),
+        (dict(sparsity=dict(alfa=0.3)), "no setting 'alfa' .did you mean 'alpha'"),
     ],
 )
 def test_bad_arguments(arguments, words):

@@ -1,8 +1,7 @@
-# Our default recipe for COCO-sized data: GS-LoRA++ without a hand-set beta per task.
-# Plain GS-LoRA: --cfg-options model.method.type=GSLoRA
+# Our method for COCO-sized data, without a hand-set beta per task.
 # A config takes it from _base_.forgetting and changes to the authors' by another base.
 forgetting = dict(
-    method=dict(type='GSLoRAPlusPlus'),
+    method=dict(type='GuidedGSLoRA'),
     epochs_per_task=30,
     data_ratio=0.1,
     batch_size=4,  # per GPU: 2 images of each view

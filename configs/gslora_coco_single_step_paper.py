@@ -1,0 +1,15 @@
+# gslora_coco_single_step.py with the authors' GS-LoRA: no prototypes, beta 0.015 as in their 80-10
+# script.
+#   python tools/train.py configs/gslora_coco_single_step_paper.py
+# Their 80-60 and 80-70 scripts have a beta of 0.2 to 0.4:
+#   python tools/train.py configs/gslora_coco_single_step_paper.py \
+#       --cfg-options train_cfg.protocol.sizes=[60] model.method.beta=0.2
+# COCO is expected under data/coco. Results on real COCO still await a run.
+_base_ = ['./gslora_coco_single_step.py', './_base_/methods/gs_lora_coco_single_step.py']
+paper = _base_.paper
+model = dict(method=dict(_delete_=True, **paper.method))
+train_dataloader = dict(batch_size=paper.batch_size, dataset=dict(data_ratio=paper.data_ratio))
+train_cfg = dict(epochs_per_task=paper.epochs_per_task)
+optim_wrapper = dict(_delete_=True, **paper.optim_wrapper)
+param_scheduler = paper.param_scheduler
+auto_scale_lr = paper.auto_scale_lr

@@ -1,0 +1,74 @@
+"""A method takes its own settings and no others; the control has no forget term."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgslora.errors import ForgettingError
+from mmgslora.families import View
+from mmgslora.methods import GSLoRA, GSLoRAPlusPlus, GuidedGSLoRA, RetainOnly, build_method
+
+
+def test_settings_of_the_class_and_of_those_below_it():
+    pp = build_method(dict(type='GSLoRAPlusPlus', prototype_weight=0.1, beta=0.3, bound=4))
+    assert type(pp) is GSLoRAPlusPlus and (pp.prototype_weight, pp.beta, pp.bound) == (0.1, 0.3, 4)
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        (
+            dict(type='GSLoRA', beta=0.1, distill_weight=1.0),
+            "GSLoRA has no setting 'distill_weight'; allowed are bound, beta, sparsity, dropout;",
+        ),
+        (dict(type='GSLoRA', forget_loss='odds'), "no setting 'forget_loss'; allowed"),
+        (
+            dict(type='GSLoRAPlusPlus', feature_distill_weight=0.5),
+            "no setting 'feature_distill_weight'.*prototype_weight, feature_pull_weight",
+        ),
+        (dict(type='GuidedGSLoRA', prototype_wieght=1), "did you mean 'prototype_weight'"),
+        (dict(type='GSLora'), "'GSLora' .did you mean 'GSLoRA'.*GSLoRAPlusPlus, GuidedGSLoRA"),
+        (dict(type='ImageClassifier'), "'ImageClassifier'.*allowed are"),
+        (dict(), 'method.type is None'),
+    ],
+)
+def test_refused_with_the_allowed_names(config, words):
+    with pytest.raises(ForgettingError, match=words):
+        build_method(config)
+
+
+def test_the_config_stays_as_it_is():
+    config = Config(dict(method=dict(type='GSLoRA', sparsity=dict(by='module')))).method
+    method = build_method(config)
+    assert type(method) is GSLoRA and config.type == 'GSLoRA'
+    assert method.sparsity == dict(
+        mode='penalty', alpha=3e-4, by='module', warmup_epochs=0, select=0.5
+    )
+
+
+@pytest.mark.parametrize('override', ['GSLoRA', 'GSLoRAPlusPlus', 'RetainOnly'])
+def test_type_alone_on_the_command_line(repo_root, override):
+    """The demo's config sets nothing, so any method may take its place."""
+    cfg = Config.fromfile(repo_root / 'configs/gslora_shapes_forget.py')
+    assert type(build_method(cfg.model.method)) is GuidedGSLoRA
+    cfg.merge_from_dict({'model.method.type': override})
+    assert type(build_method(cfg.model.method)).__name__ == override
+
+
+def test_type_alone_over_settings_of_another_method(repo_root):
+    cfg = Config.fromfile(repo_root / 'configs/gslora_shapes_few_shot.py')
+    cfg.merge_from_dict({'model.method.type': 'GSLoRA'})
+    with pytest.raises(ForgettingError, match="no setting 'distill_weight'; allowed are bound"):
+        build_method(cfg.model.method)
+
+
+def test_retain_only_is_the_retain_terms():
+    def view(value):
+        terms = dict(loss_cls=torch.tensor(value), loss_bbox=torch.tensor(2 * value))
+        empty = torch.zeros(0)
+        return View(sum(terms.values()), terms, *[empty] * 7)
+
+    method = build_method(dict(type='RetainOnly'))
+    losses = method.losses(view(1.0), view(3.0))
+    assert losses == dict(retain_loss_cls=3.0, retain_loss_bbox=6.0)
+    assert isinstance(method, RetainOnly) and not method.needs_teacher and not method.dropout

@@ -1,0 +1,227 @@
+"""Losses of our guided method against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from mmgslora.errors import ForgettingError
+from mmgslora.families import View
+from mmgslora.lora import inject_lora
+from mmgslora.methods import GuidedGSLoRA
+
+
+def view(loss_cls, log_probs, teacher=None, drift=None, classes=(1,), old=()):
+    terms = dict(
+        loss_cls=torch.tensor(loss_cls), loss_bbox=torch.tensor(0.5), loss_iou=torch.tensor(0.25)
+    )
+    return View(
+        loss=sum(terms.values()),
+        terms=terms,
+        labels=torch.tensor([1]),
+        logits=torch.zeros(1, 3),
+        embeddings=torch.zeros(1, 4),
+        log_probs=torch.tensor(log_probs),
+        states=torch.zeros(len(log_probs), 4),
+        classes=torch.tensor(classes),
+        gone=torch.tensor([*classes, *old]),
+        teacher_log_probs=None if teacher is None else torch.tensor(teacher),
+        drift=None if drift is None else torch.tensor(drift),
+    )
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = torch.nn.MultiheadAttention(4, 2)
+        self.up, self.down = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+
+
+@pytest.fixture
+def model():
+    model = torch.nn.Sequential(Block(), Block())
+    inject_lora(model, rank=2)
+    return model
+
+
+def without_prototypes(**settings):
+    return GuidedGSLoRA(
+        bound=4.0,
+        prototype_weight=0.0,
+        feature_distill_weight=0.0,
+        sparsity=dict(mode='none'),
+        **settings,
+    )
+
+
+def test_prediction_ascent_by_hand(model):
+    """Two predictions, classes to forget 1 and 2; the teacher's probability weighs it."""
+    method = without_prototypes(beta=0.5, distill_weight=2.0)
+    method.bind(model)
+    log_probs = [[-9.0, -1.0, -5.0], [-9.0, -3.0, -0.5]]
+    teacher = [[0.0, math.log(0.9), math.log(0.1)], [0.0, math.log(0.2), math.log(0.8)]]
+    forget = view(1.0, log_probs, teacher, drift=0.3, classes=(1, 2))
+    losses = method.losses(forget, view(0.9, log_probs, teacher, drift=0.1))
+    # hinges: 3, 0 (beyond the bound), 1, 3.5; probabilities .9, .1, .2, .8 sum to 2
+    expected = 0.5 * (0.9 * 3 + 0.2 * 1 + 0.8 * 3.5) / 2
+    assert losses['forget_loss_cls'].item() == pytest.approx(expected)
+    assert losses['forget_loss_drift'].item() == pytest.approx(0.6)
+    assert losses['retain_loss_drift'].item() == pytest.approx(0.2)
+    assert 'forget_loss_bbox' not in losses and method.needs_teacher
+    assert method.prototype_source is None  # none are computed
+    assert not any('prototype' in name for name in losses)
+
+
+def test_odds_by_hand(model):
+    """p = (1/4, 3/4, 0+): the odds of class 1 are 3; where p is 1 the slope is still 1."""
+    method = without_prototypes(forget_loss='odds', beta=1.0, distill_weight=0.0)
+    method.bind(model)
+    log_probs = [[math.log(0.25), math.log(0.75), -1e4]]
+    teacher = [[math.log(0.2), math.log(0.8), -1e4]]
+    losses = method.losses(view(1.0, log_probs, teacher), view(1.0, log_probs, teacher))
+    assert losses['forget_loss_cls'].item() == pytest.approx(0.8 * (4 + math.log(3)), rel=1e-5)
+    logits = torch.tensor([[0.0, 60.0, 0.0]], requires_grad=True)  # p is 1 in float32
+    sure = view(1.0, log_probs, teacher)
+    sure.log_probs = logits.log_softmax(-1)
+    method.losses(sure, sure)['forget_loss_cls'].backward()
+    assert logits.grad[0, 1].item() == pytest.approx(0.8, rel=1e-4)  # the teacher's probability
+
+
+def test_odds_are_those_of_all_that_must_be_gone(model):
+    """An image of class 1 must not be called 2, which was forgotten earlier, nor 0."""
+    method = without_prototypes(forget_loss='odds', beta=1.0, distill_weight=0.0)
+    method.bind(model)
+    log_probs = [[math.log(p) for p in (0.1, 0.2, 0.3, 0.4)]]
+    teacher = [[math.log(p) for p in (0.3, 0.5, 0.1, 0.1)]]
+    both = view(1.0, log_probs, teacher, classes=(0, 1), old=(2,))
+    found = method.losses(both, both)['forget_loss_cls'].item()
+    assert found == pytest.approx(0.8 * (4 + math.log(0.6 / 0.4)), rel=1e-5)
+
+
+def predictions(states, teacher_states, teacher_probs, classes=(1,)):
+    """A view as far as the terms of the embeddings read it: (m, D), (m, D) and (m, C) numbers."""
+    states = torch.tensor(states) if isinstance(states, list) else states
+    return View(
+        loss=torch.tensor(1.0),
+        terms=dict(loss_cls=torch.tensor(1.0)),
+        labels=torch.tensor([1]),
+        logits=torch.zeros(1, 3),
+        embeddings=states[:1],
+        log_probs=torch.zeros(len(states), len(teacher_probs[0])),
+        states=states,
+        classes=torch.tensor(classes),
+        gone=torch.tensor(classes),
+        teacher_log_probs=torch.tensor(teacher_probs).log(),
+        teacher_states=torch.as_tensor(teacher_states, dtype=states.dtype),
+    )
+
+
+def means(prototypes, **settings):
+    made = GuidedGSLoRA(beta=0.0, distill_weight=0.0, sparsity=dict(mode='none'), **settings)
+    made.prototypes = torch.tensor(prototypes)
+    return made
+
+
+def test_means_by_hand():
+    """Prototypes (0, 0), (0, 3), (6, 0): the centre is (2, 1); class 1 is to move by (2, -2)."""
+    pp = means(
+        [[0.0, 0.0], [0.0, 3.0], [6.0, 0.0], [math.nan, math.nan]],
+        prototype_weight=0.5,
+        feature_distill_weight=2.0,
+    )
+    forget = predictions(
+        states=[[2.0, 1.0], [5.0, 5.0], [7.0, 7.0], [2.0, 2.0]],
+        teacher_states=[[0.0, 3.0], [5.0, 5.0], [0.0, 0.0], [0.0, 0.0]],
+        teacher_probs=[[0.1, 0.9, 0, 0], [0.3, 0.6, 0, 0], [0.1, 0.2, 0, 0], [0.8, 0.1, 0, 0.1]],
+    )
+    retain = predictions([[1.0, 0.0]], [[0.0, 0.0]], [[0.5, 0.9, 0.2, 0.0]])
+    losses = pp.losses(forget, retain)
+    # The teacher is sure of the first two: moves (2, -2) and (0, 0), mean (1, -1), off by (-1, 1).
+    assert losses['forget_loss_prototype'].item() == pytest.approx(0.5 * 2 / 2)
+    # Squares of all moves, mean over 2 dimensions: 4, 0, 49, 4 and 1/2; weights: the
+    # teacher's probability of the likeliest class but 1.
+    expected = (0.1 * 4 + 0.3 * 0 + 0.1 * 49 + 0.8 * 4 + 0.5 * 0.5) / (0.1 + 0.3 + 0.1 + 0.8 + 0.5)
+    assert losses['retain_loss_prototype'].item() == pytest.approx(2.0 * expected)
+    assert pp.needs_teacher
+
+
+def test_means_reached_give_no_gradient():
+    """Where the mean of a class is the centre's, what varies about it is left alone."""
+    pp = means(
+        [[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]], prototype_weight=1.0, feature_distill_weight=0.0
+    )  # centre (2, 2)
+    states = torch.tensor([[3.0, 3.0], [1.0, 1.0]], requires_grad=True)
+    forget = predictions(states, [[1.0, 4.5], [-1.0, 3.5]], [[0.0, 0.9, 0.0]] * 2)
+    retain = predictions([[0.0, 0.0]], [[0.0, 0.0]], [[0.9, 0.0, 0.0]])
+    loss = pp.losses(forget, retain)['forget_loss_prototype']
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12) and not states.grad.any()
+
+
+def test_a_view_without_a_sure_prediction():
+    pp = means(
+        [[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]], prototype_weight=1.0, feature_distill_weight=0.0
+    )
+    both = predictions([[1.0, 1.0]], [[0.0, 0.0]], [[0.2, 0.3, 0.1]])
+    assert pp.losses(both, both)['forget_loss_prototype'].item() == 0
+
+
+def test_two_processes_make_the_joint_gradient(monkeypatch):
+    """Halves of a batch on two processes: the mean of their gradients is that of the whole."""
+    torch.manual_seed(0)
+    states, teacher = torch.randn(7, 4).double(), torch.randn(7, 4).double()
+    teacher_probs = torch.rand(7, 3).tolist()
+    pp = means(torch.randn(3, 4).tolist(), prototype_weight=1.0, feature_distill_weight=0.7)
+
+    def gradient(rows):
+        now = states[rows].clone().requires_grad_()
+        both = predictions(now, teacher[rows], [teacher_probs[i] for i in rows], classes=(0, 1))
+        losses = pp.losses(both, both)
+        sum(v for k, v in losses.items() if 'prototype' in k).backward()
+        return now.grad
+
+    whole = gradient(list(range(7)))
+    parts = [[0, 1, 2, 3], [4, 5, 6]]
+    heard = [[], []]  # what each process gives to be averaged, in order
+
+    def average_with(process, others, kept):
+        others = iter(others)
+
+        def mean(value):
+            kept[process].append(value.detach())
+            return (value.detach() + next(others, value.detach())) / 2
+
+        for module in ('methods.guided_gs_lora', 'losses.over_processes'):
+            monkeypatch.setattr(f'mmgslora.{module}.mean_over_processes', mean)
+
+    for _ in range(3):  # later values depend on earlier averages
+        kept, found = [[], []], torch.zeros(7, 4, dtype=torch.float64)
+        for process, rows in enumerate(parts):
+            average_with(process, heard[1 - process], kept)
+            found[rows] = gradient(rows) / 2
+        heard = kept
+    torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-9)
+
+
+def test_one_weight_of_the_embeddings_needs_no_prototypes():
+    """Holding what stays compares with the teacher alone."""
+    holding = GuidedGSLoRA(beta=0.0, distill_weight=0.0, prototype_weight=0)
+    assert holding.prototype_source is None
+    both = predictions([[1.0, 1.0]], [[0.0, 2.0]], [[0.8, 0.1, 0.1]])
+    losses = holding.losses(both, both)
+    assert losses['retain_loss_prototype'].item() == pytest.approx(0.5 * 1)
+    assert 'forget_loss_prototype' not in losses
+    assert GuidedGSLoRA(prototype_weight=[0, 1]).prototype_source == 'embeddings'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (dict(forget_loss='boxes'), "forget_loss is 'boxes'; it can be predictions or odds"),
+        (dict(prototypes='rows'), "prototypes is 'rows'; it can be embeddings or head"),
+        (dict(distill_weight=-1), 'distill_weight is -1; it can be a number from 0 up'),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ForgettingError, match=words):
+        GuidedGSLoRA(**arguments)
