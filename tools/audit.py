@@ -32,6 +32,7 @@ from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.sentences import sentences
 from mmgslora.audit.subject import Images
 from mmgslora.errors import ForgettingError
+from mmgslora.families.checkpoint import class_names, without_extras
 from mmgslora.report.certificate import limits_of
 from mmgslora.report.record import mean_before
 from mmgslora.report.run import FinishedRun, find_file, sha256
@@ -168,15 +169,15 @@ def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Modu
     """The plain model with the weights of a checkpoint, which must be just its own."""
     model = MODELS.build(copy.deepcopy(config))
     checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
-    classes = (checkpoint.get('meta') or {}).get('dataset_meta', {}).get('classes')
-    if classes is not None and tuple(classes) != data.classes:
+    classes = class_names(checkpoint)
+    if classes and classes != data.classes:
         raise ForgettingError(
             f'The {role} {str(path)!r} knows the classes {", ".join(classes)}; it must know those '
             f'of the run in the same order, {", ".join(data.classes)} (an oracle has just not '
             'seen objects of some).'
         )
-    state = checkpoint.get('state_dict', checkpoint)
     own = model.state_dict()
+    state = without_extras(checkpoint.get('state_dict', checkpoint), own)
     wrong = sorted(own.keys() ^ state.keys()) or [
         name for name, value in own.items() if value.shape != state[name].shape
     ]

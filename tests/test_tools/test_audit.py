@@ -3,9 +3,11 @@
 import copy
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from mmgslora.errors import ForgettingError
 
@@ -152,6 +154,23 @@ def test_an_oracle_of_something_else(tool, finished, tiny_checkpoint, tmp_path, 
     oracle = damaged(tiny_checkpoint, tmp_path / 'other.pth', change)
     with pytest.raises(ForgettingError, match=message):
         tool.main([str(finished), '--oracle', oracle])
+
+
+def test_an_original_as_published(tool, tiny_cfg, tmp_path):
+    classes = ('cat', 'dog')
+    state = MODELS.build(copy.deepcopy(tiny_cfg.model.detector)).state_dict()
+    extras = {'data_preprocessor.mean': torch.zeros(3, 1, 1)}
+    checkpoint = dict(state_dict=state | extras, meta=dict(CLASSES=classes))
+    torch.save(checkpoint, tmp_path / 'published.pth')
+
+    def load(*names):
+        data = SimpleNamespace(classes=names)
+        return tool._load(tiny_cfg.model.detector, tmp_path / 'published.pth', 'original', data)
+
+    key = 'query_embedding.weight'
+    assert torch.equal(load(*classes).state_dict()[key], state[key])
+    with pytest.raises(ForgettingError, match='knows the classes cat, dog'):
+        load('dog', 'cat')
 
 
 def test_what_is_missing_is_named(tool, finished, tmp_path):
