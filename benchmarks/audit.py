@@ -32,17 +32,15 @@ OTHERS = {
     'moved more': ['model.method.push=8'],
     'nothing held': ['model.method.pull=0'],
     'scores pushed as in GS-LoRA': ['model.method.beta=0.2'],
-    'rows left': ['model.method.reset_rows=False'],
 }
 # Of the others, what the verdict rests on.
-SOME = ['--measures', 'old_rows', 'whereabouts', 'localisation', 'probe', 'relearning', 'new_head']
+SOME = ['--measures', 'outcomes', 'localisation', 'probe', 'relearning', 'new_head']
 SOME += ['--cfg-options', 'relearning_images=[16]']
 COLUMNS = {
     'AP_f': 'output/AP_f',
     'AP_r': 'output/AP_r',
     'probe': 'probe/decoder.2',
     'probe, a layer below': 'probe/decoder.1',
-    'old rows': 'old_rows/AP_f',
     'IoU': 'localisation/forget',
     'relearned': 'relearning/k16/step20',
     'new head': 'new_head/k16/step20',
@@ -70,7 +68,7 @@ def values_of(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
 
 def measures(rows: list[dict]) -> str:
     """Markdown: every measure of the default recipe, one line each, beside original and oracle."""
-    models = ['original', 'oracle', 'ours']
+    models = ['original', 'oracle', 'unlearned']
     lines = ['| measure | ' + ' | '.join(models) + ' |', '|---' * (len(models) + 1) + '|']
     for measure, found in values_of(rows).items():
         if not found.keys() & models:
@@ -85,7 +83,7 @@ def recipes(rows: list[dict]) -> str:
     """Markdown: what a verdict rests on, one line per model."""
     found = values_of(rows)
     lines = ['| model | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
-    for model in ('original', 'oracle', 'ours', *OTHERS):
+    for model in ('original', 'oracle', 'unlearned', *OTHERS):
         values = [found.get(measure, {}).get(model) for measure in COLUMNS.values()]
         if any(values):
             cells = [spread(v) if v else '' for v in values]
@@ -101,11 +99,13 @@ def plot(rows: list[dict]) -> None:
     for axis, title in zip(axes, ('probe', 'new head')):
         of_models = found[COLUMNS[title]]
         oracle = fmean(of_models['oracle'])
-        for model in ('ours', *OTHERS):
+        for model in ('unlearned', *OTHERS):
             if model in of_models:
                 kept = 100 * fmean(found['output/AP_r'][model]) / before
                 gap = fmean(of_models[model]) - oracle
-                axis.plot(kept, gap, '*' if model == 'ours' else 'o', markersize=9, label=model)
+                axis.plot(
+                    kept, gap, '*' if model == 'unlearned' else 'o', markersize=9, label=model
+                )
         axis.axhline(0, color='black', linewidth=0.8)
         axis.axvline(95, color='black', linewidth=0.8, linestyle=':')
         axis.set(xlabel='AP_r kept (%)', ylabel='points above the oracle', title=title)
@@ -124,7 +124,7 @@ def main() -> None:
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     for name, options in OTHERS.items():
         found = rows_of(args.seeds[0], options, args.seeds, SOME)
-        rows += [dict(row, model=name) for row in found if row['model'] == 'ours']
+        rows += [dict(row, model=name) for row in found if row['model'] == 'unlearned']
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     plot(rows)
 

@@ -27,7 +27,7 @@ from rich.table import Table
 import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.classifier_subject import ClassificationImages, ClassifierSubject
 from mmgslora.audit.detector_subject import DetectionImages, DetectorSubject
-from mmgslora.audit.measures import MEASURES, ORACLE, ORIGINAL, OURS, Audit, Settings
+from mmgslora.audit.measures import MEASURES, ORACLE, ORIGINAL, UNLEARNED, Audit, Settings
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.sentences import sentences
 from mmgslora.audit.subject import Images
@@ -126,14 +126,14 @@ def _paths(run: FinishedRun, task: Mapping, oracle: str | None) -> dict[str, Pat
             f'The config in {str(run.work_dir)!r} has no load_from, the original model that the '
             'audit compares with.'
         )
-    wanted = {OURS: run.merged(task['task']), ORIGINAL: run.original}
+    wanted = {UNLEARNED: run.merged(task['task']), ORIGINAL: run.original}
     if oracle is not None:
         wanted[ORACLE] = oracle
     found = {role: find_file(path, run.work_dir) for role, path in wanted.items()}
     for role, path in found.items():
         if path is None:
             raise ForgettingError(
-                f'The {"forgotten" if role == OURS else role} model {wanted[role]!r} does not '
+                f'The {"forgotten" if role == UNLEARNED else role} model {wanted[role]!r} does not '
                 'exist; a relative path starts in the work_dir or in the current folder.'
             )
     return found
@@ -208,7 +208,7 @@ def _table(record: AuditRecord) -> Table:
     """Means over the seeds with half the range, one row per measure, per-class values left out."""
     table = Table(title=f'Audit of task {record.task}: {", ".join(record.forgotten)}')
     table.add_column('measure')
-    models = [model for model in (ORIGINAL, OURS, ORACLE) if model in record.files]
+    models = [model for model in (ORIGINAL, UNLEARNED, ORACLE) if model in record.files]
     for model in models:
         table.add_column(model, justify='right')
     cells: dict[str, dict[str, list[float]]] = {}

@@ -11,18 +11,18 @@ import numpy as np
 
 from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
+from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, relearning_curve
 from mmgslora.audit.subject import Images, Objects, Subject
-from mmgslora.audit.whereabouts import LOW_SCORE, WORKING_SCORE, nearest_classes, whereabouts
 from mmgslora.errors import ForgettingError
 
 MEASURES = (
-    *('output', 'old_rows', 'whereabouts', 'localisation', 'probe'),
-    *('membership', 'divergence', 'relearning', 'new_head'),
+    *('output', 'outcomes', 'localisation', 'probe', 'membership'),
+    *('divergence', 'relearning', 'new_head'),
 )
 NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
-ORIGINAL, OURS, ORACLE = 'original', 'ours', 'oracle'
+ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Settings:
         relearning_lr: Learning rate of the attack.
         relearning_batch: Most images per step of the attack.
         relearning_measured_on: Most held-out images that its curve is measured on.
-        working_score, low_score: See :func:`whereabouts`.
+        working_score, low_score: See :func:`outcomes`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -60,8 +60,8 @@ class Audit:
     """Measures the models of one audit.
 
     Args:
-        subjects: 'ours', the model that forgot; 'original', the one before; and, where there is
-            one, 'oracle', trained without the classes.
+        subjects: 'unlearned', the model that forgot; 'original', the one before; and, where there
+            is one, 'oracle', trained without the classes.
         train: Training images, of all classes.
         held_out: Images that none of the models was trained on.
         labels: The classes that must be gone.
@@ -105,7 +105,7 @@ class Audit:
             if measure == 'relearning':
                 units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
             for unit in units if measure in measures else ():
-                for model in (OURS,) if unit == 'old_rows' else (OURS, ORACLE, ORIGINAL):
+                for model in (UNLEARNED, ORACLE, ORIGINAL):
                     if model in self.subjects:
                         yield unit, model
 
@@ -140,18 +140,12 @@ class Audit:
         for name, value in per_class.items():
             yield f'output/per_class/{name}', None, value
 
-    def _old_rows(self, model: str) -> Iterator[tuple[str, None, float]]:
-        """The output of an attacker who puts the original's rows back into the head."""
-        subject = self.subjects[model].with_rows_of(self.subjects[ORIGINAL], self.labels)
-        values = subject.evaluate(self.held_out, labels=self.labels).values()
-        yield f'old_rows/{subject.metric}_f', None, fmean(values)
-
-    def _whereabouts(self, model: str) -> Iterator[tuple[str, None, float]]:
+    def _outcomes(self, model: str) -> Iterator[tuple[str, None, float]]:
         objects = self.objects(model, 'held_out')
         thresholds = self.settings.working_score, self.settings.low_score
-        shares = whereabouts(objects, self.labels, self.classes, *thresholds)
+        shares = outcomes(objects, self.labels, self.classes, *thresholds)
         for name, percent in shares.items():
-            yield f'whereabouts/{name}', None, percent
+            yield f'outcomes/{name}', None, percent
         if model == ORIGINAL:
             train = self.objects(model, 'train')
             last = list(train.features)[-1]
@@ -199,8 +193,8 @@ class Audit:
 
     @cache  # noqa: B019  an audit lives as long as its process
     def _untrained(self, seed: int) -> Objects:
-        images = np.unique(self.objects(OURS, 'held_out').images)
-        return self.subjects[OURS].untrained(seed).objects(self.held_out, images)
+        images = np.unique(self.objects(UNLEARNED, 'held_out').images)
+        return self.subjects[UNLEARNED].untrained(seed).objects(self.held_out, images)
 
     def _relearning(self, model: str, images: int) -> Iterator[tuple[str, int, float]]:
         settings = self.settings

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmgslora.audit.measures import ORACLE, ORIGINAL, OURS, Settings
+from mmgslora.audit.measures import ORACLE, ORIGINAL, UNLEARNED, Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
 from mmgslora.audit.verdict import judge
 
@@ -31,7 +31,7 @@ _NO_ORACLE = (
     'Without an oracle (the model retrained without the classes) it cannot be concluded whether '
     'the classes are gone or hidden: probes and relearning succeed to some degree on a model that '
     'never saw the classes, and only the difference from that model counts.',
-    'Without an oracle, ZRF, membership AUC and whereabouts describe the outputs but not how '
+    'Without an oracle, ZRF, membership AUC and outcomes describe the outputs but not how '
     'close they are to those of a model that never saw the classes.',
 )
 
@@ -70,7 +70,7 @@ class AuditRecord:
             if unit['key'] == self._key(name):
                 self.units[name] = unit
         self._measured = [row for row in before.get('rows', ()) if row.get('unit') in self.units]
-        if f'whereabouts:{ORIGINAL}' in self.units:
+        if f'outcomes:{ORIGINAL}' in self.units:
             self.nearest = before.get('nearest', {})
 
     def _read(self) -> dict:
@@ -82,11 +82,9 @@ class AuditRecord:
     def _key(self, name: str) -> str:
         """Hash of everything that a unit's rows depend on."""
         unit, _, model = name.partition(':')
-        roles = {model} | (self.files.keys() - {OURS, ORACLE, ORIGINAL})
+        roles = {model} | (self.files.keys() - {UNLEARNED, ORACLE, ORIGINAL})
         if unit == 'divergence':
             roles.add(ORACLE)
-        if unit == 'old_rows':
-            roles.add(ORIGINAL)
         settings = asdict(self.settings)
         if unit.startswith('relearning'):
             settings.pop('relearning_images')  # each k is a unit of its own
@@ -161,13 +159,13 @@ class AuditRecord:
         rows = self.rows
         names = [row['measure'] for row in rows]
         metric = next((n for n in names if n in ('output/AP_f', 'output/Acc_f')), None)
-        forgotten = metric and self.mean(metric, OURS, rows)
+        forgotten = metric and self.mean(metric, UNLEARNED, rows)
         if forgotten is None:
             return None
         probe = next((n for n in reversed(names) if n.startswith('probe/')), 'probe/')
         gaps = []
         for measures in ((probe,), (VERDICT_POINT, NEW_HEAD_POINT)):
-            pairs = [[self.mean(m, model, rows) for model in (OURS, ORACLE)] for m in measures]
+            pairs = [[self.mean(m, model, rows) for model in (UNLEARNED, ORACLE)] for m in measures]
             leads = [None if None in pair else pair[0] - pair[1] for pair in pairs]
             lead = max((x for x in leads if x is not None), default=None)
             # The second attack alone can say "hidden", not that nothing is.

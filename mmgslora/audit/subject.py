@@ -171,21 +171,6 @@ class Subject(ABC):
                 bias[list(labels)] = self.new_bias
         return other
 
-    @torch.no_grad()
-    def with_rows_of(self, donor: Subject, labels: Sequence[int]) -> Subject:
-        """A copy whose head has another model's rows for these classes (ours).
-
-        With the original's: what forgetting is worth without the rows that it took away.
-        """
-        other = copy.copy(self)
-        other.model = copy.deepcopy(self.model)
-        rows = list(labels)
-        for ours, theirs in zip(other.class_rows, donor.class_rows):
-            for into, out_of in zip(ours, theirs):
-                if into is not None:
-                    into[rows] = out_of[rows]
-        return other
-
     def relearn(
         self,
         data: Images,
@@ -213,23 +198,23 @@ class Subject(ABC):
         Yields:
             The number of steps and the copy as it is then. It is trained on afterwards.
         """
-        pupil = copy.copy(self)
-        pupil.model = copy.deepcopy(self.model).requires_grad_(True)
-        optimizer = torch.optim.AdamW(pupil.model.parameters(), lr=lr, weight_decay=1e-4)
+        student = copy.copy(self)
+        student.model = copy.deepcopy(self.model).requires_grad_(True)
+        optimizer = torch.optim.AdamW(student.model.parameters(), lr=lr, weight_decay=1e-4)
         order = _passes(np.asarray(images), batch_size, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for step in range(max(steps) + 1):
                 if step:
-                    _training_mode(pupil.model)
-                    loss = pupil.loss(data, next(order), labels)
+                    _training_mode(student.model)
+                    loss = student.loss(data, next(order), labels)
                     optimizer.zero_grad()
                     loss.backward()
-                    nn.utils.clip_grad_norm_(pupil.model.parameters(), self.clip_norm)
+                    nn.utils.clip_grad_norm_(student.model.parameters(), self.clip_norm)
                     optimizer.step()
                 if step in steps:
-                    pupil.model.eval()
-                    yield step, pupil
+                    student.model.eval()
+                    yield step, student
 
     def untrained(self, seed: int) -> Subject:
         """The same architecture with random weights, a model that never saw any data."""

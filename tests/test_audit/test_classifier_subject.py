@@ -92,8 +92,8 @@ def test_accuracy_is_counted(subject, data):
 def test_relearning_one_class(subject, data):
     images = data.holding([1])
     values = {
-        step: pupil.evaluate(data, labels=[1])['y']
-        for step, pupil in subject.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
+        step: student.evaluate(data, labels=[1])['y']
+        for step, student in subject.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
     }
     assert values[10] == 100
     assert values[0] == subject.evaluate(data, labels=[1])['y']

@@ -154,10 +154,12 @@ def test_relearning_lowers_the_loss_and_spares_the_model(subject, data):
     before = {k: v.clone() for k, v in subject.model.state_dict().items()}
     images = data.holding(GONE)
     losses = []
-    for step, pupil in subject.relearn(data, images, GONE, (0, 8), 1e-3, 8, seed=0):
-        _training_mode(pupil.model)
-        losses.append(float(pupil.loss(data, images, GONE).detach()))
-        changed = [k for k, v in pupil.model.state_dict().items() if not torch.equal(v, before[k])]
+    for step, student in subject.relearn(data, images, GONE, (0, 8), 1e-3, 8, seed=0):
+        _training_mode(student.model)
+        losses.append(float(student.loss(data, images, GONE).detach()))
+        changed = [
+            k for k, v in student.model.state_dict().items() if not torch.equal(v, before[k])
+        ]
         assert bool(changed) == (step > 0)
         assert not any('running_' in k for k in changed)
     assert losses[1] < losses[0]

@@ -16,7 +16,7 @@ SETTINGS = Settings(relearning_images=(16,), relearning_steps=(0, 5, 20), relear
 
 
 def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS):
-    subjects = dict(original=original(), ours=ours)
+    subjects = dict(original=original(), unlearned=ours)
     if with_oracle:
         subjects['oracle'] = oracle()
     audit = Audit(subjects, TRAIN, HELD_OUT, GONE, settings)
@@ -49,28 +49,24 @@ def test_without_an_oracle_only_the_output_is_judged(tmp_path):
 def test_every_measure_of_a_cut_head(tmp_path):
     record = run(tmp_path, head_cut())
     value = record.mean
-    assert value('output/Acc_f', 'ours') == 0
+    assert value('output/Acc_f', 'unlearned') == 0
     assert value('output/Acc_f', 'original') == 100
-    assert value('output/Acc_r', 'ours') == 100
-    # Its rows are all it lost; only the forgetting model is asked for them.
-    assert [r for r in record.rows if r['measure'].startswith('old_rows')] == [
-        dict(model='ours', seed=None, measure='old_rows/Acc_f', value=100.0, unit='old_rows:ours')
-    ]
-    assert value('damage/b', 'ours') == 0
+    assert value('output/Acc_r', 'unlearned') == 100
+    assert value('damage/b', 'unlearned') == 0
     # What a and c are called when they are cut off: b or d.
-    called = value('whereabouts/called b', 'ours') + value('whereabouts/called d', 'ours')
+    called = value('outcomes/called b', 'unlearned') + value('outcomes/called d', 'unlearned')
     assert called == pytest.approx(100, abs=10)
-    assert value('whereabouts/found', 'original') == 100
+    assert value('outcomes/found', 'original') == 100
     # The inside is that of the original, to the last digit.
-    assert value('probe/inside', 'ours') == value('probe/inside', 'original') == 100
+    assert value('probe/inside', 'unlearned') == value('probe/inside', 'original') == 100
     assert value('probe/inside', 'oracle') < 80
-    assert value('prototype/inside', 'ours') == 100
-    assert value('membership/loss', 'ours') == pytest.approx(0.5, abs=0.1)
+    assert value('prototype/inside', 'unlearned') == 100
+    assert value('membership/loss', 'unlearned') == pytest.approx(0.5, abs=0.1)
     # Ours and the oracle differ on neither side by much; the original does on the forgotten.
-    near, far = (value('divergence/oracle_forget', model) for model in ('ours', 'original'))
+    near, far = (value('divergence/oracle_forget', model) for model in ('unlearned', 'original'))
     assert near < far / 2
     assert 0 <= value('divergence/ZRF', 'original') <= 1
-    assert value('relearning/k16/lead', 'ours') > 0
+    assert value('relearning/k16/lead', 'unlearned') > 0
     assert value('relearning/k16/lead', 'oracle') is None
 
 
@@ -79,7 +75,7 @@ def test_rows_are_complete(tmp_path):
     for row in record.rows:
         assert {'model', 'seed', 'measure', 'value'} <= row.keys()
     for measure in ('probe/inside', 'membership/loss', 'relearning/k16/step5', 'divergence/ZRF'):
-        for model in ('ours', 'oracle', 'original'):
+        for model in ('unlearned', 'oracle', 'original'):
             rows = [r for r in record.rows if (r['measure'], r['model']) == (measure, model)]
             assert [r['seed'] for r in rows] == [0, 1, 2]
     assert record.nearest.keys() == {'a', 'b', 'c', 'd'}
@@ -90,23 +86,26 @@ def test_every_measure_has_its_sentence(tmp_path):
     said = sentences(run(tmp_path, head_cut()))
     for start in ('Output, in %: Acc_f is 0.0', 'Hardest hit', 'Objects of', 'A linear probe on '):
         assert any(text.startswith(start) for text in said), start
-    assert "With the original's rows back in the head Acc_f is 100.0 %." in said
     assert any('inside names 100.0 (original 100.0, oracle' in text for text in said)
     assert any(text.startswith('Verdict: hidden, not forgotten.') for text in said)
 
 
 def test_units_come_in_order_and_only_those_asked_for():
-    audit = Audit(dict(original=original(), ours=oracle()), TRAIN, HELD_OUT, GONE)
+    audit = Audit(dict(original=original(), unlearned=oracle()), TRAIN, HELD_OUT, GONE)
     assert list(audit.units(['relearning', 'output'])) == [
-        ('output', 'ours'),
+        ('output', 'unlearned'),
         ('output', 'original'),
-        *((f'relearning/k{k}', model) for k in (1, 4, 16, 64) for model in ('ours', 'original')),
+        *(
+            (f'relearning/k{k}', model)
+            for k in (1, 4, 16, 64)
+            for model in ('unlearned', 'original')
+        ),
     ]
 
 
 def test_images_of_the_forgotten_classes_are_needed():
     bare = FlatImages(0, seed=0)
     with pytest.raises(ForgettingError, match='No validation image shows a, c;'):
-        Audit(dict(original=original(), ours=oracle()), TRAIN, bare, GONE)
+        Audit(dict(original=original(), unlearned=oracle()), TRAIN, bare, GONE)
     with pytest.raises(ForgettingError, match='No training image shows'):
-        Audit(dict(original=original(), ours=oracle()), bare, HELD_OUT, GONE)
+        Audit(dict(original=original(), unlearned=oracle()), bare, HELD_OUT, GONE)

@@ -106,7 +106,12 @@ def test_the_probe_compared_is_the_one_on_the_last_layer(tmp_path):
     assert check(first, 'probe_gap_max')['measure'] == 'probe/decoder.2, above the oracle'
     assert check(first, 'probe_gap_max')['model'] == 'merged/task_02.pth'
     measures = first['audit']['measures']
-    assert measures['probe/decoder.2']['ours'] == {'mean': 91, 'low': 90, 'high': 92, 'seeds': 2}
+    assert measures['probe/decoder.2']['unlearned'] == {
+        'mean': 91,
+        'low': 90,
+        'high': 92,
+        'seeds': 2,
+    }
 
 
 LOOSE = 'thresholds = dict(retained_min_share=0.5, probe_gap_max=9, relearning_gap_max=21)'
@@ -143,7 +148,10 @@ def test_classes_that_come_back_in_a_later_task_fail_their_request_alone(tmp_pat
     ('changes', 'reason'),
     [
         ({'oracle': False}, 'no oracle to compare with'),
-        ({'files': {'ours': {'path': 'x', 'sha256': ABC}}}, 'another file than merged/task_02.pth'),
+        (
+            {'files': {'unlearned': {'path': 'x', 'sha256': ABC}}},
+            'another file than merged/task_02.pth',
+        ),
         ({'forgotten_classes': ['circle']}, 'does not cover this request'),
         ({'task': 9}, 'of task 9, which this run does not have'),
     ],
@@ -158,7 +166,7 @@ def test_an_audit_of_something_else_counts_for_nothing(tmp_path, changes, reason
 
 def test_an_audit_of_an_earlier_task_does_not_cover_a_later_one(tmp_path):
     audit = audit_of(shapes_record(), task=1, forgotten_classes=['circle', 'square'])
-    audit['files']['ours']['sha256'] = ABC
+    audit['files']['unlearned']['sha256'] = ABC
     _, (first, second) = certify(tmp_path, audit=audit)
     assert check(first, 'probe_gap_max')['result'] == 'failed'
     assert check(second, 'probe_gap_max')['result'] == 'not measured'

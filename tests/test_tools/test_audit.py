@@ -66,14 +66,13 @@ def test_a_whole_audit(tool, finished, capsys):
     tool.main([str(finished), '--oracle', str(oracle), '--seeds', '0'])
     found = content(finished)
     assert found['forgotten_classes'] == GONE
-    assert found['files'].keys() == {'ours', 'original', 'oracle', 'config'}
+    assert found['files'].keys() == {'unlearned', 'original', 'oracle', 'config'}
     assert found['settings']['train_images'] == 20
     measured = {row['measure'].split('/')[0] for row in found['rows']}
     assert measured == {
         *(
             'output',
-            'old_rows',
-            'whereabouts',
+            'outcomes',
             'localisation',
             'probe',
             'prototype',
@@ -84,21 +83,21 @@ def test_a_whole_audit(tool, finished, capsys):
     }
     # Ours and the oracle are one file here.
     values = {(r['model'], r['measure']): r['value'] for r in found['rows']}
-    assert values['ours', 'probe/decoder.1'] == values['oracle', 'probe/decoder.1']
-    assert values['ours', 'divergence/oracle_forget'] == pytest.approx(0, abs=1e-9)
+    assert values['unlearned', 'probe/decoder.1'] == values['oracle', 'probe/decoder.1']
+    assert values['unlearned', 'divergence/oracle_forget'] == pytest.approx(0, abs=1e-9)
     assert values['original', 'divergence/oracle_forget'] > 0
-    assert values['ours', 'output/AP_f'] < values['original', 'output/AP_f']
-    assert values['ours', 'localisation/forget'] == values['original', 'localisation/forget'] > 30
-    # The rows were all that was cut.
-    assert values['ours', 'old_rows/AP_f'] == pytest.approx(values['original', 'output/AP_f'])
-    assert values['ours', 'relearning/k2/lead'] == 0
+    assert values['unlearned', 'output/AP_f'] < values['original', 'output/AP_f']
+    assert (
+        values['unlearned', 'localisation/forget'] == values['original', 'localisation/forget'] > 30
+    )
+    assert values['unlearned', 'relearning/k2/lead'] == 0
     printed = capsys.readouterr().out
     assert 'Verdict: gone from the output' in printed  # 16 images were not tried
     assert 'audit.json' in printed
 
 
 def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
-    command = [str(finished), '--measures', 'whereabouts']
+    command = [str(finished), '--measures', 'outcomes']
     tool.main(command)
     before = content(finished)
     assert before['verdict']['verdict'].startswith('gone from the output')
@@ -111,12 +110,12 @@ def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
     monkeypatch.setattr(tool.Audit, 'measure', measured)
     tool.main(command)
     assert content(finished) == before
-    with pytest.raises(AssertionError, match='probe of ours'):
-        tool.main([str(finished), '--measures', 'whereabouts', 'probe'])
+    with pytest.raises(AssertionError, match='probe of unlearned'):
+        tool.main([str(finished), '--measures', 'outcomes', 'probe'])
     state = torch.load(finished / 'merged/task_01.pth')
     state['state_dict']['bbox_head.cls_branches.0.bias'] += 1
     torch.save(state, finished / 'merged/task_01.pth')
-    with pytest.raises(AssertionError, match='output of ours'):
+    with pytest.raises(AssertionError, match='output of unlearned'):
         tool.main(command)
 
 

@@ -72,7 +72,11 @@ def test_one_thing_at_a_time(main, arguments, capsys):
         ('forgetting.json', '[]', 'it must hold a JSON object'),
         ('forgetting.json', '{"tasks": []}', 'no finished forgetting task'),
         ('audit.json', 'nonsense', "audit.json' cannot be read as JSON"),
-        ('audit.json', '{"rows": [{"model": "ours"}]}', 'must have a model, a measure and a value'),
+        (
+            'audit.json',
+            '{"rows": [{"model": "unlearned"}]}',
+            'must have a model, a measure and a value',
+        ),
         ('forget.py', 'requests = [', "forget.py' cannot be read"),
     ],
 )
