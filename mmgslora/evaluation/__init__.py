@@ -1,7 +1,14 @@
+from .every_query import match_every_query
 from .forgetting_accuracy_metric import ForgettingAccuracyMetric
 from .forgetting_coco_metric import ForgettingCocoMetric
 from .grouping import class_groups, group_by_partition, harmonic_mean
-from .pretrained import pretrained_values, publish_tasks, published_tasks, remember_pretrained
+from .pretrained import (
+    labels_measured_whole,
+    pretrained_values,
+    publish_tasks,
+    published_tasks,
+    remember_pretrained,
+)
 
 __all__ = [
     'ForgettingAccuracyMetric',
@@ -9,6 +16,8 @@ __all__ = [
     'class_groups',
     'group_by_partition',
     'harmonic_mean',
+    'labels_measured_whole',
+    'match_every_query',
     'pretrained_values',
     'publish_tasks',
     'published_tasks',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
@@ -14,10 +15,12 @@ from tempfile import TemporaryDirectory
 from mmdet.datasets.api_wrappers import COCO, COCOeval
 from mmdet.evaluation.metrics import CocoMetric
 from mmengine.fileio import load
+from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
+from mmgslora.evaluation.every_query import match_every_query
 from mmgslora.evaluation.grouping import class_groups, group_by_partition
 from mmgslora.evaluation.pretrained import pretrained_values, published_tasks
 
@@ -26,26 +29,39 @@ from mmgslora.evaluation.pretrained import pretrained_values, published_tasks
 class ForgettingCocoMetric(CocoMetric):
     """AP and recall of forgotten, retained, old and missing classes, all in percent.
 
-    Detections are matched once, by pycocotools on the whole set; every number is read off that.
-    Which class is what now comes from :meth:`ClassPartition.current`. It returns
+    Which class is what now comes from :meth:`ClassPartition.current`. A class that must be gone,
+    now or since an earlier task, is measured with every query of the detector in the ranking,
+    whatever ``max_per_img`` says and without COCO's limit of 100 (:func:`match_every_query`):
+    with a limit the last places of a forgotten class depend on how many other classes fill them.
+    Every other number is plain COCO's. It returns
 
-    - ``per_class/<name>``: AP@[.5:.95] (area all, 100 detections), for classes with ground truth;
-      ``mAP``: their mean.
+    - ``per_class/<name>``: AP@[.5:.95] (area all), for classes with ground truth; every query for
+      classes that must be gone, 100 listed detections for the others.
+    - ``mAP``: the mean over all classes of the plain COCO AP.
 
     and, where a partition is published,
 
-    - ``AP_f, AP_r, AP_o, AP_m, Drop, H``: see :func:`group_by_partition`. Whole set, plain COCO.
-    - the same under ``paper/``, as the authors' detection code evaluates: a class is measured
-      only on images with at least one box (crowds too) of its group, so that false positives
-      elsewhere do not count. Not comparable with COCO AP.
+    - ``AP_f, AP_r, AP_o, AP_m, Drop, H``: see :func:`group_by_partition`. AP_f, AP_o, Drop and H
+      count every query.
+    - ``coco/AP_f, coco/AP_o, coco/Drop, coco/H, coco/per_class/<name>``: the same of the listed
+      detections, plain COCO, for the classes that must be gone.
+    - ``AP_f``, ... under ``paper/``, as the authors' detection code evaluates: listed detections,
+      and a class is measured only on images with at least one box (crowds too) of its group, so
+      that false positives elsewhere do not count. Not comparable with COCO AP.
     - ``AR_f@0.3``, ... (f, r, o, m): share of the group's objects, crowds excluded, that a
-      detection of their class with at least this score covers with IoU >= .5. AP is a ranking and
-      can stay high when all scores are tiny; this cannot.
+      detection of their class with at least this score covers with IoU >= .5; f and o count every
+      query. AP is a ranking and can stay high when all scores are tiny; this cannot.
 
     Drop and H need the pre-trained model's values in the message hub: before its evaluation
-    :func:`publish_tasks`, afterwards :func:`remember_pretrained`. That one evaluation also returns
-    ``paper/per_class/<name>``, on the images of the task that will forget the class. Drop and H
-    are left out under ``paper/`` for a task that was not published then.
+    :func:`publish_tasks`, afterwards :func:`remember_pretrained`. In that one evaluation
+    ``per_class/<name>`` is plain COCO's for all classes, and it also returns, for the classes of
+    all published tasks, ``every_query/per_class/<name>`` and ``paper/per_class/<name>``, the
+    latter on the images of the task that will forget the class. Drop and H are left out under
+    ``paper/`` for a task that was not published then.
+
+    What every query says comes with the data samples of a
+    :class:`~mmgslora.families.ForgettingDetector` (``every_query``). Where it is missing, as in a
+    result file of MMDetection's tools/test.py, the listed detections stand in, with a warning.
 
     Args:
         ann_file: COCO annotation file. Defaults to None: ground truth from the data set.
@@ -78,24 +94,87 @@ class ForgettingCocoMetric(CocoMetric):
             raise ForgettingError(f"metric is {self.metrics}; only 'bbox' is measured.")
         self.recall_scores = tuple(recall_scores)
 
+    def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
+        """Keep of every image what CocoMetric keeps, and what every query says if it is known."""
+        super().process(data_batch, data_samples)
+        for (_, result), sample in zip(self.results[-len(data_samples) :], data_samples):
+            if 'every_query' in sample:
+                every = sample['every_query']
+                result['every_query'] = dict(
+                    labels=tuple(every['labels']),
+                    bboxes=every['bboxes'].float().cpu().numpy(),
+                    scores=every['scores'].float().cpu().numpy(),
+                )
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Match the detections, then read off every number of the class description."""
         if self.format_only:
             return super().compute_metrics(results)
         coco_eval = self._match(results)
-        per_class = self._class_ap(coco_eval, coco_eval.evalImgs)
-        partition = ClassPartition.current()
+        usual = self._class_ap(coco_eval, coco_eval.evalImgs)
+        found_with = self._found_with(coco_eval)
+        every, found_by_any = self._every_query(coco_eval, results)
         metrics: dict[str, float] = {}
+        partition = ClassPartition.current()
+        per_class = usual
         if partition is not None:
-            metrics.update(group_by_partition(per_class, partition, self._pretrained('per_class/')))
-            metrics.update(self._recalls(coco_eval, partition))
+            gone = [name for name in partition.forget + partition.old if name in usual]
+            self._warn_of_a_limit([name for name in gone if name not in every])
+            strict = {name: every[name] for name in gone if name in every}
+            per_class = {**usual, **strict}
+            found_with.update({name: found_by_any[name] for name in strict})
+            metrics.update(self._groups(per_class, usual, partition))
+            metrics.update({f'coco/per_class/{name}': usual[name] for name in gone})
+            metrics.update(self._recalls(found_with, partition))
             metrics.update(self._paper_metrics(coco_eval, partition))
-        if self._pretrained('') is None:
+        if self._pretrained('') is None and published_tasks():
+            per_class = usual
+            for name, ap in every.items():
+                metrics[f'every_query/per_class/{name}'] = ap
             for name, ap in self._paper_ap(coco_eval, published_tasks()).items():
                 metrics[f'paper/per_class/{name}'] = ap
-        if per_class:
-            metrics['mAP'] = fmean(per_class.values())
+        if usual:
+            metrics['mAP'] = fmean(usual.values())
         return {**metrics, **{f'per_class/{name}': ap for name, ap in per_class.items()}}
+
+    def _groups(
+        self, per_class: dict[str, float], usual: dict[str, float], partition: ClassPartition
+    ) -> dict[str, float]:
+        before = before_usual = self._pretrained('per_class/')
+        if before is not None:
+            before = {**before, **self._pretrained('every_query/per_class/')}
+        metrics = group_by_partition(per_class, partition, before)
+        listed = group_by_partition(usual, partition, before_usual)
+        for key in ('AP_f', 'AP_o', 'Drop', 'H'):
+            if key in listed:
+                metrics[f'coco/{key}'] = listed[key]
+        return metrics
+
+    def _every_query(
+        self, coco_eval: COCOeval, results: list
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """AP and :meth:`_found_with` of each class that every image says all about."""
+        known = [pred.get('every_query') for _, pred in results]
+        if None in known or not known:
+            return {}, {}
+        ids = [pred['img_id'] for _, pred in results]
+        per_class, found_with = {}, {}
+        for column, label in enumerate(known[0]['labels']):
+            found = {i: (e['bboxes'], e['scores'][:, column]) for i, e in zip(ids, known)}
+            ranked = match_every_query(coco_eval, self.cat_ids[label], found)
+            per_class.update(self._class_ap(ranked, ranked.evalImgs))
+            found_with.update(self._found_with(ranked))
+        return per_class, found_with
+
+    def _warn_of_a_limit(self, names: Sequence[str]) -> None:
+        if names:
+            print_log(
+                f'AP_f, AP_o and their recalls of {", ".join(names)} are of the listed detections '
+                'alone, which depend on max_per_img: the predictions do not say what every query '
+                'made of these classes.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _match(self, results: list) -> COCOeval:
         """Match detections with ground truth, per image and class, as CocoMetric does."""
@@ -154,10 +233,12 @@ class ForgettingCocoMetric(CocoMetric):
         grouped = group_by_partition(per_class, partition, pretrained)
         return {f'paper/{key}': value for key, value in grouped.items()}
 
-    def _recalls(self, coco_eval: COCOeval, partition: ClassPartition) -> dict[str, float]:
-        """Percent of each group's objects that are found with at least each score."""
+    def _found_with(self, coco_eval: COCOeval) -> dict[str, list[float]]:
+        """By class the highest score with which each object is found; -inf where it is not."""
         found_with = defaultdict(list)
-        for match in filter(None, coco_eval.evalImgs):
+        for match in coco_eval.evalImgs:
+            if match is None or not len(match['gtIgnore']):
+                continue
             score_of = dict(zip(match['dtIds'], match['dtScores']))
             # Row 0 is IoU .5; detections choose in the order of their score, so those below a
             # threshold take nothing from those above it. Id 0 stands for "not found".
@@ -166,9 +247,15 @@ class ForgettingCocoMetric(CocoMetric):
                 for detection, ignored in zip(match['gtMatches'][0], match['gtIgnore'])
                 if not ignored
             ]
+        return dict(found_with)
+
+    def _recalls(
+        self, found_with: dict[str, list[float]], partition: ClassPartition
+    ) -> dict[str, float]:
+        """Percent of each group's objects that are found with at least each score."""
         recalls = {}
         for letter, names in class_groups(partition).items():
-            scores = [score for name in names for score in found_with[name]]
+            scores = [score for name in names for score in found_with.get(name, ())]
             for threshold in self.recall_scores if scores else ():
                 found = sum(score >= threshold for score in scores)
                 recalls[f'AR_{letter}@{threshold:g}'] = 100 * found / len(scores)

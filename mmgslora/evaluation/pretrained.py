@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 
 from mmengine.logging import MessageHub
 
+from mmgslora.datasets.protocol import ClassPartition
+
 _METRICS_KEY = 'pretrained'
 _TASKS_KEY = 'pretrained_tasks'
 
@@ -46,3 +48,18 @@ def pretrained_values(prefix: str) -> dict[str, float] | None:
     if metrics is None:
         return None
     return {k[len(prefix) :]: value for k, value in metrics.items() if k.startswith(prefix)}
+
+
+def labels_measured_whole() -> list[int]:
+    """Labels of the classes of which AP must count every prediction, whatever its score.
+
+    Those that must be gone at the moment; in the evaluation of the pre-trained model those of all
+    published tasks. Empty outside a forgetting run.
+    """
+    partition = ClassPartition.current()
+    if partition is None:
+        return []
+    names = {*partition.forget, *partition.old}
+    if pretrained_values('') is None:
+        names.update(name for task in published_tasks() for name in task)
+    return sorted(partition.classes.index(name) for name in names)

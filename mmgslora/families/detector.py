@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
+from mmgslora.evaluation import labels_measured_whole
 from mmgslora.families.base import ForgettingModel
 from mmgslora.families.view import View
 from mmgslora.lora import adapters_disabled
@@ -70,6 +73,57 @@ def _recorded_targets(head: nn.Module, kept: Tensor | None) -> Iterator[list]:
         yield seen
     finally:
         del head.get_targets
+
+
+@contextmanager
+def _recorded_predictions(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect logits (q, C) and unit boxes (q, 4) from which the head lists each image's best."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def predict_single(logits: Tensor, boxes: Tensor, *args, **kwargs) -> InstanceData:
+        seen.append((logits, boxes))
+        return type(head)._predict_by_feat_single(head, logits, boxes, *args, **kwargs)
+
+    head._predict_by_feat_single = predict_single
+    try:
+        yield seen
+    finally:
+        del head._predict_by_feat_single
+
+
+def predict_every_query(
+    detector: nn.Module, inputs: Tensor, data_samples: SampleList, labels: Sequence[int]
+) -> SampleList:
+    """Detections as always, and beside them what every query says of some classes.
+
+    A detector lists its ``max_per_img`` best detections of all classes together, so that it is
+    the other classes that decide how much of a weak one is seen.
+
+    Args:
+        detector: A DETR-like detector of MMDetection.
+        inputs: Images (b, 3, H, W) from its data preprocessor.
+        data_samples: Theirs.
+        labels: The g classes in question.
+
+    Returns:
+        list[DetDataSample]: With ``pred_instances`` and ``every_query``: ``bboxes`` (q, 4), x1 y1
+        x2 y2 in pixels of the original image, ``scores`` (q, g), a softmax head's whether or not
+        the class is the likeliest, and ``labels`` in its metainfo. The queries are those that can
+        become detections.
+    """
+    head, labels = detector.bbox_head, list(labels)
+    with _recorded_predictions(head) as seen:
+        samples = detector(inputs, data_samples, mode='predict')
+    for sample, (logits, boxes) in zip(samples, seen):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        scores = logits.sigmoid() if head.loss_cls.use_sigmoid else logits.softmax(-1)
+        size = boxes.new_tensor(sample.img_shape[:2]).flip(0).repeat(2)
+        boxes = (bbox_cxcywh_to_xyxy(boxes) * size).clamp(min=0).minimum(size)
+        boxes = boxes / boxes.new_tensor(sample.scale_factor).repeat(2)
+        sample.every_query = InstanceData(
+            metainfo=dict(labels=labels), bboxes=boxes, scores=scores[:, labels]
+        )
+    return samples
 
 
 def class_rows(detector: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
@@ -140,6 +194,17 @@ class ForgettingDetector(ForgettingModel):
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         """See :class:`ForgettingModel`."""
         return class_rows(self.detector)
+
+    def forward(
+        self, inputs: Tensor, data_samples: SampleList | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | list | tuple:
+        """See :class:`ForgettingModel`; 'predict' also says, of the classes that must be gone,
+        what every query makes of them (:func:`predict_every_query`).
+        """
+        labels = labels_measured_whole() if mode == 'predict' else []
+        if labels:
+            return predict_every_query(self.detector, inputs, data_samples, labels)
+        return super().forward(inputs, data_samples, mode)
 
     def views(self, inputs: Tensor, data_samples: SampleList) -> dict[str, View]:
         """See :class:`ForgettingModel`."""

@@ -3,12 +3,14 @@ import math
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import MODELS
 
 from mmgslora.datasets import SHAPES, Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.families import ForgettingDetector
+from mmgslora.families.detector import predict_every_query
 from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
 
 
@@ -54,6 +56,30 @@ def test_plain_checkpoint_loads_and_predicts_the_same(build, plain):
     for a, b in zip(ours, theirs):
         assert torch.allclose(a.pred_instances.scores, b.pred_instances.scores, atol=1e-6)
         assert torch.allclose(a.pred_instances.bboxes, b.pred_instances.bboxes, atol=1e-4)
+
+
+def test_every_query_by_hand(plain):
+    """One query, softmax over two classes and "no object", an image of half the size."""
+    head = plain.bbox_head
+    head.loss_cls.use_sigmoid = False
+    logits = torch.tensor([[1.0, 2.0, 3.0]])
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 1.2]])  # too tall: it is clipped to the image
+    sample = DetDataSample(metainfo=dict(img_shape=(20, 40), scale_factor=(0.5, 0.25)))
+    plain.test_cfg = head.test_cfg = dict(max_per_img=1)
+
+    def forward(inputs, samples, mode):
+        samples[0].pred_instances = head._predict_by_feat_single(
+            logits, boxes, samples[0].metainfo, rescale=True
+        )
+        return samples
+
+    plain.forward = forward
+    (found,) = predict_every_query(plain, torch.zeros(1, 3, 20, 40), [sample], [0])
+    e = math.e
+    assert found.every_query.scores.tolist() == [[pytest.approx(1 / (1 + e + e**2))]]
+    expected = [[12 / 0.5, 0.0, 28 / 0.5, 20 / 0.25]]
+    torch.testing.assert_close(found.every_query.bboxes, torch.tensor(expected))
+    assert torch.equal(found.pred_instances.bboxes, found.every_query.bboxes)
 
 
 def test_merged_weights_in_the_plain_model(build, plain):

@@ -204,6 +204,37 @@ def test_forget_merge_export_and_load_plain(zoo, shrunk, name, recipe):
 
 
 @pytest.mark.parametrize('name', ZOO)
+def test_every_query_is_what_the_detections_are_chosen_from(zoo, name):
+    original, model = zoo(name)
+    listed = detect(original)
+    model.eval()
+    data = prepared(model)
+    for sample in data['data_samples']:  # an image that was made smaller for the model
+        sample.set_metainfo(dict(scale_factor=(0.5, 0.8)))
+    with torch.no_grad():
+        samples = model(**data, mode='predict')
+    head = original.bbox_head
+    for sample, detections in zip(samples, listed):
+        every = sample.every_query
+        assert every.labels == [0, 1]  # circle and square must be gone, by the partition
+        assert every.bboxes.shape == (len(every), 4) and every.scores.shape == (len(every), 2)
+        assert len(every) <= 20 and (len(every) == 20 or name == 'ddq')
+        height, width = sample.img_shape
+        assert (every.bboxes[:, 2::2] <= width / 0.5 + 1e-3).all()
+        for detection in sample.pred_instances:
+            label = int(detection.labels)
+            if label > 1:
+                continue
+            same = (every.bboxes == detection.bboxes).all(-1)
+            assert (every.scores[same, label] == detection.scores).any()
+        if head.loss_cls.use_sigmoid:
+            # The slots go to the best of all classes: what ranks above the last one is listed.
+            last = detections.scores[-1]
+            above = int((every.scores > last + 1e-6).sum())
+            assert above == int((detections.labels < 2)[detections.scores > last + 1e-6].sum())
+
+
+@pytest.mark.parametrize('name', ZOO)
 def test_prototypes_and_rows(zoo, name):
     """GS-LoRA++ trains every detector, and a class whose row is reset is never detected again."""
     original, model = zoo(name, method=dict(type='GSLoRAPlusPlus'))
