@@ -6,7 +6,7 @@ from .outcomes import nearest_classes, outcomes
 from .probes import draw_objects, fit_probe, probe_accuracy
 from .relearning import Curve, area_between, relearning_curve, steps_to_oracle
 from .subject import Images, Objects, Subject
-from .verdict import Verdict, judge
+from .verdict import Verdict, judge_request, limits_of, worst
 
 __all__ = [
     'ClassificationImages',
@@ -22,7 +22,9 @@ __all__ = [
     'draw_objects',
     'fit_probe',
     'js_divergence',
-    'judge',
+    'judge_request',
+    'limits_of',
+    'worst',
     'membership_auc',
     'nearest_classes',
     'probe_accuracy',

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmgslora.audit.measures import ORACLE, ORIGINAL, UNLEARNED
-from mmgslora.audit.record import NEW_HEAD_POINT, VERDICT_POINT, AuditRecord
+from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.verdict import NEW_HEAD_MEASURE, RELEARNING_MEASURE
 
 
 def sentences(record: AuditRecord) -> list[str]:
@@ -14,7 +15,7 @@ def sentences(record: AuditRecord) -> list[str]:
     found += [*_membership(record), *_divergence(record), *_relearning(record)]
     verdict = record.verdict()
     if verdict is not None:
-        found.append(f'Verdict: {verdict["verdict"]}. {verdict["reason"]}')
+        found.append(f'Verdict: {verdict.verdict}. {verdict.reason}')
     return found + [f'Cannot be concluded: {text}' for text in record.cannot_conclude()]
 
 
@@ -100,10 +101,10 @@ def _divergence(record: AuditRecord) -> Iterator[str]:
 
 
 def _relearning(record: AuditRecord) -> Iterator[str]:
-    text = _beside(record, VERDICT_POINT, '.1f')
+    text = _beside(record, RELEARNING_MEASURE, '.1f')
     if text:
         yield f'Relearning on 16 images brings the forgotten classes to {text} % in 20 steps.'
-    text = _beside(record, NEW_HEAD_POINT, '.1f')
+    text = _beside(record, NEW_HEAD_MEASURE, '.1f')
     if text:
         yield f'With new rows in the head of every model: {text} %.'
     for name in _names(record, 'relearning/'):

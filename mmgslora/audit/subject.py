@@ -61,8 +61,10 @@ class Images(ABC):
     """Labelled images in a fixed order, with the true labels of each."""
 
     classes: tuple[str, ...]
+    batch_size: int
+    """Images per forward pass: with another one a detector pads, and answers, otherwise."""
     seen_through: str
-    """The key of a data set's config that says how a picture becomes a model's input."""
+    """The key of a data set's config that says how an image becomes a model's input."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -116,8 +118,6 @@ class Subject(ABC):
 
     metric: str
     """'AP' or 'Acc': what :meth:`evaluate` returns, in percent."""
-    batch_size: int
-    """Images per forward pass."""
     clip_norm: float
     """Largest norm of the gradient while relearning."""
     new_bias: float = 0.0
@@ -139,11 +139,12 @@ class Subject(ABC):
         self,
         data: Images,
         images: Sequence[int] | None = None,
-        labels: Sequence[int] | None = None,
+        gone: Sequence[int] = (),
     ) -> dict[str, float]:
-        """AP or accuracy of these classes per name, in percent; None stands for all.
+        """AP or accuracy of every class with an object in these images, per name, in percent.
 
-        Classes without an object in these images are absent.
+        Of the classes in ``gone`` every prediction counts, whatever its score; of the others
+        those that the model lists.
         """
 
     @abstractmethod
@@ -228,8 +229,40 @@ class Subject(ABC):
 
     def _batches(self, data: Images, images: Sequence[int] | None) -> Iterator[np.ndarray]:
         images = np.arange(len(data)) if images is None else np.asarray(images)
-        for start in range(0, len(images), self.batch_size):
-            yield images[start : start + self.batch_size]
+        for start in range(0, len(images), data.batch_size):
+            yield images[start : start + data.batch_size]
+
+
+@torch.no_grad()
+def without_rows(subject: Subject, labels: Sequence[int]) -> Subject:
+    """A copy whose head has no rows for these classes, and nothing else changed (ours).
+
+    With an original it is the control of every method, for it costs nothing: AP of the classes is
+    0, all others are untouched, and all that the layers below know is still there.
+    """
+    other = copy.copy(subject)
+    other.model = copy.deepcopy(subject.model)
+    for weight, bias in other.class_rows:
+        weight[list(labels)] = 0
+        if bias is not None:
+            bias[list(labels)] = -1e4
+    return other
+
+
+def same_inside(one: Subject, other: Subject) -> bool:
+    """Whether two models have the same weights, not counting the rows that score classes."""
+    return all(torch.equal(*pair) for pair in zip(_inside(one), _inside(other)))
+
+
+def _inside(subject: Subject) -> list[Tensor]:
+    rows = {id(part) for layer in subject.class_rows for part in layer}
+    return [value for value in subject.model.parameters() if id(value) not in rows]
+
+
+def per_class_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an evaluator's metrics those of the classes, by name."""
+    first = 'per_class/'
+    return {key[len(first) :]: value for key, value in metrics.items() if key.startswith(first)}
 
 
 def _training_mode(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from mmgslora.report.record import number
 MODEL_NAMES = {
     'original': 'before forgetting',
     'unlearned': 'after forgetting',
+    'head only': 'head only (nothing trained)',
     'oracle': 'oracle (never saw them)',
 }
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from plotly.graph_objects import Figure
 
+from mmgslora.audit.verdict import RELEARNING_POINT, worst
 from mmgslora.report import charts
 from mmgslora.report.audit_rows import MODEL_NAMES, AuditRows, curve_point
-from mmgslora.report.certificate import RELEARNING_POINT, audit_reason
+from mmgslora.report.certificate import audit_reason, judge_run
 from mmgslora.report.format import gap_text, pairs, points, value_text
 from mmgslora.report.run import FinishedRun
 
@@ -36,8 +37,9 @@ class _Kind:
 _KINDS = {
     'output': _Kind(
         'Output: what does it answer?',
-        'The models compared are measured on the same held-out images: the forgotten classes (_f) '
-        'and the retained ones (_r), in %.',
+        'The models compared are measured on the same held-out images, in %: the mean over all '
+        'classes that must be gone by now (_gone; _f of section 2 is that of one task alone), over '
+        'those that stay (_r) and those that stay without training data (_m).',
         'The weakest evidence: it says nothing about what is left inside.',
     ),
     'outcomes': _Kind(
@@ -143,17 +145,19 @@ def audit_section(run: FinishedRun, prefix: str) -> dict[str, Any] | None:
         reason=audit_reason(run, run.tasks[-1]),
         task=audit.task,
         forgotten=audit.forgotten,
-        verdict=_verdict(audit),
+        verdict=_verdict(run),
         settings=pairs(audit.content.get('settings')),
     )
 
 
-def _verdict(audit: AuditRows) -> list[tuple[str, str]]:
-    """The audit's own verdict in its words; the numbers behind it are shown anyway."""
-    verdict = audit.content.get('verdict')
-    if isinstance(verdict, dict):
-        verdict = {name: text for name, text in verdict.items() if isinstance(text, str)}
-    return pairs(verdict)
+def _verdict(run: FinishedRun) -> list[tuple[str, str]]:
+    """The worst verdict on the requests that the audit covers, judged now."""
+    covered = [v for v, task in zip(judge_run(run), run.tasks) if not audit_reason(run, task)]
+    if not covered:
+        return []
+    verdict = worst(covered)
+    which = f' (task {verdict.task})' if len(covered) > 1 else ''
+    return [('verdict', f'{verdict.verdict}{which}'), ('reason', verdict.reason)]
 
 
 def _section(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> dict[str, Any]:
@@ -260,7 +264,7 @@ def _relearning_sentence(audit: AuditRows, measures: list[str], prefix: str) -> 
     unlearned = audit.value(measure, 'unlearned') if measure else None
     if unlearned is None:
         return f'{step} steps on {images} images were not measured.'
-    text = f'{step} steps on {images} images bring {prefix}f back to {points(unlearned.mean)} %'
+    text = f'{step} steps on {images} images bring {prefix}gone back to {points(unlearned.mean)} %'
     gap = audit.gap(measure)
     if gap is None:
         return f'{text}; without an oracle it is not known how much of that is new learning.'

@@ -235,7 +235,7 @@ def relearning_chart(audit: AuditRows, prefix: str) -> go.Figure:
             )
             named.add(model)
         figure.update_xaxes(title_text='training steps', title_standoff=4, **place)
-    figure = _styled(figure, f'{prefix}f (%)', height=120 + 240 * rows)
+    figure = _styled(figure, f'{prefix}gone (%)', height=120 + 240 * rows)
     figure.update_yaxes(title_text=None, col=2)
     return figure.update_xaxes(rangemode='tozero')
 

@@ -9,13 +9,9 @@ from typing import Any
 
 # What sha256 gives for b'abc', as the standard (FIPS 180-2) prints it.
 ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
-CONFIG = """
-custom_imports = dict(imports=['no_module_of_this_name'])
-model = dict(type='ForgettingDetector', method=dict(type='GSLoRA', beta=0.5))
-load_from = 'original.pth'
-resume = False
-train_cfg = dict(epochs_per_task=6, protocol=dict(tasks=[['circle', 'square'], ['star']]))
-"""
+ORACLE = hashlib.sha256(b'oracle').hexdigest()
+# A report reads a stranger's run: it must not execute what it finds there.
+CONFIG = "raise SystemExit('the config of the run was executed')\n"
 
 
 def make_run(folder: Path, record: dict[str, Any], config: str = CONFIG) -> Path:
@@ -50,7 +46,7 @@ def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dic
         'relearning/k16/step20': {'unlearned': (60, 62), 'oracle': (40, 41)},
         'new_head/k16/step20': {'original': (40, 40), 'unlearned': (30, 32), 'oracle': (25, 25)},
         'membership/loss': {'original': (56, 56), 'unlearned': (52, 52), 'oracle': (50, 50)},
-        'output/AP_f': {'original': (80,), 'unlearned': (0.8,), 'oracle': (0.0,)},
+        'output/AP_gone': {'original': (80,), 'unlearned': (0.8,), 'oracle': (0.0,)},
         'output/per_class/circle': {'original': (80,), 'unlearned': (0.9,)},
         'outcomes/found': {'unlearned': (5,), 'oracle': (1,)},
         'outcomes/background': {'unlearned': (65,), 'oracle': (79,)},
@@ -66,7 +62,7 @@ def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dic
         forgotten_classes=[*last['old'], *last['forget']],
         files=dict(
             unlearned=dict(path='merged/last.pth', sha256=hashlib.sha256(b'last').hexdigest()),
-            oracle=dict(path='oracle.pth', sha256=ABC),
+            oracle=dict(path='oracle.pth', sha256=ORACLE),
         ),
         settings=dict(seeds=[0, 1]),
         rows=[
