@@ -45,6 +45,9 @@ def tiny_cfg(shapes_root) -> Config:
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = f'{shapes_root}/'
         loader.dataset.generate = dict(train=40, val=12, test=4, size=64)
+    # The few images that tiny_checkpoint knows by heart serve as both.
+    for key in ('ann_file', 'data_prefix'):
+        cfg.test_dataloader.dataset[key] = cfg.val_dataloader.dataset[key]
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f'{shapes_root}/annotations/val.json'
     cfg.train_dataloader.batch_size = 8

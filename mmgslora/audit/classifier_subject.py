@@ -113,6 +113,10 @@ class ClassifierSubject(Subject):
         head = self.model.head
         return [(head.weight, getattr(head, 'bias', None))]
 
+    @property
+    def class_layers(self) -> list[nn.Module]:
+        return [self.model.head]
+
     def loss(
         self, data: ClassificationImages, images: Sequence[int], labels: Sequence[int]
     ) -> Tensor:

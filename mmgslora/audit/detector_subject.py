@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmgslora.audit.subject import Images, Objects, Subject, per_class_values
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.families.detector import class_rows, predict_every_query
+from mmgslora.families.detector import class_layers, class_rows, predict_every_query
 
 _CACHE_BYTES = 2**29
 _ON_OBJECT = 0.5
@@ -217,6 +217,10 @@ class DetectorSubject(Subject):
     @property
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         return class_rows(self.model)
+
+    @property
+    def class_layers(self) -> list[nn.Module]:
+        return class_layers(self.model)
 
     @property
     def new_bias(self) -> float:

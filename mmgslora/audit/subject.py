@@ -15,6 +15,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmgslora.models import seal_layer
+
 
 @dataclass
 class Objects:
@@ -156,6 +158,11 @@ class Subject(ABC):
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         """Weight (C or more, D) and bias of every layer that scores classes, each once."""
 
+    @property
+    @abstractmethod
+    def class_layers(self) -> list[nn.Module]:
+        """The layers whose scores become predictions."""
+
     @torch.no_grad()
     def with_new_rows(self, labels: Sequence[int], seed: int) -> Subject:
         """A copy whose head is a new one for these classes: small random rows (ours).
@@ -242,10 +249,8 @@ def without_rows(subject: Subject, labels: Sequence[int]) -> Subject:
     """
     other = copy.copy(subject)
     other.model = copy.deepcopy(subject.model)
-    for weight, bias in other.class_rows:
-        weight[list(labels)] = 0
-        if bias is not None:
-            bias[list(labels)] = -1e4
+    for layer in dict.fromkeys(other.class_layers):
+        seal_layer(layer, labels)
     return other
 
 

@@ -22,7 +22,8 @@ class AdapterHook(Hook):
     """Saves ``adapters/task_XX/`` before a task is merged and ``merged/task_XX.pth`` after it.
 
     The merged file is a checkpoint of the plain model with its config in ``meta['cfg']``: a
-    detector's is loaded by MMDetection with nothing of mmgslora.
+    detector's is loaded by MMDetection with nothing of mmgslora. Where the loop seals, there is
+    the same as ``sealed/task_XX.pth`` with all classes that must be gone sealed.
 
     Raises:
         ForgettingError: The work_dir holds the adapters of another run, or an adapter gets no
@@ -60,8 +61,16 @@ class AdapterHook(Hook):
 
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
-        task = ClassPartition.current().task
-        path = Path(runner.work_dir, 'merged', f'task_{task:02d}.pth')
+        loop, partition = runner.train_loop, ClassPartition.current()
+        self._save(runner, 'merged', partition.task)
+        if loop.seal:
+            gone = partition.labels('forget') + partition.labels('old')
+            with loop.model.sealed(gone):
+                names = list(partition.forget + partition.old)
+                self._save(runner, 'sealed', partition.task, sealed=names)
+
+    def _save(self, runner, folder: str, task: int, **meta) -> None:
+        path = Path(runner.work_dir, folder, f'task_{task:02d}.pth')
         path.parent.mkdir(exist_ok=True)
         state = runner.train_loop.model.plain_model.state_dict()
         checkpoint = dict(
@@ -71,6 +80,7 @@ class AdapterHook(Hook):
                 cfg=_plain_config(runner),
                 task=task,
                 seed=runner.seed,
+                **meta,
             ),
         )
         draft = path.with_suffix('.tmp')

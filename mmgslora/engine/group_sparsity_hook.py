@@ -8,9 +8,11 @@ from functools import partial
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup
 from mmgslora.losses import proximal_step, zero_ratio
 from mmgslora.methods.base import Method
@@ -24,8 +26,9 @@ class GroupSparsityHook(Hook):
     ``warmup_epochs`` of every task (a step function, as in the authors' code).
 
     In mode 'proximal' (ours) a task first selects groups and then refits them. While selecting,
-    every group's B shrinks after each step of the optimizer, at its learning rate lr (one step
-    may belong to several iterations, or to none, with gradient accumulation or AMP):
+    every group's B shrinks after each step of the optimizer, at the learning rate lr with which
+    the optimizer moves it (one step may belong to several iterations, or to none, with gradient
+    accumulation or AMP):
 
     .. math:: B_g \leftarrow B_g \max(0, 1 - \mathrm{lr}\,\alpha \sqrt{n_g} / \|B_g\|_F)
 
@@ -36,6 +39,9 @@ class GroupSparsityHook(Hook):
 
     At the end of each task the penalised norms (the joint norm of A and B for 'penalty', that of
     B otherwise) and the share of groups at exactly zero go to the message hub.
+
+    Raises:
+        ForgettingError: The optimizer moves the matrices of one group at several learning rates.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -71,10 +77,10 @@ class GroupSparsityHook(Hook):
     @torch.no_grad()
     def _after_step(self, method: Method, optimizer: Optimizer, *_) -> None:
         if method.sparsity['mode'] == 'proximal' and method.alpha:
-            lr = optimizer.param_groups[0]['lr']
+            lr_of = {p: side['lr'] for side in optimizer.param_groups for p in side['params']}
             for group in method.groups:
                 entries = sum(matrix.numel() for matrix in group.B)
-                proximal_step([group], lr * method.alpha * math.sqrt(entries))
+                proximal_step([group], _lr(group, lr_of) * method.alpha * math.sqrt(entries))
         for group in self._held:
             for matrix in group.B:
                 matrix.zero_()
@@ -87,3 +93,14 @@ class GroupSparsityHook(Hook):
             norms = {group.name: float(group.norm_B()) for group in method.groups if group.B}
         runner.message_hub.update_info('group_norms', norms)
         runner.message_hub.update_info('zero_group_ratio', zero_ratio(method.groups))
+
+
+def _lr(group: LoRAGroup, lr_of: dict[Tensor, float]) -> float:
+    """The learning rate of a group's B; 0 where the optimizer does not move it."""
+    rates = sorted({lr_of.get(matrix, 0.0) for matrix in group.B})
+    if len(rates) > 1:
+        raise ForgettingError(
+            f'The optimizer moves LoRA group {group.name!r} at the learning rates {rates}; give '
+            'all its lora_B one rate, or group by module.'
+        )
+    return rates[0] if rates else 0.0

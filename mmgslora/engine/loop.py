@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, LOOPS
-from mmengine.runner import EpochBasedTrainLoop, set_random_seed
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -18,6 +18,8 @@ from mmgslora.datasets.protocol import Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
 from mmgslora.lora import merge_adapters, reset_adapters
+
+_SEALED = {f'{kind}_{group}' for kind in ('AP', 'Acc') for group in 'for'}
 
 
 @LOOPS.register_module()
@@ -30,9 +32,13 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     At the start of a task: the class partition is published, the adapter is fresh, and data
     loader, optimizer and schedulers are built anew; then ``call_hook('before_forget_task')``.
-    At its end: ``call_hook('before_merge')``, merge, evaluation, and
-    ``call_hook('after_forget_task', metrics=...)``, all before MMEngine saves the checkpoint of
+    At its end: ``call_hook('before_merge')``, merge, evaluation with the head as it was trained,
+    and ``call_hook('after_forget_task', metrics=...)``, all before MMEngine saves the checkpoint of
     the task's last epoch. The last weights of a task are its result.
+
+    With ``seal`` the model is measured once more with the rows of all classes that must be gone
+    sealed (:func:`~mmgslora.models.seal_layer`), under ``sealed/``: what one hands out, not what
+    was forgotten. The model itself stays as it was trained, so the sequence is the same.
 
     Args:
         runner: The Runner.
@@ -40,24 +46,50 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             :class:`~mmgslora.datasets.ForgettingViews`.
         protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
         epochs_per_task: Passes over the retain view per task.
+        evaluate_on: The split that the pre-trained model and every task are measured on: 'test',
+            or 'val' for choosing settings. Its data loader and evaluator must be in the config.
+            Defaults to 'test'.
+        seal: Whether each task also leaves a sealed checkpoint, and its metrics. Defaults to False.
 
     Raises:
         ForgettingError: The protocol does not fit the classes or the data (before any training),
-            or no trained detector was loaded.
+            the split to evaluate on is unknown or not in the config, a head that cannot be sealed
+            is to be, or no trained detector was loaded.
     """
 
-    def __init__(self, runner, dataloader: dict, protocol: dict, epochs_per_task: int) -> None:
+    def __init__(
+        self,
+        runner,
+        dataloader: dict,
+        protocol: dict,
+        epochs_per_task: int,
+        evaluate_on: str = 'test',
+        seal: bool = False,
+    ) -> None:
         if epochs_per_task < 1:
             raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
+        if evaluate_on not in ('test', 'val'):
+            raise ForgettingError(f"evaluate_on is {evaluate_on!r}; it can be 'test' or 'val'.")
+        held_out = runner.cfg.get(f'{evaluate_on}_dataloader')
+        if not held_out:
+            raise ForgettingError(
+                f'evaluate_on is {evaluate_on!r} and the config has no {evaluate_on}_dataloader; '
+                f'give it, {evaluate_on}_evaluator and {evaluate_on}_cfg, or evaluate on another '
+                'split.'
+            )
         _check_checkpoint(runner._load_from)
-        for loader in (dataloader, runner.cfg.get('val_dataloader')):
-            if loader:
-                check_files(loader['dataset'])
+        for loader in (dataloader, held_out):
+            check_files(loader['dataset'])
+        self.evaluate_on = evaluate_on
+        self.seal = seal
         self.views = DATASETS.build(dataloader['dataset'])
         self.protocol = Protocol(
             self.views.classes, category_ids=self.views.category_ids, **protocol
         )
         self.epochs_per_task = epochs_per_task
+        if seal:
+            with _unwrapped(runner.model).sealed([]):  # refuses now what it cannot seal later
+                pass
         # Workers that outlive an epoch would not take the seeds of the next one.
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
         self._runner = runner  # BaseLoop would set it too late
@@ -84,8 +116,12 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     @property
     def model(self) -> nn.Module:
         """The model without a distributed wrapper."""
-        model = self.runner.model
-        return model.module if is_model_wrapper(model) else model
+        return _unwrapped(self.runner.model)
+
+    @property
+    def evaluation_loop(self) -> BaseLoop:
+        """The runner's loop over the split that is measured on."""
+        return self.runner.test_loop if self.evaluate_on == 'test' else self.runner.val_loop
 
     def run(self) -> nn.Module:
         """Serve all requests."""
@@ -128,7 +164,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             )
         self.protocol.partition(1).publish()
         publish_tasks(self.protocol.tasks)
-        remember_pretrained(self.runner.val_loop.run())
+        remember_pretrained(self.evaluation_loop.run())
 
     def _has_pretrained_init(self) -> bool:
         plain = self.model.plain_model
@@ -178,14 +214,18 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def _end_task(self) -> None:
         self.runner.call_hook('before_merge')
         merge_adapters(self.model, self._generator())
-        if self.model.method.reset_rows:
-            partition = self.protocol.partition(self.task)
-            stay = partition.labels('retain') + partition.labels('missing')
-            self.model.reset_rows(partition.labels('forget'), stay)
         started = time.perf_counter()
-        metrics = self.runner.val_loop.run()
+        metrics = self.evaluation_loop.run()
         self._add_time('eval_seconds', time.perf_counter() - started)
+        if self.seal:
+            metrics = {**metrics, **self._evaluate_sealed()}
         self.runner.call_hook('after_forget_task', metrics=metrics)
+
+    def _evaluate_sealed(self) -> dict[str, float]:
+        partition = self.protocol.partition(self.task)
+        with self.model.sealed(partition.labels('forget') + partition.labels('old')):
+            metrics = self.evaluation_loop.run()
+        return {f'sealed/{key}': metrics[key] for key in _SEALED & metrics.keys()}
 
     def _add_time(self, key: str, seconds: float) -> None:
         hub = self.runner.message_hub
@@ -198,6 +238,10 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         init = self.dataloader.worker_init_fn
         if isinstance(init, partial) and 'seed' in init.keywords:
             self.dataloader.worker_init_fn = partial(init, seed=seed)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
 
 
 def _check_checkpoint(load_from: str | None) -> None:

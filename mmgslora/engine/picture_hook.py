@@ -21,7 +21,7 @@ _KEY = 'detections_before'
 
 @HOOKS.register_module()
 class PictureHook(Hook):
-    """Writes ``before_after.png`` after every task: the same validation images, then and now.
+    """Writes ``before_after.png`` after every task: the same held-out images, then and now.
 
     Pictures are the first ones that hold a class of the protocol to forget beside a class that
     stays. What the pre-trained detector found there is kept in the message hub, where a resumed
@@ -55,7 +55,7 @@ class PictureHook(Hook):
                 self._draw(runner, before['indices'], before['found'], after)
 
     def _draw(self, runner, indices: list[int], before: list[dict], after: list[dict]) -> None:
-        loop, dataset = runner.train_loop, runner.val_loop.dataloader.dataset
+        loop, dataset = runner.train_loop, _dataset(runner)
         infos = [dataset.get_data_info(i) for i in indices]
         draw_before_after(
             images=[cv2.imread(info['img_path'])[..., ::-1] for info in infos],
@@ -75,7 +75,7 @@ class PictureHook(Hook):
         )
 
     def _choose(self, runner) -> list[int]:
-        protocol, dataset = runner.train_loop.protocol, runner.val_loop.dataloader.dataset
+        protocol, dataset = runner.train_loop.protocol, _dataset(runner)
         asked = {protocol.classes.index(name) for task in protocol.tasks for name in task}
         chosen = []
         for index in range(len(dataset)):
@@ -87,10 +87,10 @@ class PictureHook(Hook):
         return chosen
 
     def _predict(self, runner, index: int):
-        """The data sample of one validation image with the model's predictions."""
+        """The data sample of one held-out image with the model's predictions."""
         model = runner.train_loop.model
         model.eval()
-        batch = pseudo_collate([runner.val_loop.dataloader.dataset[index]])
+        batch = pseudo_collate([_dataset(runner)[index]])
         with torch.no_grad():
             return model.test_step(batch)[0]
 
@@ -102,7 +102,7 @@ class PictureHook(Hook):
 
 @HOOKS.register_module()
 class LabelPictureHook(PictureHook):
-    """The same for classifiers: what each validation image was called before, and what now.
+    """The same for classifiers: what each held-out image was called before, and what now.
 
     Pictures are the first one of each class to forget and of each class that stays, in turn.
 
@@ -114,7 +114,7 @@ class LabelPictureHook(PictureHook):
         super().__init__(num_images, score_thr=0.0)
 
     def _choose(self, runner) -> list[int]:
-        protocol, dataset = runner.train_loop.protocol, runner.val_loop.dataloader.dataset
+        protocol, dataset = runner.train_loop.protocol, _dataset(runner)
         asked = [protocol.classes.index(name) for task in protocol.tasks for name in task]
         stay = [label for label in range(len(protocol.classes)) if label not in asked]
         first: dict[int, int] = {}
@@ -128,7 +128,7 @@ class LabelPictureHook(PictureHook):
         return dict(label=int(scores.argmax()), score=float(scores.max()))
 
     def _draw(self, runner, indices: list[int], before: list[dict], after: list[dict]) -> None:
-        loop, dataset = runner.train_loop, runner.val_loop.dataloader.dataset
+        loop, dataset = runner.train_loop, _dataset(runner)
         infos = [dataset.get_data_info(i) for i in indices]
         draw_labels(
             images=[cv2.imread(info['img_path'])[..., ::-1] for info in infos],
@@ -139,6 +139,10 @@ class LabelPictureHook(PictureHook):
             forget=_asked_until_now(loop),
             path=Path(runner.work_dir, 'before_after.png'),
         )
+
+
+def _dataset(runner):
+    return runner.train_loop.evaluation_loop.dataloader.dataset
 
 
 def _asked_until_now(loop) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-from mmengine.dist import master_only
+from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from rich.console import Console
@@ -15,7 +16,8 @@ from mmgslora.audit.verdict import limits_of
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
-from mmgslora.lora import trainable_share
+from mmgslora.lora import lora_layers, trainable_share
+from mmgslora.methods.base import Method
 from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
 from mmgslora.report.certificate import requests_of
 from mmgslora.report.png import drawing
@@ -53,6 +55,32 @@ def _merged(work_dir: str, task: int) -> dict[str, str | None]:
     return dict(path=path, sha256=_hash(Path(work_dir, path)))
 
 
+def _method(method: Method) -> dict[str, Any]:
+    return dict(type=type(method).__name__, **method.settings())
+
+
+def _lora(runner) -> dict[str, Any]:
+    layers = lora_layers(runner.train_loop.model.plain_model)
+    (rank, alpha), *_ = {(layer.rank, layer.lora_alpha) for layer in layers.values()}
+    init = (runner.cfg.model.get('lora') or {}).get('init', 'kaiming')
+    return dict(rank=rank, lora_alpha=alpha, init=init, targets=list(layers))
+
+
+def _schedule(runner) -> dict[str, Any]:
+    """How a task was trained; the learning rates are those a task begins with, per group."""
+    loop = runner.train_loop
+    groups = runner.optim_wrapper.optimizer.param_groups
+    return dict(
+        epochs_per_task=loop.epochs_per_task,
+        optimizer=type(runner.optim_wrapper.optimizer).__name__,
+        lr=sorted({group.get('initial_lr', group['lr']) for group in groups}),
+        batch_size=loop.dataloader.batch_size,
+        processes=get_world_size(),
+        data_ratio=loop.views.data_ratio if loop.views.few_shot is None else None,
+        few_shot=loop.views.few_shot,
+    )
+
+
 def _from_here(path: str | None) -> str | None:
     """The path as a user would type it, so that records do not depend on the machine."""
     return path and os.path.relpath(path)
@@ -61,6 +89,9 @@ def _from_here(path: str | None) -> str | None:
 @HOOKS.register_module()
 class RecordHook(Hook):
     """Writes ``forgetting.json`` and ``forgetting.png`` after every task, a table at the end.
+
+    Beside the numbers the record names family, method, LoRA and schedule with their resolved
+    settings, the split that was measured on, and whether the run seals.
 
     The finished tasks are kept in the message hub, so that a resumed run goes on with the record
     that belongs to its checkpoint. What the config says of requests and thresholds stands in the
@@ -131,6 +162,12 @@ class RecordHook(Hook):
         return dict(
             config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
+            family=runner.train_loop.model.part,
+            method=_method(runner.train_loop.model.method),
+            lora=_lora(runner),
+            schedule=_schedule(runner),
+            split=runner.train_loop.evaluate_on,
+            seal=runner.train_loop.seal,
             original=runner.message_hub.get_info('original'),
             original_sha256=runner.message_hub.get_info('original_sha256'),
             protocol=dict(tasks=list(map(list, protocol.tasks)), missing=list(protocol.missing)),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -19,6 +18,7 @@ from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
 from mmgslora.lora import inject_lora, reset_adapters
+from mmgslora.models import seal_layer
 
 _DROPS = (nn.Dropout, DropPath, nn.MultiheadAttention)
 
@@ -53,6 +53,7 @@ class ForgettingModel(BaseModel):
         inject_lora(plain, **{'exclude': self.trunk, **(lora or {})})
         self.method = MODELS.build(copy.deepcopy(method))
         self.method.bind(plain)
+        self._register_load_state_dict_pre_hook(self._make_room_for_a_seal)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
         self.train()
 
@@ -68,8 +69,8 @@ class ForgettingModel(BaseModel):
 
     @property
     @abstractmethod
-    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
-        """Weight (C or more, D) and bias of every layer that scores classes, each once."""
+    def class_layers(self) -> list[nn.Module]:
+        """The layers whose scores become predictions: what :meth:`sealed` takes classes from."""
 
     @abstractmethod
     def views(self, inputs: Any, data_samples: list) -> dict[str, View]:
@@ -116,25 +117,29 @@ class ForgettingModel(BaseModel):
             )
         return torch.tensor(partition.labels(side), dtype=torch.long)
 
-    @torch.no_grad()
-    def reset_rows(self, forget: Sequence[int], stay: Sequence[int]) -> None:
-        """Take from the head what it knows of the classes to forget (ours).
+    @contextmanager
+    def sealed(self, labels: Sequence[int]) -> Iterator[None]:
+        """Within, the head cannot name these classes (:func:`~mmgslora.models.seal_layer`).
 
-        A row is all the head has of a class, and a frozen one would let it name the class again as
-        soon as embeddings come back. It becomes the mean of the rows that stay, which says nothing
-        of the class and can never be the highest, with a bias lowered by log 1e6, so that no
-        ranking has it either. A head of cosines has no bias: there it becomes minus their mean.
+        Afterwards it is bit for bit what it was.
 
         Args:
-            forget: Labels whose rows go.
-            stay: Labels whose rows stay and are averaged.
+            labels: The classes.
+
+        Raises:
+            ForgettingError: A layer of the head cannot be sealed.
         """
-        for weight, bias in self.class_rows:
-            if bias is None:
-                weight[forget] = -F.normalize(weight[stay]).mean(0)
-            else:
-                weight[forget] = weight[stay].mean(0)
-                bias[forget] = bias[stay].mean() - math.log(1e6)
+        layers = list(dict.fromkeys(self.class_layers))
+        before = [{key: value.clone() for key, value in x.state_dict().items()} for x in layers]
+        try:
+            for layer in layers:
+                seal_layer(layer, labels)
+            yield
+        finally:
+            for layer, state in zip(layers, before):
+                if getattr(layer, 'sealed', None) is not None and 'sealed' not in state:
+                    layer.sealed = None
+                layer.load_state_dict(state)
 
     def _rows_of(self, side: str, samples: list) -> list[int]:
         """Positions of one side's images in a batch."""
@@ -145,6 +150,14 @@ class ForgettingModel(BaseModel):
                 'use PairedSampler and an even batch_size.'
             )
         return rows
+
+    def _make_room_for_a_seal(self, state: dict, *_) -> None:
+        """A sealed head of cosines has a buffer more than one that never was."""
+        for name, layer in self.plain_model.named_modules():
+            if getattr(layer, 'sealed', 0) is None and any(
+                key.endswith(f'{name}.sealed') for key in state
+            ):
+                layer.seal([])
 
     def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
         """Rename the keys of a plain model's checkpoint and refuse one that does not fit."""

@@ -66,10 +66,9 @@ class ForgettingClassifier(ForgettingModel):
         return self.classifier.head.weight
 
     @property
-    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
+    def class_layers(self) -> list[nn.Module]:
         """See :class:`ForgettingModel`."""
-        head = self.classifier.head
-        return [(head.weight, getattr(head, 'bias', None))]
+        return [self.classifier.head]
 
     def views(
         self, inputs: Tensor | Sequence[Tensor], data_samples: list[BaseDataElement]

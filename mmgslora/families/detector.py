@@ -133,6 +133,18 @@ def class_rows(detector: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter | N
     return [(branch.weight, branch.bias) for branch in dict.fromkeys(branches)]
 
 
+def class_layers(detector: nn.Module) -> list[nn.Module]:
+    """The layers that score classes after each decoder layer.
+
+    Not the one of a two-stage encoder, which chooses the queries: some detectors read nothing but
+    its first class.
+    """
+    head = detector.bbox_head
+    if hasattr(head, 'cls_branches'):
+        return list(head.cls_branches[: detector.decoder.num_layers])
+    return [head.fc_cls]
+
+
 @MODELS.register_module()
 class ForgettingDetector(ForgettingModel):
     """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
@@ -191,9 +203,9 @@ class ForgettingDetector(ForgettingModel):
         return branch.weight[: self.num_classes]
 
     @property
-    def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
-        """See :class:`ForgettingModel`."""
-        return class_rows(self.detector)
+    def class_layers(self) -> list[nn.Module]:
+        """See :class:`ForgettingModel`: those of the decoder layers."""
+        return class_layers(self.detector)
 
     def forward(
         self, inputs: Tensor, data_samples: SampleList | None = None, mode: str = 'tensor'
@@ -279,16 +291,17 @@ class ForgettingDetector(ForgettingModel):
             states=embeddings.flatten(0, 1),
             classes=self.labels_of(side).to(labels.device),
             gone=torch.cat([self.labels_of(s) for s in ('forget', 'old')]).to(labels.device),
-            teacher_log_probs=before and self._log_probs(before[1]).flatten(0, 1),
+            teacher_log_probs=before
+            and self._log_probs(before[1])[..., : self.num_classes].flatten(0, 1),
             teacher_states=before and before[0].flatten(0, 1),
             drift=before and self._drift(logits, boxes, *before[1:]),
         )
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        """(..., C) log-probabilities, sigmoid or softmax as the head was trained."""
+        """Log-probabilities, sigmoid (..., C) or softmax (..., C + 1) as the head was trained."""
         if self.detector.bbox_head.loss_cls.use_sigmoid:
             return F.logsigmoid(logits)
-        return logits.log_softmax(-1)[..., : self.num_classes]
+        return logits.log_softmax(-1)
 
     def _drift(
         self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor

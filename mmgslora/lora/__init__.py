@@ -1,6 +1,6 @@
 """LoRA in plain PyTorch: the layer, injection, groups and adapter files."""
 
-from mmgslora.lora.adapter_file import load_adapter, save_adapter
+from mmgslora.lora.adapter_file import apply_adapter, load_adapter, save_adapter
 from mmgslora.lora.fingerprint import fingerprint
 from mmgslora.lora.groups import LoRAGroup, discover_groups
 from mmgslora.lora.inject import (
@@ -19,6 +19,7 @@ __all__ = [
     'LoRAGroup',
     'LoRALinear',
     'adapters_disabled',
+    'apply_adapter',
     'check_live_adapters',
     'discover_groups',
     'find_blocks',

@@ -149,14 +149,7 @@ class LoRALinear(nn.Linear):
         Raises:
             ForgettingError: If it holds NaN or infinity.
         """
-        update = self.scale * (self.lora_B.double() @ self.lora_A.double())
-        merged = (self.weight.double() + update).to(self.weight.dtype)
-        if not torch.isfinite(merged).all():
-            raise ForgettingError(
-                'Merging would put NaN or infinity into the weight; lower the learning rate, '
-                'or clip the gradient, and train the adapter again.'
-            )
-        return merged
+        return merged_weight(self.weight, self.lora_A, self.lora_B, self.scale)
 
     @torch.no_grad()
     def merge(self, generator: torch.Generator | None = None) -> None:
@@ -176,3 +169,25 @@ class LoRALinear(nn.Linear):
     def extra_repr(self) -> str:
         """Add rank and lora_alpha to what ``print(model)`` shows."""
         return f'{super().extra_repr()}, rank={self.rank}, lora_alpha={self.lora_alpha}'
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    """W + scale B A, summed in float64 and cast to the dtype of W.
+
+    Args:
+        weight: W (out, in).
+        lora_A: A (rank, in).
+        lora_B: B (out, rank).
+        scale: lora_alpha / rank.
+
+    Raises:
+        ForgettingError: If the sum holds NaN or infinity.
+    """
+    merged = (weight.double() + scale * (lora_B.double() @ lora_A.double())).to(weight.dtype)
+    if not torch.isfinite(merged).all():
+        raise ForgettingError(
+            'Merging would put NaN or infinity into the weight; lower the learning rate, '
+            'or clip the gradient, and train the adapter again.'
+        )
+    return merged

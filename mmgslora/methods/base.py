@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -65,6 +66,11 @@ class Method(ABC):
     def bind(self, model: nn.Module) -> None:
         """Take over the LoRA groups of a model."""
         self.groups = discover_groups(model, by=self.sparsity['by'])
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting as it was resolved, for the record of a run."""
+        state = ('alpha', 'groups', 'prototypes')
+        return {name: value for name, value in vars(self).items() if name not in state}
 
     @staticmethod
     def of_task(values: Sequence[float]) -> float:

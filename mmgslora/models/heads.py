@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
+
+SEALED_LOGIT = -1e4
+"""Logit of a sealed class: a score of exactly 0 in float32, finite losses, and float16 has it."""
 
 
 @MODELS.register_module()
@@ -67,6 +71,8 @@ class CosineMarginHead(nn.Module):
 
     Attributes:
         weight (nn.Parameter): (C, D), of any length; starts Xavier-uniform, as the authors'.
+        sealed (Tensor): (C,) uint8, 1 for a class that was sealed; None, and in no state dict,
+            until one is.
 
     Raises:
         ForgettingError: ``margin_type`` is none of the two.
@@ -102,10 +108,27 @@ class CosineMarginHead(nn.Module):
         self.scale = float(scale)
         self.weight = nn.Parameter(torch.empty(num_classes, embed_dims))
         nn.init.xavier_uniform_(self.weight)
+        self.register_buffer('sealed', None)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Scaled cosines (n, C) of embeddings (n, D)."""
-        return self.scale * self._cosines(embeddings)
+        return self._without_sealed(self.scale * self._cosines(embeddings))
+
+    def seal(self, labels: Sequence[int]) -> None:
+        """Give these classes the lowest of all logits for good; see :func:`seal_layer`."""
+        if self.sealed is None:
+            self.sealed = self.weight.new_zeros(self.num_classes, dtype=torch.uint8)
+        self.sealed[list(labels)] = 1
+
+    def _without_sealed(self, logits: Tensor) -> Tensor:
+        if self.sealed is None:
+            return logits
+        return logits.masked_fill(self.sealed.bool(), SEALED_LOGIT)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if f'{prefix}sealed' in state_dict:
+            self.seal([])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def training_logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The same with the margin at the true classes ``labels`` (n,)."""
@@ -113,9 +136,35 @@ class CosineMarginHead(nn.Module):
         true = cosines.gather(1, labels[:, None])
         # At 1 itself ArcFace's arccosine has an infinite slope (PyTorch 2.1; newer ones take 0).
         lowered = self.margin.modify_cosine_of_target_classes(true.clamp(-1 + 1e-7, 1 - 1e-7))
-        return self.scale * cosines.scatter(1, labels[:, None], lowered)
+        return self._without_sealed(self.scale * cosines.scatter(1, labels[:, None], lowered))
 
     def _cosines(self, embeddings: Tensor) -> Tensor:
         cosines = F.linear(F.normalize(embeddings), F.normalize(self.weight))
         # Half precision under autocast would leave no room between 1 and the clamp above.
         return cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+
+
+@torch.no_grad()
+def seal_layer(layer: nn.Module, labels: Sequence[int]) -> None:
+    """Take from a layer that scores classes the means to name some of them (ours).
+
+    A sealed class ranks nothing: whatever the embedding, its logit is :data:`SEALED_LOGIT` and its
+    score exactly 0. For the file that one hands out; it says nothing of what was forgotten.
+
+    Args:
+        layer: Has ``weight`` (C or more, D) and ``bias``, or a ``seal`` of its own.
+        labels: The classes.
+
+    Raises:
+        ForgettingError: The layer has neither.
+    """
+    if hasattr(layer, 'seal'):
+        layer.seal(labels)
+        return
+    if getattr(layer, 'bias', None) is None:
+        raise ForgettingError(
+            f'A {type(layer).__name__} without a bias cannot be sealed; leave seal=False, or give '
+            'it a method seal(labels).'
+        )
+    layer.weight[list(labels)] = 0
+    layer.bias[list(labels)] = SEALED_LOGIT

@@ -61,6 +61,13 @@ class Flat(nn.Module):
         return inside, inside @ self.head.T + self.bias
 
 
+class Head:
+    """The head as a layer of its own."""
+
+    def __init__(self, weight, bias) -> None:
+        self.weight, self.bias = weight, bias
+
+
 class FlatSubject(Subject):
     metric = 'Acc'
     clip_norm = 10.0
@@ -103,6 +110,10 @@ class FlatSubject(Subject):
     @property
     def class_rows(self):
         return [(self.model.head, self.model.bias)]
+
+    @property
+    def class_layers(self):
+        return [Head(self.model.head, self.model.bias)]
 
     def untrained(self, seed: int) -> FlatSubject:
         rng = np.random.default_rng(seed)

@@ -160,3 +160,13 @@ def test_new_rows_replace_those_of_the_classes_alone():
     again = subject.with_new_rows([0, 2], seed=1).model.head
     assert torch.equal(again, head)
     assert not torch.equal(subject.with_new_rows([0, 2], seed=2).model.head, head)
+
+
+def test_without_rows_the_classes_are_never_named_and_the_inside_is_the_same():
+    data, subject = FlatImages(5, seed=0), original()
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    other = without_rows(subject, [0, 2])
+    assert other.objects(data).scores[:, [0, 2]].max() == 0
+    assert other.evaluate(data) == {'a': 0, 'b': 100, 'c': 0, 'd': 100}
+    assert all(torch.equal(before[name], value) for name, value in subject.model.state_dict().items())
+    assert same_inside(subject, other) and not same_inside(subject, oracle())

@@ -13,6 +13,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torchvision.datasets import ImageFolder
 
 from mmgslora.errors import ForgettingError
+from mmgslora.lora import apply_adapter
 
 NAMES = {
     'classification': ('vit_shapes.py', 'gslora_classification_forget.py'),
@@ -29,7 +30,7 @@ def small(cfg, data_root):
     plain.head.embed_dims = 16
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         dataset = loader.dataset.get('dataset', loader.dataset)
-        dataset.update(data_root=f'{data_root}/', generate=dict(train=16, val=4, test=2))
+        dataset.update(data_root=f'{data_root}/', generate=dict(train=16, val=2, test=4))
     cfg.log_level = 'WARNING'
     return cfg
 
@@ -55,6 +56,7 @@ def finished(request, repo_root, tmp_path_factory):
     forget.train_cfg.update(
         epochs_per_task=2, protocol=dict(_delete_=True, tasks=[names[:2], names[2:3]])
     )
+    forget.train_cfg.seal = True
     forget.train_cfg.protocol = dict(tasks=[names[:2], names[2:3]], missing=names[-1:])
     forget.train_dataloader.batch_size = 16
     forget.train_dataloader.dataset.update(few_shot=3)
@@ -100,9 +102,9 @@ def test_merged_checkpoint_is_a_plain_model_with_the_recorded_accuracy(finished)
     model = MODELS.build(copy.deepcopy(plain_cfg.model))
     load_checkpoint(model, str(merged), strict=True)
     model.eval()
-    dataset = runner.val_loop.dataloader.dataset
+    dataset = runner.test_loop.dataloader.dataset
     hits = {name: [] for name in names}
-    folder_data = ImageFolder(str(folder / 'data' / 'val'))
+    folder_data = ImageFolder(str(folder / 'data' / 'test'))
     for index in range(len(folder_data)):
         item = dataset[index]
         with torch.no_grad():
@@ -112,6 +114,34 @@ def test_merged_checkpoint_is_a_plain_model_with_the_recorded_accuracy(finished)
     record = json.loads((folder / 'forget' / 'forgetting.json').read_text())
     for name, value in record['tasks'][1]['per_class'].items():
         assert value == pytest.approx(100 * np.mean(hits[name]))
+
+
+def test_original_and_adapters_rebuild_every_merged_model(finished):
+    _, cfg, folder, _ = finished
+    plain = MODELS.build(copy.deepcopy(cfg.model.classifier))
+    plain.load_state_dict(torch.load(cfg.load_from)['state_dict'])
+    for task in (1, 2):
+        apply_adapter(plain, folder / f'forget/adapters/task_0{task}')
+        merged = torch.load(folder / f'forget/merged/task_0{task}.pth')['state_dict']
+        state = plain.state_dict()
+        assert merged.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in merged.items())
+
+
+def test_sealed_file(finished):
+    """A plain classifier that names no forgotten class; the metrics beside the others say so."""
+    _, cfg, folder, names = finished
+    record = json.loads((folder / 'forget' / 'forgetting.json').read_text())
+    metrics = record['tasks'][1]['metrics']
+    assert metrics['sealed/Acc_f'] == metrics['sealed/Acc_o'] == 0
+    assert metrics['sealed/Acc_r'] >= metrics['Acc_r']  # one name less to take them for
+    assert record['seal'] and record['split'] == 'test'
+    model = MODELS.build(copy.deepcopy(cfg.model.classifier))
+    load_checkpoint(model, str(folder / 'forget/sealed/task_02.pth'), strict=True)
+    images = torch.randn(20, 3, *2 * [model.backbone.image_size])
+    with torch.no_grad():
+        scores = model.eval()(images)[0].softmax(-1)
+    assert not scores[:, :3].any() and scores[:, 3:].any()
 
 
 def test_resumed_after_the_first_task(finished, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmgslora.engine import GroupSparsityHook
+from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup
 
 
@@ -54,6 +55,33 @@ def test_proximal_step_selects_then_refits(setting):
     assert torch.equal(big.B[0], torch.ones(2, 2)) and not small.B[0].any()
     hook.before_merge(runner)
     assert runner.infos == dict(group_norms=dict(big=2.0, small=0.0), zero_group_ratio=0.5)
+
+
+def test_every_group_shrinks_at_its_own_learning_rate(setting):
+    runner, method, (big, small) = setting
+    method.sparsity = dict(mode='proximal', alpha=1.0, warmup_epochs=0, select=1.0)
+    other = nn.Parameter(torch.zeros(3))
+    runner.optim_wrapper.optimizer = torch.optim.SGD(
+        [dict(params=[other], lr=1.0), dict(params=small.B, lr=0.01), dict(params=big.B, lr=0.5)],
+        lr=0.1,
+    )
+    GroupSparsityHook().before_train_epoch(runner)
+    runner.optim_wrapper.optimizer.step()
+    # thresholds: 0.5 * 2 and 0.01 * 2; norms were 5 and 0.1
+    assert big.norm_B().item() == pytest.approx(4.0)
+    assert small.norm_B().item() == pytest.approx(0.08)
+
+
+def test_a_group_of_two_learning_rates_is_refused(setting):
+    runner, method, (big, _) = setting
+    method.sparsity = dict(mode='proximal', alpha=1.0, warmup_epochs=0, select=1.0)
+    big.B.append(nn.Parameter(torch.ones(1)))
+    runner.optim_wrapper.optimizer = torch.optim.SGD(
+        [dict(params=big.B[:1]), dict(params=big.B[1:], lr=0.5)], lr=0.1
+    )
+    GroupSparsityHook().before_train_epoch(runner)
+    with pytest.raises(ForgettingError, match=r"'big' at the learning rates \[0.1, 0.5\]"):
+        runner.optim_wrapper.optimizer.step()
 
 
 def test_alpha_warms_up_as_a_step(setting):

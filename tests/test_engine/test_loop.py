@@ -2,7 +2,7 @@
 
 import copy
 import json
-import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora import lora_layers
+from mmgslora.lora import apply_adapter, lora_layers
 
 
 def plain_weights(model):
@@ -81,42 +81,120 @@ def test_only_the_adapted_weights_changed(finished, tiny_checkpoint):
     assert after.keys() == before.keys()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     adapted = {f'{name}.weight' for name in lora_layers(finished.model.detector)}
-    rows = {k for k in before if 'cls_branches' in k}
-    assert changed & adapted and rows <= changed <= adapted | rows
-    for key in rows:  # circle, square and star are labels 0, 1 and 4
-        stay = [2, 3, 5, 6, 7, 8, 9]
-        assert torch.equal(before[key][stay], after[key][stay])
-        assert not any(torch.equal(before[key][i], after[key][i]) for i in (0, 1, 4))
+    assert changed and changed <= adapted  # the head is as it was trained
     assert any('running_mean' in k for k in before)
 
 
-def test_adapters_sum_up_to_the_merged_model(finished, tiny_checkpoint):
-    """Original weights plus the file of each task, added in float64, give merged/task_02.pth.
-
-    A row of a forgotten class in the head is the mean of those that stay.
-    """
-    from safetensors.torch import load_file
-
-    weights = torch.load(tiny_checkpoint)['state_dict']
+def test_original_and_adapters_rebuild_every_merged_model(finished, tiny_cfg, tiny_checkpoint):
+    """Whatever a task changed is in its folder, bit for bit."""
+    detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
+    detector.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
     work_dir = Path(finished.work_dir)
     for task in (1, 2):
-        adapter = load_file(work_dir / f'adapters/task_0{task}/adapter_model.safetensors')
-        for key, a in adapter.items():
-            if 'lora_A' in key:
-                b = adapter[key.replace('lora_A', 'lora_B')]
-                name = key[len('base_model.model.') :].replace('lora_A.weight', 'weight')
-                weights[name] = weights[name].double() + b.double() @ a.double() / 8
-        gone, all_gone = {1: ([0, 1], [0, 1]), 2: ([4], [0, 1, 4])}[task]
-        stay = [i for i in range(10) if i not in all_gone]
-        for key in weights:
-            if 'cls_branches' in key:
-                weights[key] = weights[key].double()
-                mean = weights[key][stay].mean(0)
-                weights[key][gone] = mean if key.endswith('weight') else mean - math.log(1e6)
-    merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
-    assert merged.keys() == weights.keys()
-    for key, value in merged.items():
-        assert torch.allclose(value.double(), weights[key].double(), atol=1e-6), key
+        metadata = apply_adapter(detector, work_dir / f'adapters/task_0{task}')
+        assert metadata['partition']['task'] == task
+        merged = torch.load(work_dir / f'merged/task_0{task}.pth')['state_dict']
+        state = detector.state_dict()
+        assert merged.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in merged.items())
+
+
+def test_files_are_open_to_others(finished):
+    umask = os.umask(0)
+    os.umask(umask)
+    names = ('adapters/task_01/adapter_model.safetensors', 'merged/task_01.pth', 'forgetting.json')
+    for name in (*names, 'prototypes.safetensors'):
+        assert Path(finished.work_dir, name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_record_names_what_was_done(finished):
+    record = record_of(finished)
+    assert (record['family'], record['split'], record['seal']) == ('detector', 'test', False)
+    method = finished.train_loop.model.method
+    assert record['method']['type'] == type(method).__name__
+    assert record['method']['sparsity'] == method.sparsity
+    assert record['method']['betas'] == list(method.betas)
+    assert 'groups' not in record['method'] and 'prototypes' not in record['method']
+    targets = list(lora_layers(finished.model.detector))
+    assert record['lora'] == dict(rank=8, lora_alpha=1.0, init='kaiming', targets=targets)
+    assert record['schedule'] == dict(
+        epochs_per_task=2,
+        optimizer='AdamW',
+        lr=[0.02],
+        batch_size=8,
+        processes=1,
+        data_ratio=0.4,
+        few_shot=None,
+    )
+
+
+def test_sealing_changes_the_sealed_file_alone(finished, run_cfg, tmp_path):
+    """The sequence is bit for bit that of a run without; a sealed file can forget on."""
+    run_cfg.train_cfg.seal = True
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    expected, work_dir = record_of(finished)['tasks'], Path(runner.work_dir)
+    for number, (theirs, task) in enumerate(zip(expected, record_of(runner)['tasks']), 1):
+        sealed = {k: task['metrics'].pop(k) for k in list(task['metrics']) if 'sealed/' in k}
+        assert task['metrics'] == theirs['metrics'] and task['per_class'] == theirs['per_class']
+        groups = ('AP_f', 'AP_r') if number == 1 else ('AP_f', 'AP_o', 'AP_r')
+        assert sealed.keys() == {f'sealed/{group}' for group in groups}
+        assert {sealed[k] for k in sealed if 'AP_r' not in k} == {0.0}
+        assert sealed['sealed/AP_r'] > 0
+        name = f'task_{number:02d}.pth'
+        merged = torch.load(Path(finished.work_dir, 'merged', name))['state_dict']
+        ours = torch.load(work_dir / 'merged' / name)['state_dict']
+        assert all(torch.equal(merged[k], ours[k]) for k in merged)
+        file = torch.load(work_dir / 'sealed' / name)
+        gone = {1: [0, 1], 2: [0, 1, 4]}[number]  # circle, square, then star
+        assert file['meta']['sealed'] == task['forget'] + task['old']
+        for key, value in file['state_dict'].items():
+            if 'cls_branches' not in key:
+                assert torch.equal(value, merged[key])
+                continue
+            assert (value[gone] == (-1e4 if key.endswith('bias') else 0)).all()
+            stay = [label for label in range(10) if label not in gone]
+            assert torch.equal(value[stay], merged[key][stay])
+    assert not Path(finished.work_dir, 'sealed').exists()
+
+    run_cfg.load_from = str(work_dir / 'sealed/task_02.pth')
+    run_cfg.train_cfg.protocol.tasks = [['heart']]
+    run_cfg.work_dir, run_cfg.experiment_name = str(tmp_path / 'on'), f'{tmp_path.name}_on'
+    onward = Runner.from_cfg(run_cfg)
+    onward.train()
+    assert all(torch.isfinite(v).all() for v in plain_weights(onward.model).values())
+    merged = torch.load(Path(onward.work_dir, 'merged/task_01.pth'))['state_dict']
+    assert (merged['bbox_head.cls_branches.1.bias'][[0, 1, 4]] == -1e4).all()
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_the_split_that_is_measured_on(run_cfg, shapes_root, tmp_path, split):
+    """One of the splits has nothing but circles and squares: no other AP is known on it."""
+    content = json.loads((shapes_root / 'annotations/val.json').read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['category_id'] < 3]
+    file = tmp_path / 'two.json'
+    file.write_text(json.dumps(content))
+    run_cfg[f'{split}_dataloader'].dataset.ann_file = str(file)
+    run_cfg[f'{split}_evaluator'].ann_file = str(file)
+    run_cfg.train_cfg.update(protocol=dict(tasks=[['circle']]), epochs_per_task=1)
+    run_cfg.train_cfg.evaluate_on = split
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    record = record_of(runner)
+    assert record['split'] == split
+    assert set(record['tasks'][0]['per_class']) == {'circle', 'square'}
+
+
+def test_splits_that_cannot_be_measured_on(run_cfg):
+    run_cfg.train_cfg.evaluate_on = 'train'
+    with pytest.raises(ForgettingError, match="evaluate_on is 'train'; it can be 'test' or 'val'"):
+        Runner.from_cfg(run_cfg).train()
+    run_cfg.train_cfg.pop('evaluate_on')
+    run_cfg.experiment_name += '_without_a_test_loader'
+    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        run_cfg[key] = None
+    with pytest.raises(ForgettingError, match='the config has no test_dataloader'):
+        Runner.from_cfg(run_cfg).train()
 
 
 def test_blocks_with_a_norm_changed(finished, tiny_checkpoint):
@@ -129,7 +207,7 @@ def test_blocks_with_a_norm_changed(finished, tiny_checkpoint):
 
 def test_zero_groups_are_untouched_blocks(run_cfg, tiny_checkpoint):
     """With an alpha no step can overcome, every block is bit for bit the old one."""
-    run_cfg.model.method.update(sparsity=dict(alpha=0.95), reset_rows=False)
+    run_cfg.model.method.update(sparsity=dict(alpha=0.95))
     run_cfg.train_cfg.protocol.tasks = [['circle']]
     runner = Runner.from_cfg(run_cfg)
     runner.train()
@@ -183,14 +261,15 @@ def test_penalty_mode(run_cfg):
 
 
 def test_no_test_data_influences_training(finished, run_cfg, shapes_root, tmp_path):
-    """With every validation label turned into another, the trained weights are the same."""
+    """With every held-out label turned into another, the trained weights are the same."""
     content = json.loads((shapes_root / 'annotations/val.json').read_text())
     for item in content['annotations']:
         item['category_id'] = item['category_id'] % 10 + 1
     other = tmp_path / 'other.json'
     other.write_text(json.dumps(content))
-    run_cfg.val_dataloader.dataset.ann_file = str(other)
-    run_cfg.val_evaluator.ann_file = str(other)
+    for split in ('val', 'test'):
+        run_cfg[f'{split}_dataloader'].dataset.ann_file = str(other)
+        run_cfg[f'{split}_evaluator'].ann_file = str(other)
     runner = Runner.from_cfg(run_cfg)
     runner.train()
     expected, found = plain_weights(finished.model), plain_weights(runner.model)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import nn
 
@@ -13,7 +14,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families import ForgettingClassifier
 from mmgslora.lora import lora_layers
 from mmgslora.methods import GSLoRA
-from mmgslora.models import ImageClassifier
+from mmgslora.models import ImageClassifier, seal_layer
 
 CLASSES = ('a', 'b', 'c', 'd')
 BACKBONE = dict(
@@ -170,26 +171,38 @@ def test_weight_of_the_head(partition):
 
 
 @pytest.mark.parametrize('head', HEADS)
-def test_a_reset_row_says_nothing_and_never_wins(partition, head):
+def test_a_sealed_class_has_a_probability_of_exactly_zero(partition, head):
     model = wrapped(head)
-    rows = model.classifier.head.weight.detach().clone()
-    with torch.no_grad():
-        if head == 'linear':
-            model.classifier.head.bias.copy_(torch.tensor([0.5, 3.0, -1.0, 2.0]))
-    model.reset_rows([1], [0, 2, 3])
-    weight = model.classifier.head.weight.detach()
-    others = rows[[0, 2, 3]]
-    if head == 'linear':
-        torch.testing.assert_close(weight[1], others.mean(0))
-        assert model.classifier.head.bias[1].item() == pytest.approx(0.5 - math.log(1e6))
-    else:
-        torch.testing.assert_close(weight[1], -(others / others.norm(dim=1)[:, None]).mean(0))
-    assert torch.equal(weight[[0, 2, 3]], others)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     embeddings = torch.randn(500, 8) * torch.logspace(-2, 2, 500)[:, None]
-    logits = model.classifier.head(embeddings)
-    if head == 'linear':
-        assert not (logits.argmax(-1) == 1).any()
-    else:  # the cosine with the mean of the rest, turned round
-        expected = -(others / others.norm(dim=1)[:, None]).mean(0)
-        cosine = embeddings @ expected / embeddings.norm(dim=1) / expected.norm()
-        torch.testing.assert_close(logits[:, 1], 16 * cosine, rtol=1e-4, atol=1e-4)
+    layer = model.classifier.head
+    open_logits = layer(embeddings)
+    with model.sealed([1]):
+        logits = layer(embeddings)
+        assert (logits[:, 1] == -1e4).all() and (logits.softmax(-1)[:, 1] == 0).all()
+        assert torch.equal(logits[:, [0, 2, 3]], open_logits[:, [0, 2, 3]])
+        trained = layer.training_logits(embeddings, torch.ones(500, dtype=torch.long))
+        assert torch.isfinite(F.cross_entropy(trained, torch.ones(500, dtype=torch.long)))
+        sealed = {k: v.clone() for k, v in model.plain_model.state_dict().items()}
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(layer(embeddings), open_logits)
+
+    # The file loads into the plain classifier and into one that is to forget more.
+    state = {k: v for k, v in sealed.items() if 'lora_' not in k}
+    plain = ImageClassifier(BACKBONE, HEADS[head])
+    plain.load_state_dict(state)
+    torch.testing.assert_close(plain.head(embeddings), logits)
+    again = wrapped(head)
+    again.load_state_dict(state)
+    torch.testing.assert_close(again.classifier.head(embeddings), logits)
+    images, samples = batch([1, 0, 1, 3], ['forget', 'retain', 'forget', 'retain'])
+    losses = again(images, samples, mode='loss')
+    assert all(torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in again.parameters() if p.grad is not None)
+
+
+def test_a_layer_that_cannot_be_sealed():
+    with pytest.raises(ForgettingError, match='A Linear without a bias cannot be sealed'):
+        seal_layer(nn.Linear(3, 4, bias=False), [1])

@@ -12,6 +12,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families import ForgettingDetector
 from mmgslora.families.detector import predict_every_query
 from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
+from mmgslora.methods.gs_lora import log_odds
 
 
 @pytest.fixture
@@ -180,14 +181,19 @@ def test_teacher_is_the_adapter_free_model(build, plain):
 
 
 def test_softmax_heads_are_understood(build):
-    """Softmax heads have a last column for 'no object', which is no class."""
+    """Softmax heads have a last column for 'no object', which is no class but a probability."""
     model = build()
     model.detector.bbox_head.loss_cls.use_sigmoid = False
     logits = torch.randn(1, 5, 11)
     log_probs = model._log_probs(logits)
-    assert log_probs.shape == (1, 5, 10)
-    expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()[..., :10]
+    assert log_probs.shape == (1, 5, 11)
+    expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()
     assert torch.allclose(log_probs, expected, atol=1e-6)
+    # The odds of naming a class to forget count "no object" among what else can be said.
+    gone = torch.tensor([0, 1])
+    probability = logits.softmax(-1)[0, :, :2].sum(-1)
+    odds = log_odds(log_probs[0], gone)
+    assert torch.allclose(odds, (probability / (1 - probability)).log(), atol=1e-5)
     same = model._drift(logits, torch.zeros(1, 5, 4), logits, torch.zeros(1, 5, 4))
     assert same.item() == pytest.approx(0, abs=1e-6)
 
@@ -216,19 +222,26 @@ def test_checkpoint_that_does_not_fit(build, tiny_checkpoint, spoil, words):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_reset_rows_of_every_decoder_layer(build):
-    model = build()
+def test_a_sealed_class_has_a_score_of_exactly_zero(build):
+    """In every decoder layer; afterwards every weight is bit for bit what it was."""
+    model = build().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     branches = model.detector.bbox_head.cls_branches
-    before = [(b.weight.detach().clone(), b.bias.detach().clone()) for b in branches]
-    model.reset_rows([1, 4], [0, 2, 3])
-    assert len(branches) == 2
-    for branch, (weight, bias) in zip(branches, before):
-        for label in (1, 4):
-            torch.testing.assert_close(branch.weight[label], weight[[0, 2, 3]].mean(0))
-            torch.testing.assert_close(branch.bias[label], bias[[0, 2, 3]].mean() - math.log(1e6))
-        rest = [0, 2, 3, 5, 6, 7, 8, 9]
-        assert torch.equal(branch.weight[rest], weight[rest])
-        assert torch.equal(branch.bias[rest], bias[rest])
+    with torch.no_grad(), model.sealed([0, 1]):
+        for branch in branches:
+            assert not branch.weight[:2].any() and (branch.bias[:2] == -1e4).all()
+        for sample in model(**batch(model), mode='predict'):
+            assert sample.every_query.labels == [0, 1]
+            assert (sample.every_query.scores == 0).all()
+            assert (sample.pred_instances.scores > 0).any()
+        losses = model(**batch(model), mode='loss')  # both views have labels to match
+        assert all(torch.isfinite(value) for value in losses.values())
+        # A two-stage model's encoder chooses queries with a branch that is not sealed.
+        two_stage = copy.deepcopy(branches[-1])
+        branches.append(two_stage)
+        assert model.class_layers == [branches[0], branches[1]]
+        del branches[2]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_batch_without_a_view(build):

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora import LoRALinear, inject_lora, load_adapter, lora_layers, save_adapter
+from mmgslora.lora import (
+    LoRALinear,
+    apply_adapter,
+    inject_lora,
+    load_adapter,
+    lora_layers,
+    merge_adapters,
+    save_adapter,
+)
 
 from .tiny_models import TorchTransformer, Transformer
 
@@ -101,6 +110,70 @@ def test_peft_loads_a_whole_detector(tmp_path):
     for name, layer in lora_layers(model).items():
         layer.merge()
         torch.testing.assert_close(theirs.get_submodule(name).weight, layer.weight)
+
+
+def test_peft_loads_modules_that_were_saved_whole(tmp_path):
+    peft = pytest.importorskip('peft')
+    torch.manual_seed(3)
+    plain = Transformer().eval()
+    model = adapted(copy.deepcopy(plain))
+    name = next(n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm))
+    with torch.no_grad():
+        model.get_submodule(name).weight.add_(torch.randn(8))
+    save_adapter(model, tmp_path / 'a', {}, modules_to_save=[name])
+    x = torch.randn(2, 5, 8)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / 'a').train()
+    torch.testing.assert_close(theirs(x), model(x), rtol=0, atol=1e-5)
+
+    ours = copy.deepcopy(plain)
+    assert apply_adapter(ours, tmp_path / 'a') == {}
+    torch.testing.assert_close(ours(x), model(x), rtol=0, atol=1e-5)
+    again = adapted(copy.deepcopy(plain), seed=9)
+    load_adapter(again, tmp_path / 'a')
+    assert torch.equal(again(x), model(x))
+
+
+def test_applied_adapters_are_the_merged_model_bit_for_bit(tmp_path):
+    """Three tasks in a row, each from where the last one ended."""
+    torch.manual_seed(3)
+    plain = Transformer().eval()
+    model = adapted(copy.deepcopy(plain))
+    for task in (1, 2, 3):
+        for layer in lora_layers(model).values():
+            nn.init.normal_(layer.lora_B)
+        save_adapter(model, tmp_path / f'{task}', dict(task=task))
+        merge_adapters(model)
+        assert apply_adapter(plain, tmp_path / f'{task}') == dict(task=task)
+        state = model.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
+
+
+def test_applying_what_does_not_fit_changes_nothing(tmp_path):
+    save_adapter(adapted(), tmp_path / 'a', {})
+    plain = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ForgettingError, match='Sequential has no module .layers.0'):
+        apply_adapter(plain, tmp_path / 'a')
+    plain = Transformer()
+    before = copy.deepcopy(plain.state_dict())
+    name = list(lora_layers(adapted()))[-1]
+    last = f'base_model.model.{name}.lora_B.weight'
+    edit(tmp_path / 'a' / FILES[1], lambda t: t.update({last: torch.full_like(t[last], math.nan)}))
+    with pytest.raises(ForgettingError, match=f'{name}: Merging would put NaN'):
+        apply_adapter(plain, tmp_path / 'a')
+    edit(tmp_path / 'a' / FILES[1], lambda t: t.pop(last))
+    with pytest.raises(ForgettingError, match=f"lacks '{last}'"):
+        apply_adapter(plain, tmp_path / 'a')
+    assert all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_adapter(adapted(), tmp_path / 'a', {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'a').iterdir()} == {0o644}
+    assert (tmp_path / 'a').stat().st_mode & 0o777 == 0o755
 
 
 def test_an_adapter_is_replaced_and_nothing_else_is(tmp_path):

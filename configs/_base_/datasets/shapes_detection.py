@@ -45,5 +45,19 @@ val_dataloader = dict(
 val_evaluator = dict(
     type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric='bbox', classwise=True
 )
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator
+test_dataloader = dict(
+    batch_size=32,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='annotations/test.json',
+        data_prefix=dict(img='test/'),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_evaluator = dict(
+    type='CocoMetric', ann_file=data_root + 'annotations/test.json', metric='bbox', classwise=True
+)
