@@ -42,6 +42,7 @@ from mmgslora.audit.sentences import sentences
 from mmgslora.audit.subject import Images, Subject, same_inside, without_rows
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
+from mmgslora.families.checkpoint import class_names, without_extras
 from mmgslora.report.record import mean_before, merged_file
 from mmgslora.report.run import FinishedRun, find_file, sha256
 
@@ -207,16 +208,20 @@ def _check_subjects(
     """Refuse models whose verdict would say nothing."""
     for role in (UNLEARNED, ORACLE):
         if role in subjects and not any(w[labels].any() for w, _ in subjects[role].class_rows):
-            raise ForgettingError(
-                f'The {role} {str(paths[role])!r} is sealed: its rows of the classes are taken '
-                'away, which is no evidence of forgetting; give the model as it was trained.'
-            )
+            raise _sealed(role, paths[role])
     for role in (UNLEARNED, ORIGINAL):
         if ORACLE in subjects and same_inside(subjects[ORACLE], subjects[role]):
             raise ForgettingError(
                 f'{str(paths[ORACLE])!r} is no oracle: it has the weights of the {role} model; '
                 'give a model trained without these classes.'
             )
+
+
+def _sealed(role: str, path: Path) -> ForgettingError:
+    return ForgettingError(
+        f'The {role} {str(path)!r} is sealed: its rows of the classes are taken away, which is no '
+        'evidence of forgetting; give the model as it was trained.'
+    )
 
 
 def _known(
@@ -250,15 +255,17 @@ def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Modu
         raise ForgettingError(
             f'The {role} {str(path)!r} holds a {type(checkpoint).__name__} and no checkpoint.'
         )
-    classes = (checkpoint.get('meta') or {}).get('dataset_meta', {}).get('classes')
-    if classes is not None and tuple(classes) != data.classes:
+    classes = class_names(checkpoint)
+    if classes and classes != data.classes:
         raise ForgettingError(
             f'The {role} {str(path)!r} knows the classes {", ".join(classes)}; it must know those '
             f'of the run in the same order, {", ".join(data.classes)} (an oracle has just not '
             'seen objects of some).'
         )
-    state = checkpoint.get('state_dict', checkpoint)
     own = model.state_dict()
+    state = without_extras(checkpoint.get('state_dict', checkpoint), own)
+    if any(name.endswith('.sealed') for name in state):
+        raise _sealed(role, path)
     wrong = sorted(own.keys() ^ state.keys()) or [
         name for name, value in own.items() if value.shape != state[name].shape
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -23,7 +23,7 @@ class ForgettingViews(Dataset):
     An image with a cat and a dog, forget dog: it stands in both views, in the forget view with
     its dog boxes only, in the retain view with its cat boxes only. Every other object counts as
     background there, as in the authors' code (their issue #4). An image that shows a missing
-    class is in neither view.
+    class, be it as a crowd, is in neither view.
 
     Items ``0 .. num_forget - 1`` are the forget view, the rest the retain view. Which images they
     are is settled by :meth:`set_partition` at the start of each task.
@@ -64,7 +64,11 @@ class ForgettingViews(Dataset):
         self.few_shot = few_shot
         self.seed = seed
         self.classes: tuple[str, ...] = tuple(self.base.metainfo['classes'])
-        self._labels_of = [labels_of(self.base.get_data_info(i)) for i in range(len(self.base))]
+        self._labels_of, self._shown_in = [], []  # without and with crowds
+        for index in range(len(self.base)):
+            info = self.base.get_data_info(index)
+            self._labels_of.append(labels_of(info))
+            self._shown_in.append(labels_of(info, crowds=True))
         # Per view: the images, and which labels are kept in each.
         self._drawn: dict[str, list[tuple[int, set[int]]]] = {'forget': [], 'retain': []}
 
@@ -93,7 +97,7 @@ class ForgettingViews(Dataset):
         (ours).
         """
         hidden = set(partition.labels('missing'))
-        shown = [i for i, found in enumerate(self._labels_of) if not found & hidden]
+        shown = [i for i, found in enumerate(self._shown_in) if not found & hidden]
         for side in ('forget', 'retain'):
             labels = set(partition.labels(side))
             pool = [i for i in shown if self._labels_of[i] & labels]
@@ -172,11 +176,35 @@ class ForgettingViews(Dataset):
         )
 
 
-def labels_of(info: dict) -> set[int]:
-    """What an image shows, as labels."""
+def labels_of(info: dict, crowds: bool = False) -> set[int]:
+    """What an image shows, as labels; crowd regions count only if asked for."""
     if 'instances' not in info:
         return {int(info['gt_label'])}
-    return {x['bbox_label'] for x in info['instances'] if not x.get('ignore_flag')}
+    return {x['bbox_label'] for x in info['instances'] if crowds or not x.get('ignore_flag')}
+
+
+def check_held_out(dataset: BaseDataset, tasks: Sequence[Sequence[str]]) -> list[str]:
+    """Check that held-out data can say of every task whether it forgot anything.
+
+    Args:
+        dataset: The data set that is measured on.
+        tasks: The classes of each task.
+
+    Returns:
+        The classes to forget that have no object there, if others of their task have.
+
+    Raises:
+        ForgettingError: No class of a task has an object there.
+    """
+    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+    found = {dataset.metainfo['classes'][label] for info in infos for label in labels_of(info)}
+    for number, task in enumerate(tasks, 1):
+        if not found.intersection(task):
+            raise ForgettingError(
+                f'Task {number} forgets {", ".join(task)}, and the data to measure on have no '
+                'object of them; leave the task out, or give data that show them.'
+            )
+    return [name for task in tasks for name in task if name not in found]
 
 
 @DATA_SAMPLERS.register_module()

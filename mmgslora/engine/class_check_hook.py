@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmgslora.errors import ForgettingError
+from mmgslora.families.checkpoint import class_names
 
 
 @HOOKS.register_module()
@@ -20,13 +21,13 @@ class ClassCheckHook(Hook):
     """
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        meta = checkpoint.get('meta', {})
-        known = tuple(meta.get('dataset_meta', {}).get('classes', meta.get('CLASSES')) or ())
+        known = class_names(checkpoint)
         wanted = runner.train_loop.views.classes
         if not known or known == wanted:
             return
         if len(known) != len(wanted):
-            differs = f'{len(known)} classes, the data set {len(wanted)}'
+            count = f'{len(known)} class{"es" if len(known) > 1 else ""}'
+            differs = f'{count}, the data set {len(wanted)}'
         else:
             label = next(i for i in range(len(wanted)) if known[i] != wanted[i])
             differs = f'{known[label]!r} as class {label}, the data set {wanted[label]!r}'

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from mmgslora.datasets.files import check_files
 from mmgslora.datasets.protocol import Protocol
+from mmgslora.datasets.views import check_held_out
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
 from mmgslora.lora import merge_adapters, reset_adapters
@@ -157,6 +158,12 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _evaluate_pretrained(self) -> None:
+        unseen = check_held_out(self.runner.val_loop.dataloader.dataset, self.protocol.tasks)
+        if unseen:
+            self.runner.logger.warning(
+                f'No object of {", ".join(unseen)} in the data to measure on: '
+                'whether they are forgotten is not measured.'
+            )
         if not self.runner._has_loaded and not self._has_pretrained_init():
             raise ForgettingError(
                 'No trained model was loaded, and a random one has nothing to forget; '

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
+from mmgslora.families.checkpoint import fitting_weights
 from mmgslora.families.view import View
 from mmgslora.lora import inject_lora, reset_adapters
 from mmgslora.models import seal_layer
@@ -160,30 +161,10 @@ class ForgettingModel(BaseModel):
                 layer.seal([])
 
     def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
-        """Rename the keys of a plain model's checkpoint and refuse one that does not fit."""
-        own, part, kind = self.state_dict(), f'{self.part}.', type(self.plain_model).__name__
-        if state and not any(key.startswith(f'{prefix}{part}') for key in state):
-            for key in list(state):
-                state[f'{prefix}{part}{key[len(prefix) :]}'] = state.pop(key)
-        given = {key[len(prefix) :]: value for key, value in state.items()}
-        unknown = sorted(given.keys() - own.keys())
-        if unknown:  # MMEngine would drop them with no more than a warning
-            raise ForgettingError(
-                f'The checkpoint has {unknown[0][len(part) :]!r}, which {kind} as configured '
-                'lacks; it belongs to another architecture.'
-            )
-        for key, value in own.items():
-            plain = key[len(part) :]
-            if key not in given and 'lora_' in key:
-                state[f'{prefix}{key}'] = value  # the adapter in place stays
-            elif key not in given:
-                raise ForgettingError(
-                    f'The checkpoint has no {plain!r}, which {kind} as configured needs; it '
-                    'belongs to another architecture.'
-                )
-            elif given[key].shape != value.shape:
-                raise ForgettingError(
-                    f'{plain!r} is {tuple(given[key].shape)} in the checkpoint and '
-                    f'{tuple(value.shape)} in the model as configured ({self.num_classes} '
-                    f'classes); use the checkpoint of this very {self.part}.'
-                )
+        """Make a checkpoint, of the plain model or of this one, fit, or refuse it."""
+        own = f'{prefix}{self.part}.'
+        given = {key.removeprefix(own).removeprefix(prefix): value for key, value in state.items()}
+        model = f'{type(self.plain_model).__name__} of {self.num_classes} classes'
+        weights = fitting_weights(given, self.plain_model.state_dict(), model)
+        state.clear()
+        state.update({f'{own}{key}': value for key, value in weights.items()})

@@ -4,9 +4,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmgslora.audit.subject import Images, _passes, _without_weights
+from mmgslora.audit.subject import Images, _passes, _without_weights, same_inside, without_rows
 
-from .flat import FlatImages, FlatSubject, make_objects, original
+from .flat import FlatImages, FlatSubject, make_objects, oracle, original
 
 
 class Several(Images):
@@ -168,5 +168,6 @@ def test_without_rows_the_classes_are_never_named_and_the_inside_is_the_same():
     other = without_rows(subject, [0, 2])
     assert other.objects(data).scores[:, [0, 2]].max() == 0
     assert other.evaluate(data) == {'a': 0, 'b': 100, 'c': 0, 'd': 100}
-    assert all(torch.equal(before[name], value) for name, value in subject.model.state_dict().items())
+    after = subject.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert same_inside(subject, other) and not same_inside(subject, oracle())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmdet.datasets import CocoDataset
 
 from mmgslora.datasets import ForgettingViews, PairedSampler, Protocol
+from mmgslora.datasets.views import check_held_out
 from mmgslora.errors import ForgettingError
 
 CLASSES = ('cat', 'dog', 'cow')
@@ -149,6 +150,30 @@ class Labels:
 
     def get_data_info(self, index):
         return dict(img_id=index, instances=[dict(bbox_label=x) for x in self.labels[index]])
+
+
+class Crowds(Labels):
+    """The same, with labels above 9 for crowds: 10 is a crowd of 0."""
+
+    def get_data_info(self, index):
+        instances = [dict(bbox_label=x % 10, ignore_flag=x // 10) for x in self.labels[index]]
+        return dict(img_id=index, instances=instances)
+
+
+def test_a_crowd_of_a_missing_class_shows_it():
+    views = ForgettingViews(Crowds([{0, 15}, {0, 11}, {1}, {1, 5}, {10}]), data_ratio=1.0)
+    others = ['c', 'd', 'e', 'f']
+    views.set_partition(Protocol(tuple('abcdef'), [['a']], missing=others).partition(1))
+    assert views.image_ids('forget') == [1]  # 0 shows a crowd of f, in 4 a is a crowd only
+    assert views.image_ids('retain') == [2]  # in 1 b is a crowd only, 3 shows f
+
+
+def test_held_out_data_show_what_is_forgotten():
+    dataset = Crowds([{0}, {1, 12}, {3}])
+    assert check_held_out(dataset, [['a', 'b'], ['d']]) == []
+    assert check_held_out(dataset, [['a', 'c'], ['d', 'e', 'f']]) == ['c', 'e', 'f']
+    with pytest.raises(ForgettingError, match='Task 2 forgets c, e, .* no object of them'):
+        check_held_out(dataset, [['a'], ['c', 'e']])  # of c there is a crowd only
 
 
 label_sets = st.lists(st.sets(st.integers(0, 5), max_size=4), min_size=1, max_size=30)

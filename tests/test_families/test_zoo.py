@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 
 from mmgslora.datasets import SHAPES, Protocol
 from mmgslora.errors import ForgettingError
@@ -417,3 +418,53 @@ def test_the_coco_config_takes_any_of_them(name, repo_root, tmp_path):
     assert cfg.model.detector == get_config(f'mmdet::{ZOO[name]}').model | dict(_scope_='mmdet')
     assert cfg.train_dataloader.dataset.dataset.type == 'CocoDataset'
     assert cfg.optim_wrapper.optimizer.lr == 3e-4
+
+
+def published(state, names):
+    """A checkpoint as MMDetection publishes it: what was a buffer then, and its own meta."""
+    preprocessor = {
+        f'data_preprocessor.{key}': torch.rand(3, 1, 1) for key in ('mean', 'std')
+    }  # MMDetection issue 11027
+    meta = dict(
+        cfg='model = dict()',
+        dataset_meta=dict(CLASSES=names, PALETTE=[(220, 20, 60)] * len(names)),
+        epoch=50,
+        experiment_name='detector_coco',
+        hook_msgs={},
+        iter=184850,
+        mmengine_version='0.1.0',
+        seed=1041023,
+        time='20221029_210934',
+    )
+    return dict(meta=meta, state_dict={**preprocessor, **state})
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_published_layout(name, tiny_cfg, shrunk, weights, tmp_path):
+    """Through MMEngine's own loading, the class check included."""
+    cfg = copy.deepcopy(tiny_cfg)
+    cfg.model.detector = shrunk(name)
+    cfg.work_dir, cfg.experiment_name = str(tmp_path), tmp_path.name
+    cfg.load_from = str(tmp_path / 'published.pth')
+    runner = Runner.from_cfg(cfg)
+    state, needed = weights(name), 'decoder.layers.1.ffn.layers.1.weight'
+    for parameter in runner.model.parameters():
+        parameter.data.zero_()
+
+    def load(checkpoint):
+        torch.save(checkpoint, cfg.load_from)
+        runner.load_checkpoint(cfg.load_from)
+
+    with pytest.raises(ForgettingError, match="has 'heart' as class 0, the data set 'circle'"):
+        load(published(state, SHAPES[::-1]))
+    with pytest.raises(ForgettingError, match=f'no {needed!r}, which the configured'):
+        load(published({k: v for k, v in state.items() if k != needed}, SHAPES))
+    foreign = {'decoder.layers.2.norms.0.weight': torch.ones(256)}
+    with pytest.raises(ForgettingError, match=f'has {next(iter(foreign))!r}, which .* lacks'):
+        load(published(state | foreign, SHAPES))
+    assert not any(parameter.any() for parameter in runner.model.parameters())
+
+    load(published(state, SHAPES))
+    loaded = runner.model.plain_model.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())
+    assert all('lora_' in k for k in loaded.keys() - state.keys())

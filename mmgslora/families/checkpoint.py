@@ -1,0 +1,106 @@
+"""What of a checkpoint belongs to a plain model, whoever wrote the file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmgslora.errors import ForgettingError
+
+# What MMDetection leaves out as well: the normalisation, which every config sets itself; the
+# averaged copy that mmcv's EMAHook kept among the weights, a buffer's name having no dots; and the
+# counters of batch norm.
+_NO_WEIGHTS = re.compile(r'(data_preprocessor)\..+|(ema_)[^.]+|(?:.+\.)?(num_batches_tracked)')
+
+
+def class_names(checkpoint: Mapping) -> tuple[str, ...]:
+    """The classes a checkpoint says it knows, in its order; empty where it does not say.
+
+    MMDetection 3 writes ``meta['dataset_meta']['classes']``, its release candidates ``CLASSES``
+    there, and MMDetection 2 ``meta['CLASSES']``. A single class may be a string.
+    """
+    meta = checkpoint.get('meta') or {}
+    for holder in (meta.get('dataset_meta') or {}, meta):
+        names = {key.lower(): value for key, value in holder.items()}.get('classes')
+        if names:
+            return (names,) if isinstance(names, str) else tuple(names)
+    return ()
+
+
+def without_extras(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a file without what MMDetection would ignore in it, said in one log line.
+
+    Ignored are ``data_preprocessor.*``, the copies ``ema_*`` of mmcv's EMAHook (MMEngine's has them
+    outside the state dict) and counters ``num_batches_tracked`` of batch norm, unless the model has
+    them; counters that the file lacks stay the model's. The prefix ``module.`` of a model trained
+    on several GPUs goes.
+
+    Args:
+        state: State dict of the file.
+        own: State dict of the plain model.
+    """
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    ignored: Counter[str] = Counter()
+    for key in state.keys() - own.keys():
+        found = _NO_WEIGHTS.fullmatch(key)
+        if found:
+            ignored[found[found.lastindex]] += 1
+            del state[key]
+    if ignored:
+        kinds = ', '.join(f'{kind} ({count})' for kind, count in sorted(ignored.items()))
+        print_log(f'Ignored in the checkpoint, as by MMDetection: {kinds}.', logger='current')
+    for key, value in own.items():
+        if key.endswith('num_batches_tracked'):
+            state.setdefault(key, value)
+    return state
+
+
+def fitting_weights(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: str
+) -> dict[str, Tensor]:
+    """The weights of a file, checked to be just those that a model with adapters needs.
+
+    MMEngine would drop and leave out weights with no more than a warning. Adapters that the file
+    lacks stay as they are in the model.
+
+    Args:
+        state: State dict of the file, with the plain model's names.
+        own: State dict of the plain model with its adapters.
+        model: What the model is, for errors, such as 'DeformableDETR of 80 classes'.
+
+    Returns:
+        A state dict with the keys of ``own``.
+
+    Raises:
+        ForgettingError: A weight is missing, has another shape, or is of another architecture.
+    """
+    state = without_extras(state, own)
+    for key in sorted(state.keys() - own.keys()):
+        if 'lora_' in key:
+            raise ForgettingError(
+                f'The checkpoint has the adapter {key!r}, for which the configured {model} has no '
+                'place; set lora as in the run that wrote it, or take a merged checkpoint.'
+            )
+        raise ForgettingError(
+            f'The checkpoint has {key!r}, which the configured {model} lacks; it belongs to '
+            'another architecture.'
+        )
+    for key, value in own.items():
+        if 'lora_' in key:
+            state.setdefault(key, value)
+        if key not in state:
+            raise ForgettingError(
+                f'The checkpoint has no {key!r}, which the configured {model} needs; it belongs '
+                'to another architecture.'
+            )
+        if state[key].shape != value.shape:
+            raise ForgettingError(
+                f'{key!r} is {tuple(state[key].shape)} in the checkpoint and '
+                f'{tuple(value.shape)} in the configured {model}; use the checkpoint of this very '
+                'model.'
+            )
+    return state
