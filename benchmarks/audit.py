@@ -4,7 +4,8 @@
 
 Runs are those of compare.py (trained if they are not there yet), audited against the demo's oracle,
 which make audit trains. The default recipe is trained with every seed, and the attacks on it are
-drawn with the same; of the others one run, of the first seed, is attacked with the draws of all.
+drawn with the same, and so are those on the control, the original without the head's rows; of the
+others one run, of the first seed, is attacked with the draws of all.
 Rows go to docs/results/audit.json; in docs/results/audit.md what stands between two marks is
 replaced by a table: mean and, in brackets, lowest and highest value over the seeds. The second
 table is also drawn, docs/images/audit_tradeoff.png.
@@ -21,6 +22,8 @@ from statistics import fmean
 import matplotlib.pyplot as plt
 from compare import GS, PAPER, ROOT, folder_of, run, spread, write
 
+from mmgslora.audit.measures import HEAD_ONLY
+
 CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
 # What stands beside the default recipe: name -> options on top of its config.
@@ -32,12 +35,13 @@ OTHERS = {
     'moved more': ['model.method.push=8'],
     'nothing held': ['model.method.pull=0'],
     'scores pushed as in GS-LoRA': ['model.method.beta=0.2'],
+    'rows left': ['model.method.reset_rows=False'],
 }
 # Of the others, what the verdict rests on.
 SOME = ['--measures', 'outcomes', 'localisation', 'probe', 'relearning', 'new_head']
 SOME += ['--cfg-options', 'relearning_images=[16]']
 COLUMNS = {
-    'AP_f': 'output/AP_f',
+    'AP_gone': 'output/AP_gone',
     'AP_r': 'output/AP_r',
     'probe': 'probe/decoder.2',
     'probe, a layer below': 'probe/decoder.1',
@@ -68,7 +72,7 @@ def values_of(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
 
 def measures(rows: list[dict]) -> str:
     """Markdown: every measure of the default recipe, one line each, beside original and oracle."""
-    models = ['original', 'oracle', 'unlearned']
+    models = ['original', 'oracle', HEAD_ONLY, 'unlearned']
     lines = ['| measure | ' + ' | '.join(models) + ' |', '|---' * (len(models) + 1) + '|']
     for measure, found in values_of(rows).items():
         if not found.keys() & models:
@@ -83,7 +87,7 @@ def recipes(rows: list[dict]) -> str:
     """Markdown: what a verdict rests on, one line per model."""
     found = values_of(rows)
     lines = ['| model | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
-    for model in ('original', 'oracle', 'unlearned', *OTHERS):
+    for model in ('original', 'oracle', HEAD_ONLY, 'unlearned', *OTHERS):
         values = [found.get(measure, {}).get(model) for measure in COLUMNS.values()]
         if any(values):
             cells = [spread(v) if v else '' for v in values]
@@ -99,7 +103,7 @@ def plot(rows: list[dict]) -> None:
     for axis, title in zip(axes, ('probe', 'new head')):
         of_models = found[COLUMNS[title]]
         oracle = fmean(of_models['oracle'])
-        for model in ('unlearned', *OTHERS):
+        for model in ('unlearned', HEAD_ONLY, *OTHERS):
             if model in of_models:
                 kept = 100 * fmean(found['output/AP_r'][model]) / before
                 gap = fmean(of_models[model]) - oracle
@@ -120,7 +124,8 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict] = []
     for seed in args.seeds:
-        rows += [dict(row, seed=seed) for row in rows_of(seed, [], [seed], ['--oracle', ORACLE])]
+        found = rows_of(seed, [], [seed], ['--oracle', ORACLE, '--head-only'])
+        rows += [dict(row, seed=seed) for row in found]
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     for name, options in OTHERS.items():
         found = rows_of(args.seeds[0], options, args.seeds, SOME)

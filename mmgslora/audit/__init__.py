@@ -5,7 +5,7 @@ from .membership import membership_auc
 from .outcomes import nearest_classes, outcomes
 from .probes import draw_objects, fit_probe, probe_accuracy
 from .relearning import Curve, area_between, relearning_curve, steps_to_oracle
-from .subject import Images, Objects, Subject
+from .subject import Images, Objects, Subject, without_rows
 from .verdict import Verdict, judge_request, limits_of, worst
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     'js_divergence',
     'judge_request',
     'limits_of',
+    'without_rows',
     'worst',
     'membership_auc',
     'nearest_classes',

@@ -5,6 +5,7 @@ import pytest
 
 from mmgslora.audit.measures import Settings
 from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.verdict import limits_of
 from mmgslora.report.audit_rows import AuditRows
 
 FILES = {
@@ -20,19 +21,23 @@ def row(model, measure, value, seed=None):
 
 @pytest.fixture
 def record_at(tmp_path):
-    def make(files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None):
-        return AuditRecord(tmp_path / 'audit.json', task, forgotten, files, settings, limits)
+    def make(files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None, **run):
+        entry = dict(task=task, forget=list(forgotten), old=[], retain=['z'], missing=[])
+        entry.update(metrics=dict(AP_f=2.5, AP_r=60.0), per_class=dict(a=2.5, z=60.0))
+        record = dict(pretrained=dict(per_class=dict(a=80.0, z=60.0)), tasks=[entry], **run)
+        path = tmp_path / 'audit.json'
+        return AuditRecord(path, record, entry, files, settings, limits and limits_of(limits))
 
     return make
 
 
 def test_measured_units_are_found_again(record_at, tmp_path):
     first = record_at()
-    first.add('output', 'unlearned', [row('unlearned', 'output/AP_f', 1.5)], 2.0)
+    first.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 1.5)], 2.0)
     again = record_at()
     assert again.has('output', 'unlearned')
     assert not again.has('output', 'original')
-    assert again.mean('output/AP_f', 'unlearned') == 1.5
+    assert again.mean('output/AP_gone', 'unlearned') == 1.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ['audit.json']
 
 
@@ -53,6 +58,7 @@ def changed(role):
         ('relearning/k4', dict(settings=replace(SETTINGS, relearning_lr=1.0)), False),
         ('probe', dict(task=2), False),
         ('probe', dict(forgotten=('a', 'b')), False),
+        ('probe', dict(split='test'), False),
         ('probe', dict(limits=dict(forgotten_max=9.0)), True),
     ],
 )
@@ -101,7 +107,7 @@ def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
 def test_verdict_rests_on_the_last_layer_and_one_point(record_at):
     record = record_at(limits=dict(forgotten_max=3.0))
     assert record.verdict() is None
-    record.add('output', 'unlearned', [row('unlearned', 'output/AP_f', 2.5)], 0.0)
+    record.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 2.5)], 0.0)
     for model, probe, point in (('unlearned', 71.0, 40.0), ('oracle', 70.0, 44.0)):
         layers = [
             row(model, 'probe/decoder.0', 9 * probe, 0),
@@ -111,10 +117,13 @@ def test_verdict_rests_on_the_last_layer_and_one_point(record_at):
         rows = [row(model, f'relearning/k16/step{s}', v, 0) for s, v in ((0, 0.0), (20, point))]
         record.add('relearning/k16', model, rows, 0.0)
     verdict = record.verdict()
-    assert verdict['values'] == dict(
-        forgotten=2.5, oracle_forgotten=None, probe_gap=1.0, relearning_gap=-4.0
-    )
-    assert verdict['verdict'] == 'forgotten'
+    assert {check['measure']: check['value'] for check in verdict.checks} == {
+        'AP_f after task 1': 2.5,
+        'share of their pre-trained mean kept by 1 retained classes': 1.0,
+        'probe/decoder.1, above the oracle': 1.0,
+        'relearning/k16/step20, above the oracle': -4.0,
+    }
+    assert verdict.verdict == 'forgotten'
 
 
 def test_the_report_reads_the_file(record_at, tmp_path):
@@ -141,8 +150,14 @@ def test_the_report_reads_the_file(record_at, tmp_path):
 def test_the_larger_lead_of_both_attacks_counts(record_at, new_head, gap):
     record = record_at()
     for model, relearned, anew in (('unlearned', 8.0, new_head[0]), ('oracle', 5.0, new_head[1])):
-        record.add('output', model, [row(model, 'output/AP_f', 0.0)], 0.0)
+        record.add('output', model, [row(model, 'output/AP_gone', 0.0)], 0.0)
         point = row(model, 'relearning/k16/step20', relearned, seed=0)
         record.add('relearning/k16', model, [point], 0.0)
         record.add('new_head', model, [row(model, 'new_head/k16/step20', anew, seed=0)], 0.0)
-    assert record.verdict()['values']['relearning_gap'] == gap
+    assert record.verdict().checks[-1]['value'] == gap
+
+
+def test_an_audit_of_an_unfinished_run_says_so(record_at):
+    assert 'unfinished' not in record_at().cannot_conclude()[0]
+    record = record_at(protocol=dict(tasks=[['a'], ['z']]))
+    assert record.cannot_conclude()[0].startswith('The run is unfinished: 1 of its 2 requests')
