@@ -49,13 +49,13 @@ def metrics_chart(record: dict) -> go.Figure:
     before = {
         'r': mean_before(record, first['retain']),
         'm': mean_before(record, first.get('missing', [])),
-        'f': mean_before(record, first['forget']),
+        'f': mean_before(record, first['forget'], gone=True),
         'o': None,
     }
     figure = go.Figure()
     figure.add_scatter(
         x=x[1:],
-        y=[mean_before(record, task['forget']) for task in tasks],
+        y=[mean_before(record, task['forget'], gone=True) for task in tasks],
         name="this task's classes, pre-trained",
         mode='markers',
         marker=dict(symbol='square-open', color=_SERIES['f'][1], size=9),

@@ -153,7 +153,7 @@ def _draw_metrics(axes: Axes, record: dict) -> None:
     before = {
         'r': mean_before(record, first['retain']),
         'm': mean_before(record, first.get('missing', [])),
-        'f': mean_before(record, first['forget']),
+        'f': mean_before(record, first['forget'], gone=True),
         'o': None,
     }
 
@@ -180,7 +180,7 @@ def _draw_metrics(axes: Axes, record: dict) -> None:
         labels.append((f'{prefix}{key} {y[last]:.1f}', meaning, colour, float(y[last])))
 
     # The classes of a task change from task to task; only their own start makes a drop readable.
-    starts = [mean_before(record, task['forget']) for task in tasks]
+    starts = [mean_before(record, task['forget'], gone=True) for task in tasks]
     for task_x, start, task in zip(x[2:], starts[1:], tasks[1:]):
         now = metric(task, f'{prefix}f')
         if start is None or now is None:

@@ -143,11 +143,12 @@ def _inshort(run: FinishedRun) -> list[str]:
     values = [v for name in gone if (v := number(last['per_class'].get(name))) is not None]
     said = []
     if values:
+        before = mean_before(run.record, gone, gone=True)
         worst = max(gone, key=lambda name: number(last['per_class'].get(name)) or 0.0)
         said.append(
             f'Forgotten classes ({len(gone)}), after the last task: mean {prefix[:-1]} '
-            f'{points(sum(values) / len(values))} of {points(mean_before(run.record, gone))} '
-            f'before; the highest is {worst} with {points(max(values))}.'
+            f'{points(sum(values) / len(values))} of {points(before)} before; '
+            f'the highest is {worst} with {points(max(values))}.'
         )
     if (share := share_kept(run.record, last)) is not None:
         said.append(
@@ -197,12 +198,12 @@ def _row(run: FinishedRun, task: dict) -> dict[str, Any]:
         task=task['task'],
         names=', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else ''),
         f=metric(task, f'{prefix}f'),
-        f_before=mean_before(record, task['forget']),
+        f_before=mean_before(record, task['forget'], gone=True),
         r=metric(task, f'{prefix}r'),
         r_before=mean_before(record, task['retain']),
         share=share_kept(record, task),
         o=metric(task, f'{prefix}o'),
-        o_before=mean_before(record, task['old']),
+        o_before=mean_before(record, task['old'], gone=True),
         m=metric(task, f'{prefix}m'),
         m_before=mean_before(record, task.get('missing', [])),
         h=metric(task, 'H'),

@@ -93,9 +93,28 @@ def found_keys(tasks: list[dict]) -> list[str]:
     return sorted(recalls, key=lambda key: -float(key.split('@')[1])) + sorted(keys & {'Named'})
 
 
-def mean_before(record: dict, names: Iterable[str]) -> float | None:
-    """The pre-trained model's mean over the named classes, None if none was measured."""
-    return _mean(record['pretrained']['per_class'], names)
+def values_before(record: dict, gone: bool = False) -> dict[str, Any]:
+    """The pre-trained model's value of each class, in percent.
+
+    Args:
+        record: The content of a run's ``forgetting.json``.
+        gone: Measured as classes that must be gone are, with every query of a detector counted.
+    """
+    pretrained = record['pretrained']
+    if gone:
+        return {**pretrained['per_class'], **pretrained.get('every_query/per_class', {})}
+    return pretrained['per_class']
+
+
+def mean_before(record: dict, names: Iterable[str], gone: bool = False) -> float | None:
+    """The pre-trained model's mean over the named classes, None if none was measured.
+
+    Args:
+        record: The content of a run's ``forgetting.json``.
+        names: The classes.
+        gone: See :func:`values_before`.
+    """
+    return _mean(values_before(record, gone), names)
 
 
 def share_kept(record: dict, task: dict) -> float | None:

@@ -61,7 +61,10 @@ def forgetting_table(record: dict) -> Table:
     rows = [start]
     for task in tasks:
         row = [
-            (_points(metric(task, f'{prefix}f')), _of(mean_before(record, task['forget']))),
+            (
+                _points(metric(task, f'{prefix}f')),
+                _of(mean_before(record, task['forget'], gone=True)),
+            ),
             (
                 _points(metric(task, f'{prefix}r')),
                 _of(mean_before(record, task['retain']), share_kept(record, task)),
@@ -93,7 +96,7 @@ def forgetting_table(record: dict) -> Table:
         # The box already puts one column between cells.
         padding=(0, 0),
         title=Text(f'{Path(record.get("config") or "").name}, seed {record.get("seed")}'),
-        caption=_caption(prefix, found),
+        caption=_caption(prefix, found, 'every_query/per_class' in record['pretrained']),
         caption_justify='left',
     )
     table.add_column(Text('task'), justify='right', no_wrap=True)
@@ -186,13 +189,15 @@ def shorten_names(names: list[str], width: int, lines: int = 1) -> str:
     return names[0][: width - len(more) - 1] + '…' + more
 
 
-def _caption(prefix: str, found: list[str]) -> Text:
+def _caption(prefix: str, found: list[str], every_query: bool) -> Text:
     caption = (
         'Values in %. "of": the pre-trained value of the same classes. '
         f'{prefix}f: forgotten now, {prefix}r: retained, {prefix}o: forgotten earlier.'
     )
     if any(key.startswith('AR_f') for key in found):
         caption += ' AR_f@s: forgotten objects still found with a score of s or more.'
+    if every_query:
+        caption += ' AP_f, AP_o, AR_f: every query counts.'
     if 'Named' in found:
         caption += ' Named: pictures of classes forgotten by now that get the name of any of them.'
     caption += ' Zero groups: transformer blocks the task left exactly as they were.'

@@ -17,6 +17,7 @@ from mmengine.dist import all_gather_object, all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
+from safetensors.torch import load_file
 
 from mmgslora.datasets import Protocol
 from mmgslora.engine import group_sparsity_hook
@@ -105,7 +106,7 @@ def config(tiny_cfg, tiny_checkpoint, work_dir):
     cfg.custom_hooks = [h for h in cfg.custom_hooks if h.type != 'PictureHook']
     cfg.custom_hooks.append(dict(type='TraceHook'))
     cfg.default_hooks.checkpoint.max_keep_ckpts = -1
-    cfg.val_evaluator.outfile_prefix = f'{work_dir}_detections'
+    cfg.test_evaluator.outfile_prefix = f'{work_dir}_detections'
     return cfg
 
 
@@ -125,16 +126,22 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
     default = dict(type='GSLoRA')
     # The bound lies among the losses: the hinge is open for some joint batches only.
     paper = dict(type='GSLoRA', recipe='paper', dropout=False, beta=0.2, bound=2.8)
+    # Prototypes are the classes' mean embeddings, to which every process adds what it has seen.
+    divergence = dict(paper, type='GSLoRAPlusPlus', prototypes='embeddings', push=0.5, pull=0.1)
     for count, name in ((1, 'one'), (2, 'two')):
         prepare(f'default_{name}', default, 2, 8 // count)
         prepare(f'paper_{name}', paper, 1, 8 // count)
+        prepare(f'means_{name}', dict(type='GSLoRAPlusPlus'), 1, 8 // count)
+        prepare(f'divergence_{name}', divergence, 1, 8 // count)
     prepare('again', default, 2, 4)
-    for name in ('default_one', 'paper_one'):
+    for name in ('default_one', 'paper_one', 'means_one', 'divergence_one'):
         Runner.from_cfg(copy.deepcopy(made[name])).train()
     options = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
     launch(repo_root / 'tools/dist_train.sh', root / 'default_two.py', '2', *options)
     each = [
         [f'{root}/paper_two.py'],
+        [f'{root}/means_two.py'],
+        [f'{root}/divergence_two.py'],
         [f'{root}/again.py', '--resume', f'{root}/default_two/epoch_3.pth'],
     ]
     script = root / 'train_each.py'
@@ -185,6 +192,17 @@ def test_two_processes_equal_one_in_the_papers_recipe(runs):
     assert_same_training(one, two, tasks=1)
     hinge = losses_of(one)['forget_loss_cls']
     assert (hinge == 0).any() and (hinge > 0).any()
+
+
+@pytest.mark.parametrize('prototypes', ['means', 'divergence'])
+def test_two_processes_equal_one_with_prototypes(runs, prototypes):
+    one, two = runs[f'{prototypes}_one'], runs[f'{prototypes}_two']
+    a, b = (load_file(Path(cfg.work_dir, 'prototypes.safetensors')) for cfg in (one, two))
+    assert torch.isfinite(a['prototypes']).any()
+    torch.testing.assert_close(a['prototypes'], b['prototypes'], equal_nan=True)
+    assert_same_training(one, two, tasks=1)
+    for side in ('forget', 'retain'):
+        assert losses_of(one)[f'{side}_loss_prototype'].any()
 
 
 def test_two_processes_evaluate_the_same(runs):

@@ -43,6 +43,17 @@ def test_every_number_stands_in_the_table():
     assert 'forget.py, seed 3' in text
 
 
+def test_forgotten_classes_compare_with_every_query_of_the_pretrained_model():
+    record = shapes_record()
+    assert 'every query' not in printed(record)
+    # COCO's numbers stay those of the classes that are retained now and forgotten later.
+    record['pretrained']['every_query/per_class'] = dict(circle=84.0, square=82.0, star=91.0)
+    text = ' '.join(printed(record).split())
+    assert 'of 83.0' in text and 'of 91.0' in text
+    assert '86% of 65.0' in text and '80% of 60.0' in text
+    assert 'AP_f, AP_o, AR_f: every query counts.' in text
+
+
 def test_ten_coco_names_and_seven_tasks_fit():
     record = make_record(COCO_TASKS, ['person', 'baseball glove'], detr_groups(7))
     text = printed(record)
