@@ -43,7 +43,7 @@ from mmgslora.audit.subject import Images, Subject, same_inside, without_rows
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import class_names, without_extras
-from mmgslora.report.record import mean_before, merged_file
+from mmgslora.report.record import mean_before, merged_file, values_before
 from mmgslora.report.run import FinishedRun, find_file, sha256
 
 _FAMILIES = {
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             rows = audit.measure(unit, model)
             if unit == 'output' and model == ORACLE:
-                _check_oracle(rows, args.oracle, audit, mean_before(run.record, gone))
+                _check_oracle(rows, args.oracle, audit, mean_before(run.record, gone, gone=True))
             record.nearest = audit.nearest or record.nearest
             record.add(unit, model, rows, time.perf_counter() - started)
             console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
@@ -228,10 +228,8 @@ def _known(
     run: FinishedRun, task: Mapping, files: Mapping[str, Mapping]
 ) -> dict[str, dict[str, float]]:
     """What the run measured of the very files, so that one thing has one number."""
-    pretrained = run.record['pretrained']
-    every = pretrained.get('every_query/per_class') or {}
-    gone = [*task['old'], *task['forget']]
-    before = {**pretrained['per_class'], **{name: every[name] for name in gone if name in every}}
+    strict, gone = values_before(run.record, gone=True), [*task['old'], *task['forget']]
+    before = {n: strict[n] if n in gone else v for n, v in values_before(run.record).items()}
     recorded = {
         UNLEARNED: ((task.get('merged') or {}).get('sha256'), task['per_class']),
         ORIGINAL: (run.record.get('original_sha256'), before),
