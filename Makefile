@@ -32,7 +32,7 @@ demo: $(RUNTIME)
 	@# Not again: what make audit has measured since is more.
 	test -f work_dirs/gslora_shapes_forget/audit.json || $(RUN) tools/audit.py \
 		work_dirs/gslora_shapes_forget --seeds 0 \
-		--measures old_rows whereabouts localisation probe
+		--measures outcomes localisation probe
 	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
 	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
 

@@ -4,7 +4,8 @@
 
 Runs are those of compare.py (trained if they are not there yet), audited against the demo's oracle,
 which make audit trains. The default recipe is trained with every seed, and the attacks on it are
-drawn with the same; of the others one run, of the first seed, is attacked with the draws of all.
+drawn with the same, and so are those on the control, the original without the head's rows; of the
+others one run, of the first seed, is attacked with the draws of all.
 Rows go to docs/results/audit.json; in docs/results/audit.md what stands between two marks is
 replaced by a table: mean and, in brackets, lowest and highest value over the seeds. The second
 table is also drawn, docs/images/audit_tradeoff.png.
@@ -21,6 +22,8 @@ from statistics import fmean
 import matplotlib.pyplot as plt
 from compare import GS, GS_PP, NO_PROTOTYPES, RETAIN_ONLY, ROOT, folder_of, run, spread, write
 
+from mmgslora.audit.measures import HEAD_ONLY
+
 CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
 # What stands beside the default: name -> options on top of its config, or another config.
@@ -35,14 +38,13 @@ OTHERS = {
     'nothing held': ['model.method.feature_distill_weight=0'],
 }
 # Of the others, what the verdict rests on.
-SOME = ['--measures', 'old_rows', 'whereabouts', 'localisation', 'probe', 'relearning', 'new_head']
+SOME = ['--measures', 'outcomes', 'localisation', 'probe', 'relearning', 'new_head']
 SOME += ['--cfg-options', 'relearning_images=[16]']
 COLUMNS = {
-    'AP_f': 'output/AP_f',
+    'AP_gone': 'output/AP_gone',
     'AP_r': 'output/AP_r',
     'probe': 'probe/decoder.2',
     'probe, a layer below': 'probe/decoder.1',
-    'old rows': 'old_rows/AP_f',
     'IoU': 'localisation/forget',
     'relearned': 'relearning/k16/step20',
     'new head': 'new_head/k16/step20',
@@ -70,7 +72,7 @@ def values_of(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
 
 def measures(rows: list[dict]) -> str:
     """Markdown: every measure of the default recipe, one line each, beside original and oracle."""
-    models = ['original', 'oracle', 'ours']
+    models = ['original', 'oracle', HEAD_ONLY, 'unlearned']
     lines = ['| measure | ' + ' | '.join(models) + ' |', '|---' * (len(models) + 1) + '|']
     for measure, found in values_of(rows).items():
         if not found.keys() & models:
@@ -85,7 +87,7 @@ def recipes(rows: list[dict]) -> str:
     """Markdown: what a verdict rests on, one line per model."""
     found = values_of(rows)
     lines = ['| model | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
-    for model in ('original', 'oracle', 'ours', *OTHERS):
+    for model in ('original', 'oracle', HEAD_ONLY, 'unlearned', *OTHERS):
         values = [found.get(measure, {}).get(model) for measure in COLUMNS.values()]
         if any(values):
             cells = [spread(v) if v else '' for v in values]
@@ -101,11 +103,13 @@ def plot(rows: list[dict]) -> None:
     for axis, title in zip(axes, ('probe', 'new head')):
         of_models = found[COLUMNS[title]]
         oracle = fmean(of_models['oracle'])
-        for model in ('ours', *OTHERS):
+        for model in ('unlearned', HEAD_ONLY, *OTHERS):
             if model in of_models:
                 kept = 100 * fmean(found['output/AP_r'][model]) / before
                 gap = fmean(of_models[model]) - oracle
-                axis.plot(kept, gap, '*' if model == 'ours' else 'o', markersize=9, label=model)
+                axis.plot(
+                    kept, gap, '*' if model == 'unlearned' else 'o', markersize=9, label=model
+                )
         axis.axhline(0, color='black', linewidth=0.8)
         axis.axvline(95, color='black', linewidth=0.8, linestyle=':')
         axis.set(xlabel='AP_r kept (%)', ylabel='points above the oracle', title=title)
@@ -120,11 +124,12 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict] = []
     for seed in args.seeds:
-        rows += [dict(row, seed=seed) for row in rows_of(seed, [], [seed], ['--oracle', ORACLE])]
+        found = rows_of(seed, [], [seed], ['--oracle', ORACLE, '--head-only'])
+        rows += [dict(row, seed=seed) for row in found]
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     for name, options in OTHERS.items():
         found = rows_of(args.seeds[0], options, args.seeds, SOME)
-        rows += [dict(row, model=name) for row in found if row['model'] == 'ours']
+        rows += [dict(row, model=name) for row in found if row['model'] == 'unlearned']
         write('audit', rows, measures=measures(rows), recipes=recipes(rows))
     plot(rows)
 

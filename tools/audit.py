@@ -2,7 +2,8 @@
 
 Measures the last task's merged model (or another task's), the original and, if given, the oracle,
 a model of the same config trained without the forgotten classes. Everything goes into
-WORK_DIR/audit.json after each step; an audit that was stopped goes on where it was.
+WORK_DIR/audit.json after each step; an audit that was stopped goes on where it was. The config of
+the run is executed, as in training.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ from rich.table import Table
 import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.classifier_subject import ClassificationImages, ClassifierSubject
 from mmgslora.audit.detector_subject import DetectionImages, DetectorSubject
-from mmgslora.audit.measures import MEASURES, ORACLE, ORIGINAL, OURS, Audit, Settings
+from mmgslora.audit.measures import (
+    HEAD_ONLY,
+    MEASURES,
+    ORACLE,
+    ORIGINAL,
+    UNLEARNED,
+    Audit,
+    Settings,
+)
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.sentences import sentences
-from mmgslora.audit.subject import Images
+from mmgslora.audit.subject import Images, Subject, same_inside, without_rows
+from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import class_names, without_extras
-from mmgslora.report.certificate import limits_of
-from mmgslora.report.record import mean_before
+from mmgslora.report.record import mean_before, merged_file, values_before
 from mmgslora.report.run import FinishedRun, find_file, sha256
 
 _FAMILIES = {
@@ -50,6 +59,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
     parser.add_argument('--measures', nargs='+', choices=MEASURES, default=list(MEASURES))
+    parser.add_argument(
+        '--head-only',
+        action='store_true',
+        help='measure a control too: the original without the rows of the classes, nothing trained',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -72,12 +86,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = _settings(cfg.get('audit'), args.cfg_options, args.seeds)
     paths = _paths(run, task, args.oracle)
     files = {role: dict(path=str(path), sha256=sha256(path)) for role, path in paths.items()}
+    _check_merged(run, task, files)
     files['config'] = dict(path=str(run.config_path), sha256=sha256(run.config_path))
+    if args.head_only:
+        files[HEAD_ONLY] = files[ORIGINAL]
     gone = [*task['old'], *task['forget']]
-    record = AuditRecord(
-        run.work_dir / 'audit.json', task['task'], gone, files, settings, limits_of(run.thresholds)
-    )
-    audit = _audit(cfg, paths, gone, settings)
+    limits = limits_of(run.thresholds)
+    record = AuditRecord(run.work_dir / 'audit.json', run.record, task, files, settings, limits)
+    audit = _audit(cfg, paths, run, task, files, settings)
     console = Console(width=max(Console().width, 100))
     # The output comes with every audit: no verdict without it.
     for unit, model in audit.units(['output', *args.measures]):
@@ -85,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             rows = audit.measure(unit, model)
             if unit == 'output' and model == ORACLE:
-                _check_oracle(rows, args.oracle, audit, mean_before(run.record, gone))
+                _check_oracle(rows, args.oracle, audit, mean_before(run.record, gone, gone=True))
             record.nearest = audit.nearest or record.nearest
             record.add(unit, model, rows, time.perf_counter() - started)
             console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
@@ -124,24 +140,38 @@ def _settings(
 def _paths(run: FinishedRun, task: Mapping, oracle: str | None) -> dict[str, Path]:
     if run.original is None:
         raise ForgettingError(
-            f'The config in {str(run.work_dir)!r} has no load_from, the original model that the '
+            f'The record in {str(run.work_dir)!r} names no original model (load_from), which the '
             'audit compares with.'
         )
-    wanted = {OURS: run.merged(task['task']), ORIGINAL: run.original}
+    wanted = {UNLEARNED: merged_file(task['task']), ORIGINAL: run.original}
     if oracle is not None:
         wanted[ORACLE] = oracle
     found = {role: find_file(path, run.work_dir) for role, path in wanted.items()}
     for role, path in found.items():
         if path is None:
             raise ForgettingError(
-                f'The {"forgotten" if role == OURS else role} model {wanted[role]!r} does not '
+                f'The {"forgotten" if role == UNLEARNED else role} model {wanted[role]!r} does not '
                 'exist; a relative path starts in the work_dir or in the current folder.'
             )
     return found
 
 
+def _check_merged(run: FinishedRun, task: Mapping, files: Mapping[str, Mapping]) -> None:
+    recorded = (task.get('merged') or {}).get('sha256')
+    if recorded not in (None, files[UNLEARNED]['sha256']):
+        raise ForgettingError(
+            f'{merged_file(task["task"])!r} in {str(run.work_dir)!r} was changed after the run had '
+            'measured it: its hash is not that of forgetting.json; put the file of the run back.'
+        )
+
+
 def _audit(
-    cfg: Config, paths: Mapping[str, Path], gone: Sequence[str], settings: Settings
+    cfg: Config,
+    paths: Mapping[str, Path],
+    run: FinishedRun,
+    task: Mapping,
+    files: Mapping[str, Mapping],
+    settings: Settings,
 ) -> Audit:
     MMLogger.get_instance('audit', log_level='ERROR')
     DefaultScope.get_instance('audit', scope_name=cfg.get('default_scope') or 'mmengine')
@@ -152,23 +182,77 @@ def _audit(
             f'{" and ".join(f"a {name}" for name in _FAMILIES)}.'
         )
     subject_type, images_type = _FAMILIES[family]
-    seen_as = cfg.val_dataloader.dataset
-    held_out = images_type(seen_as)
-    train = images_type(cfg.train_dataloader.dataset.dataset, seen_as.get(images_type.seen_through))
+    # As the run measures: with another batch size or padding the numbers would be others.
+    loader, evaluator = cfg[f'{run.split}_dataloader'], cfg[f'{run.split}_evaluator']
+    size, seen_through = loader.batch_size, loader.dataset.get(images_type.seen_through)
+    held_out = images_type(loader.dataset, batch_size=size, evaluator=evaluator)
+    train = images_type(cfg.train_dataloader.dataset.dataset, seen_through, size)
     subjects = {
         role: subject_type(
             _load(cfg.model[family], path, role, train), train.classes, config=cfg.model[family]
         )
         for role, path in paths.items()
     }
-    labels = [train.classes.index(name) for name in gone]
-    return Audit(subjects, train, held_out, labels, settings)
+    labels = [train.classes.index(name) for name in [*task['old'], *task['forget']]]
+    missing = [train.classes.index(name) for name in task.get('missing') or []]
+    _check_subjects(subjects, paths, labels)
+    if HEAD_ONLY in files:
+        subjects[HEAD_ONLY] = without_rows(subjects[ORIGINAL], labels)
+    known = _known(run, task, files)
+    return Audit(subjects, train, held_out, labels, settings, missing, known)
+
+
+def _check_subjects(
+    subjects: Mapping[str, Subject], paths: Mapping[str, Path], labels: Sequence[int]
+) -> None:
+    """Refuse models whose verdict would say nothing."""
+    for role in (UNLEARNED, ORACLE):
+        if role in subjects and not any(w[labels].any() for w, _ in subjects[role].class_rows):
+            raise _sealed(role, paths[role])
+    for role in (UNLEARNED, ORIGINAL):
+        if ORACLE in subjects and same_inside(subjects[ORACLE], subjects[role]):
+            raise ForgettingError(
+                f'{str(paths[ORACLE])!r} is no oracle: it has the weights of the {role} model; '
+                'give a model trained without these classes.'
+            )
+
+
+def _sealed(role: str, path: Path) -> ForgettingError:
+    return ForgettingError(
+        f'The {role} {str(path)!r} is sealed: its rows of the classes are taken away, which is no '
+        'evidence of forgetting; give the model as it was trained.'
+    )
+
+
+def _known(
+    run: FinishedRun, task: Mapping, files: Mapping[str, Mapping]
+) -> dict[str, dict[str, float]]:
+    """What the run measured of the very files, so that one thing has one number."""
+    strict, gone = values_before(run.record, gone=True), [*task['old'], *task['forget']]
+    before = {n: strict[n] if n in gone else v for n, v in values_before(run.record).items()}
+    recorded = {
+        UNLEARNED: ((task.get('merged') or {}).get('sha256'), task['per_class']),
+        ORIGINAL: (run.record.get('original_sha256'), before),
+    }
+    return {
+        role: per_class
+        for role, (measured, per_class) in recorded.items()
+        if measured is not None and measured == files[role]['sha256']
+    }
 
 
 def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Module:
     """The plain model with the weights of a checkpoint, which must be just its own."""
     model = MODELS.build(copy.deepcopy(config))
-    checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    except Exception as error:  # a broken file can fail in any way
+        why = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise ForgettingError(f'The {role} {str(path)!r} is no whole checkpoint: {why}.') from error
+    if not isinstance(checkpoint, Mapping):
+        raise ForgettingError(
+            f'The {role} {str(path)!r} holds a {type(checkpoint).__name__} and no checkpoint.'
+        )
     classes = class_names(checkpoint)
     if classes and classes != data.classes:
         raise ForgettingError(
@@ -178,6 +262,8 @@ def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Modu
         )
     own = model.state_dict()
     state = without_extras(checkpoint.get('state_dict', checkpoint), own)
+    if any(name.endswith('.sealed') for name in state):
+        raise _sealed(role, path)
     wrong = sorted(own.keys() ^ state.keys()) or [
         name for name, value in own.items() if value.shape != state[name].shape
     ]
@@ -186,6 +272,12 @@ def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Modu
             f'The {role} {str(path)!r} is of another architecture than the run: the first of '
             f'{len(wrong)} weights that differ is {wrong[0]!r}.'
         )
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ForgettingError(
+                f'The {role} {str(path)!r} holds NaN or infinite values in {name!r}; give a model '
+                'whose training went well.'
+            )
     model.load_state_dict(state)
     return model.to(get_device())
 
@@ -196,7 +288,7 @@ def _check_oracle(rows: Sequence[Mapping], path: str, audit: Audit, original: fl
     AP is a ranking, so that a class without a single example can have some; half of what the
     original has is beyond that.
     """
-    metric = f'{audit.subjects[ORACLE].metric}_f'
+    metric = f'{audit.subjects[ORACLE].metric}_gone'
     found = next(row['value'] for row in rows if row['measure'] == f'output/{metric}')
     if original is not None and found > original / 2:
         raise ForgettingError(
@@ -209,7 +301,7 @@ def _table(record: AuditRecord) -> Table:
     """Means over the seeds with half the range, one row per measure, per-class values left out."""
     table = Table(title=f'Audit of task {record.task}: {", ".join(record.forgotten)}')
     table.add_column('measure')
-    models = [model for model in (ORIGINAL, OURS, ORACLE) if model in record.files]
+    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, ORACLE) if m in record.files]
     for model in models:
         table.add_column(model, justify='right')
     cells: dict[str, dict[str, list[float]]] = {}

@@ -14,22 +14,31 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmgslora.audit.subject import Images, Objects, Subject
+from mmgslora.audit.subject import Images, Objects, Subject, per_class_values
 from mmgslora.lora import find_blocks
 
 
 class ClassificationImages(Images):
-    """A data set of whole pictures, each with one label.
+    """A data set of whole images, each with one label.
 
     Args:
         dataset: The data set, or its config.
         transforms: Replace the data set's own, for training data: those that are used for
             testing. Defaults to None.
+        batch_size: Images per forward pass. Defaults to 100.
+        evaluator: Config of the evaluator for the whole set. Defaults to None:
+            ForgettingAccuracyMetric.
     """
 
     seen_through = 'transforms'
 
-    def __init__(self, dataset: BaseDataset | dict, transforms: list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: BaseDataset | dict,
+        transforms: list[dict] | None = None,
+        batch_size: int = 100,
+        evaluator: dict | None = None,
+    ) -> None:
         if isinstance(dataset, dict):
             dataset = copy.deepcopy(dataset)
             if transforms is not None:
@@ -38,6 +47,8 @@ class ClassificationImages(Images):
         dataset.full_init()
         self.dataset = dataset
         self.classes = tuple(dataset.metainfo['classes'])
+        self.batch_size = batch_size
+        self.evaluator = evaluator or dict(type='ForgettingAccuracyMetric')
         self._labels = [dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))]
 
     def __len__(self) -> int:
@@ -55,7 +66,6 @@ class ClassifierSubject(Subject):
     """An :class:`mmgslora.models.ImageClassifier`."""
 
     metric = 'Acc'
-    batch_size = 100
     clip_norm = 1.0
 
     def objects(self, data: ClassificationImages, images: Sequence[int] | None = None) -> Objects:
@@ -84,24 +94,28 @@ class ClassifierSubject(Subject):
         self,
         data: ClassificationImages,
         images: Sequence[int] | None = None,
-        labels: Sequence[int] | None = None,
+        gone: Sequence[int] = (),
     ) -> dict[str, float]:
-        evaluator = Evaluator(dict(type='ForgettingAccuracyMetric'))
+        """See :class:`Subject`; an accuracy counts every image, so ``gone`` changes nothing."""
+        # The run's own evaluator may want more, such as images of every class to verify faces.
+        config = data.evaluator if images is None else dict(type='ForgettingAccuracyMetric')
+        evaluator = Evaluator(copy.deepcopy(config))
         evaluator.dataset_meta = dict(classes=self.classes)
         images = np.arange(len(data)) if images is None else np.asarray(images)
-        if labels is not None:
-            images = images[[data.labels(i)[0] in labels for i in images]]
         for batch in self._batches(data, images):
             inputs, samples = self._prepare(data, batch)
             with torch.no_grad():
                 evaluator.process(self.model(inputs, samples, mode='predict'))
-        metrics = evaluator.evaluate(len(images))
-        return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
+        return per_class_values(evaluator.evaluate(len(images)))
 
     @property
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         head = self.model.head
         return [(head.weight, getattr(head, 'bias', None))]
+
+    @property
+    def class_layers(self) -> list[nn.Module]:
+        return [self.model.head]
 
     def loss(
         self, data: ClassificationImages, images: Sequence[int], labels: Sequence[int]

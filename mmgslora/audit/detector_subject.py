@@ -18,8 +18,9 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmgslora.audit.subject import Images, Objects, Subject
-from mmgslora.families.detector import class_rows
+from mmgslora.audit.subject import Images, Objects, Subject, per_class_values
+from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.families.detector import class_layers, class_rows, predict_every_query
 
 _CACHE_BYTES = 2**29
 _ON_OBJECT = 0.5
@@ -36,11 +37,20 @@ class DetectionImages(Images):
         dataset: The data set, or its config.
         pipeline: Replaces the data set's own, for training data: the one that is used for
             testing. Defaults to None.
+        batch_size: Images per forward pass. Defaults to 32.
+        evaluator: Config of the evaluator for the whole set. Defaults to None:
+            ForgettingCocoMetric with the boxes of the data set.
     """
 
     seen_through = 'pipeline'
 
-    def __init__(self, dataset: BaseDataset | dict, pipeline: list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: BaseDataset | dict,
+        pipeline: list[dict] | None = None,
+        batch_size: int = 32,
+        evaluator: dict | None = None,
+    ) -> None:
         if isinstance(dataset, dict):
             dataset = copy.deepcopy(dataset)
             if pipeline is not None:
@@ -50,6 +60,8 @@ class DetectionImages(Images):
         self.dataset = dataset
         self.classes = tuple(dataset.metainfo['classes'])
         self._truth = [self._read_truth(i) for i in range(len(dataset))]
+        self.batch_size = batch_size
+        self.evaluator = evaluator or dict(type='ForgettingCocoMetric')
         self._cache: dict[int, dict] = {}
         self._free = _CACHE_BYTES
 
@@ -95,7 +107,6 @@ class DetectorSubject(Subject):
     """A DETR-like detector."""
 
     metric = 'AP'
-    batch_size = 32
     clip_norm = 0.1
 
     def objects(self, data: DetectionImages, images: Sequence[int] | None = None) -> Objects:
@@ -183,25 +194,33 @@ class DetectorSubject(Subject):
         self,
         data: DetectionImages,
         images: Sequence[int] | None = None,
-        labels: Sequence[int] | None = None,
+        gone: Sequence[int] = (),
     ) -> dict[str, float]:
-        evaluator = Evaluator(dict(type='ForgettingCocoMetric'))
+        """See :class:`Subject`; the metric of a run measures, and reads what is gone where a run
+        publishes it.
+        """
+        forget = tuple(self.classes[label] for label in gone)
+        stay = tuple(name for name in self.classes if name not in forget)
+        ClassPartition(task=1, forget=forget, retain=stay, classes=self.classes).publish()
+        # The run's own evaluator may read a file with all images.
+        config = data.evaluator if images is None else dict(type='ForgettingCocoMetric')
+        evaluator = Evaluator(copy.deepcopy(config))
         evaluator.dataset_meta = dict(classes=self.classes)
         count = 0
         for batch in self._batches(data, images):
             inputs, samples = self._prepare(data, batch)
             with torch.no_grad():
-                samples = self.model.predict(inputs, samples)
-            if labels is not None:
-                samples = [_only(sample, labels) for sample in samples]
-            evaluator.process(samples)
+                evaluator.process(predict_every_query(self.model, inputs, samples, gone))
             count += len(batch)
-        metrics = evaluator.evaluate(count)
-        return {k[len('per_class/') :]: v for k, v in metrics.items() if k.startswith('per_class/')}
+        return per_class_values(evaluator.evaluate(count))
 
     @property
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         return class_rows(self.model)
+
+    @property
+    def class_layers(self) -> list[nn.Module]:
+        return class_layers(self.model)
 
     @property
     def new_bias(self) -> float:
@@ -220,16 +239,6 @@ class DetectorSubject(Subject):
     ) -> tuple[Tensor, list[DetDataSample]]:
         prepared = self.model.data_preprocessor(data.batch(batch), False)
         return prepared['inputs'], prepared['data_samples']
-
-
-def _only(sample: DetDataSample, labels: Sequence[int]) -> DetDataSample:
-    """The sample without the predictions and the true objects of all other labels."""
-    predicted = sample.pred_instances
-    kept = torch.isin(predicted.labels, predicted.labels.new_tensor(labels))
-    sample.pred_instances = predicted[kept]
-    true = [item for item in sample.instances if item['bbox_label'] in labels]
-    sample.set_metainfo(dict(instances=true))
-    return sample
 
 
 @contextmanager

@@ -11,18 +11,20 @@ import numpy as np
 
 from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
+from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, relearning_curve
 from mmgslora.audit.subject import Images, Objects, Subject
-from mmgslora.audit.whereabouts import LOW_SCORE, WORKING_SCORE, nearest_classes, whereabouts
 from mmgslora.errors import ForgettingError
 
 MEASURES = (
-    *('output', 'old_rows', 'whereabouts', 'localisation', 'probe'),
-    *('membership', 'divergence', 'relearning', 'new_head'),
+    *('output', 'outcomes', 'localisation', 'probe', 'membership'),
+    *('divergence', 'relearning', 'new_head'),
 )
 NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
-ORIGINAL, OURS, ORACLE = 'original', 'ours', 'oracle'
+ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
+HEAD_ONLY = 'head only'
+"""A control: the original without the head's rows of the classes, nothing trained."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Settings:
         relearning_lr: Learning rate of the attack.
         relearning_batch: Most images per step of the attack.
         relearning_measured_on: Most held-out images that its curve is measured on.
-        working_score, low_score: See :func:`whereabouts`.
+        working_score, low_score: See :func:`outcomes`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -60,12 +62,16 @@ class Audit:
     """Measures the models of one audit.
 
     Args:
-        subjects: 'ours', the model that forgot; 'original', the one before; and, where there is
-            one, 'oracle', trained without the classes.
+        subjects: 'unlearned', the model that forgot; 'original', the one before; where there is
+            one, 'oracle', trained without the classes; and, where it is asked for, 'head only',
+            see :func:`without_rows`.
         train: Training images, of all classes.
         held_out: Images that none of the models was trained on.
         labels: The classes that must be gone.
         settings: See :class:`Settings`.
+        missing: Classes that must stay but had no training data. Defaults to none.
+        known: Model -> AP or accuracy of each class, in percent, where the run has measured the
+            very file on the same images: it is taken as it is. Defaults to None.
 
     Raises:
         ForgettingError: Training or held-out images show none of the classes.
@@ -78,19 +84,23 @@ class Audit:
         held_out: Images,
         labels: Sequence[int],
         settings: Settings | None = None,
+        missing: Sequence[int] = (),
+        known: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.subjects = dict(subjects)
         self.train, self.held_out = train, held_out
         self.labels = list(labels)
         self.settings = settings or Settings()
         self.classes = train.classes
-        for images, what in ((train, 'training'), (held_out, 'validation')):
+        for images, what in ((train, 'training'), (held_out, 'held-out')):
             if not len(images.holding(self.labels)):
                 names = ', '.join(self.classes[label] for label in self.labels)
                 raise ForgettingError(
                     f'No {what} image shows {names}; an audit needs some of what was forgotten.'
                 )
-        self.retained = [i for i in range(len(self.classes)) if i not in self.labels]
+        self.missing, self.known = list(missing), dict(known or {})
+        stay = {*range(len(self.classes))} - {*self.labels, *self.missing}
+        self.retained = sorted(stay)
         self.nearest: dict[str, str] = {}
         self.objects = lru_cache(maxsize=None)(self._objects)
         self._at_start: dict[str, float] = {}
@@ -105,7 +115,7 @@ class Audit:
             if measure == 'relearning':
                 units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
             for unit in units if measure in measures else ():
-                for model in (OURS,) if unit == 'old_rows' else (OURS, ORACLE, ORIGINAL):
+                for model in (UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY):
                     if model in self.subjects:
                         yield unit, model
 
@@ -132,26 +142,21 @@ class Audit:
 
     def _output(self, model: str) -> Iterator[tuple[str, None, float]]:
         subject = self.subjects[model]
-        per_class = subject.evaluate(self.held_out)
-        for letter, labels in (('f', self.labels), ('r', self.retained)):
+        per_class = self.known.get(model) or subject.evaluate(self.held_out, gone=self.labels)
+        groups = dict(gone=self.labels, r=self.retained, m=self.missing)
+        for group, labels in groups.items():
             values = [per_class[self.classes[i]] for i in labels if self.classes[i] in per_class]
             if values:
-                yield f'output/{subject.metric}_{letter}', None, fmean(values)
+                yield f'output/{subject.metric}_{group}', None, fmean(values)
         for name, value in per_class.items():
             yield f'output/per_class/{name}', None, value
 
-    def _old_rows(self, model: str) -> Iterator[tuple[str, None, float]]:
-        """The output of an attacker who puts the original's rows back into the head."""
-        subject = self.subjects[model].with_rows_of(self.subjects[ORIGINAL], self.labels)
-        values = subject.evaluate(self.held_out, labels=self.labels).values()
-        yield f'old_rows/{subject.metric}_f', None, fmean(values)
-
-    def _whereabouts(self, model: str) -> Iterator[tuple[str, None, float]]:
+    def _outcomes(self, model: str) -> Iterator[tuple[str, None, float]]:
         objects = self.objects(model, 'held_out')
         thresholds = self.settings.working_score, self.settings.low_score
-        shares = whereabouts(objects, self.labels, self.classes, *thresholds)
+        shares = outcomes(objects, self.labels, self.classes, *thresholds)
         for name, percent in shares.items():
-            yield f'whereabouts/{name}', None, percent
+            yield f'outcomes/{name}', None, percent
         if model == ORIGINAL:
             train = self.objects(model, 'train')
             last = list(train.features)[-1]
@@ -199,8 +204,8 @@ class Audit:
 
     @cache  # noqa: B019  an audit lives as long as its process
     def _untrained(self, seed: int) -> Objects:
-        images = np.unique(self.objects(OURS, 'held_out').images)
-        return self.subjects[OURS].untrained(seed).objects(self.held_out, images)
+        images = np.unique(self.objects(UNLEARNED, 'held_out').images)
+        return self.subjects[UNLEARNED].untrained(seed).objects(self.held_out, images)
 
     def _relearning(self, model: str, images: int) -> Iterator[tuple[str, int, float]]:
         settings = self.settings

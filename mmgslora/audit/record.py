@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmgslora.audit.measures import ORACLE, ORIGINAL, OURS, Settings
+from mmgslora.audit.measures import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
-from mmgslora.audit.verdict import judge
-
-VERDICT_POINT = 'relearning/k16/step20'
-"""Where on the relearning curves the verdict compares: 16 images, 20 steps."""
-NEW_HEAD_POINT = 'new_head/k16/step20'
-"""The same by an attacker who starts the head's rows anew; the larger lead of the two counts."""
+from mmgslora.audit.verdict import Verdict, judge_request, limits_of, worst
+from mmgslora.report.audit_rows import AuditRows
+from mmgslora.report.record import unfinished
 
 _ALWAYS = (
     'One oracle stands for all: another seed of its training would give other numbers, and a '
@@ -31,7 +28,7 @@ _NO_ORACLE = (
     'Without an oracle (the model retrained without the classes) it cannot be concluded whether '
     'the classes are gone or hidden: probes and relearning succeed to some degree on a model that '
     'never saw the classes, and only the difference from that model counts.',
-    'Without an oracle, ZRF, membership AUC and whereabouts describe the outputs but not how '
+    'Without an oracle, ZRF, membership AUC and outcomes describe the outputs but not how '
     'close they are to those of a model that never saw the classes.',
 )
 
@@ -44,25 +41,29 @@ class AuditRecord:
 
     Args:
         path: Of ``audit.json``.
-        task: Number of the audited task.
-        forgotten: Names of the classes that must be gone by then.
+        run: The content of the run's ``forgetting.json``.
+        task: The audited task's entry in it; the classes of this task and of all before it must
+            be gone.
         files: ``path`` and ``sha256`` of each file by its role: the models' names and others.
         settings: Of the audit.
-        limits: Of the verdict, see :func:`mmgslora.audit.verdict.judge`.
+        limits: Of the verdict, from :func:`mmgslora.audit.verdict.limits_of`. Defaults to None:
+            the defaults.
     """
 
     def __init__(
         self,
         path: str | Path,
-        task: int,
-        forgotten: Sequence[str],
+        run: Mapping[str, Any],
+        task: Mapping[str, Any],
         files: Mapping[str, dict],
         settings: Settings,
         limits: Mapping[str, float] | None = None,
     ) -> None:
         self.path = Path(path)
-        self.task, self.forgotten = task, list(forgotten)
-        self.files, self.settings, self.limits = dict(files), settings, limits
+        self.run, self.task = run, task['task']
+        self.forgotten = [*task['old'], *task['forget']]
+        self.files, self.settings = dict(files), settings
+        self.limits = limits_of(None) if limits is None else dict(limits)
         self.units: dict[str, dict] = {}
         self.nearest: dict[str, str] = {}
         before = self._read()
@@ -70,7 +71,7 @@ class AuditRecord:
             if unit['key'] == self._key(name):
                 self.units[name] = unit
         self._measured = [row for row in before.get('rows', ()) if row.get('unit') in self.units]
-        if f'whereabouts:{ORIGINAL}' in self.units:
+        if f'outcomes:{ORIGINAL}' in self.units:
             self.nearest = before.get('nearest', {})
 
     def _read(self) -> dict:
@@ -82,16 +83,14 @@ class AuditRecord:
     def _key(self, name: str) -> str:
         """Hash of everything that a unit's rows depend on."""
         unit, _, model = name.partition(':')
-        roles = {model} | (self.files.keys() - {OURS, ORACLE, ORIGINAL})
+        roles = {model} | (self.files.keys() - {UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY})
         if unit == 'divergence':
             roles.add(ORACLE)
-        if unit == 'old_rows':
-            roles.add(ORIGINAL)
         settings = asdict(self.settings)
         if unit.startswith('relearning'):
             settings.pop('relearning_images')  # each k is a unit of its own
         hashes = {role: self.files[role]['sha256'] for role in roles if role in self.files}
-        content = [unit, self.task, self.forgotten, settings, hashes]
+        content = [unit, self.task, self.forgotten, self.run.get('split'), settings, hashes]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def has(self, unit: str, model: str) -> bool:
@@ -156,33 +155,31 @@ class AuditRecord:
                 points.setdefault(key, []).append((int(step), row['value']))
         return {key: Curve(*map(tuple, zip(*sorted(of)))) for key, of in points.items()}
 
-    def verdict(self) -> dict | None:
-        """See :func:`judge`; None before the output was measured."""
-        rows = self.rows
-        names = [row['measure'] for row in rows]
-        metric = next((n for n in names if n in ('output/AP_f', 'output/Acc_f')), None)
-        forgotten = metric and self.mean(metric, OURS, rows)
-        if forgotten is None:
-            return None
-        probe = next((n for n in reversed(names) if n.startswith('probe/')), 'probe/')
-        gaps = []
-        for measures in ((probe,), (VERDICT_POINT, NEW_HEAD_POINT)):
-            pairs = [[self.mean(m, model, rows) for model in (OURS, ORACLE)] for m in measures]
-            leads = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-            lead = max((x for x in leads if x is not None), default=None)
-            # The second attack alone can say "hidden", not that nothing is.
-            gaps.append(None if leads[0] is None and (lead or 0) <= 0 else lead)
-        seen = self.mean(metric, ORACLE, rows)
-        return judge(forgotten, *gaps, limits=self.limits, oracle_forgotten=seen).as_dict()
+    def verdicts(self) -> list[Verdict]:
+        """One for every request up to the audited task; none before the output was measured."""
+        if not self.has('output', UNLEARNED):
+            return []
+        rows = AuditRows(
+            dict(task=self.task, forgotten_classes=self.forgotten, rows=self.rows), str(self.path)
+        )
+        return [
+            judge_request(self.run, task, self.limits, rows)
+            for task in self.run['tasks']
+            if task['task'] <= self.task
+        ]
+
+    def verdict(self) -> Verdict | None:
+        """The worst of :meth:`verdicts`."""
+        return worst(found) if (found := self.verdicts()) else None
 
     def cannot_conclude(self) -> list[str]:
         """What this audit says nothing about, in sentences."""
-        if ORACLE not in self.files:
-            return [*_NO_ORACLE, *_ALWAYS[1:]]
-        return list(_ALWAYS)
+        said = list(_ALWAYS) if ORACLE in self.files else [*_NO_ORACLE, *_ALWAYS[1:]]
+        return [unfinished(self.run), *said] if unfinished(self.run) else said
 
     def write(self) -> None:
         """Write the file; it is never there in part."""
+        verdict = self.verdict()
         content: dict[str, Any] = dict(
             task=self.task,
             forgotten_classes=self.forgotten,
@@ -190,7 +187,8 @@ class AuditRecord:
             settings=asdict(self.settings),
             rows=self.rows,
             nearest=self.nearest,
-            verdict=self.verdict(),
+            limits=self.limits,
+            verdict=verdict and verdict.as_dict(),
             cannot_conclude=self.cannot_conclude(),
             units=self.units,
         )

@@ -13,7 +13,7 @@ STEPS = (0, 5, 10, 20)
 
 @dataclass(frozen=True)
 class Curve:
-    """AP_f or Acc_f in percent over the steps of one attack."""
+    """Mean AP or accuracy of the classes that must be gone, in percent, over an attack's steps."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -61,10 +61,15 @@ def relearning_curve(
     values = [
         at_start
         if step == 0 and at_start is not None
-        else fmean(copy.evaluate(held_out, where, labels).values())
+        else _mean_of(copy.evaluate(held_out, where, gone=labels), labels, held_out.classes)
         for step, copy in subject.relearn(train, shown, labels, steps, lr, batch_size, seed)
     ]
     return Curve(tuple(steps), tuple(values))
+
+
+def _mean_of(per_class: dict[str, float], labels: Sequence[int], classes: Sequence[str]) -> float:
+    names = {classes[label] for label in labels}
+    return fmean(value for name, value in per_class.items() if name in names)
 
 
 def area_between(curve: Curve, oracle: Curve) -> float:

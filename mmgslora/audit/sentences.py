@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmgslora.audit.measures import ORACLE, ORIGINAL, OURS
-from mmgslora.audit.record import NEW_HEAD_POINT, VERDICT_POINT, AuditRecord
+from mmgslora.audit.measures import ORACLE, ORIGINAL, UNLEARNED
+from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.verdict import NEW_HEAD_MEASURE, RELEARNING_MEASURE
 
 
 def sentences(record: AuditRecord) -> list[str]:
     """One sentence per finished measure, then the verdict and what cannot be concluded."""
-    found = [*_output(record), *_whereabouts(record), *_localisation(record), *_probe(record)]
+    found = [*_output(record), *_outcomes(record), *_localisation(record), *_probe(record)]
     found += [*_membership(record), *_divergence(record), *_relearning(record)]
     verdict = record.verdict()
     if verdict is not None:
-        found.append(f'Verdict: {verdict["verdict"]}. {verdict["reason"]}')
+        found.append(f'Verdict: {verdict.verdict}. {verdict.reason}')
     return found + [f'Cannot be concluded: {text}' for text in record.cannot_conclude()]
 
 
 def _beside(record: AuditRecord, measure: str, form: str) -> str | None:
-    """'x (original y, oracle z)'; None where ours was not measured."""
-    ours = record.mean(measure, OURS)
-    if ours is None:
+    """'x (original y, oracle z)'; None where the unlearned model was not measured."""
+    unlearned = record.mean(measure, UNLEARNED)
+    if unlearned is None:
         return None
     others = [
         f'{model} {value:{form}}'
         for model in (ORIGINAL, ORACLE)
         if (value := record.mean(measure, model)) is not None
     ]
-    return f'{ours:{form}}' + (f' ({", ".join(others)})' if others else '')
+    return f'{unlearned:{form}}' + (f' ({", ".join(others)})' if others else '')
 
 
 def _names(record: AuditRecord, first: str) -> list[str]:
@@ -41,11 +42,7 @@ def _output(record: AuditRecord) -> Iterator[str]:
     parts = [f'{name.partition("/")[2]} is {text}' for name, text in values.items() if text]
     if parts:
         yield f'Output, in %: {"; ".join(parts)}.'
-    for name in _names(record, 'old_rows/'):
-        metric = name.partition('/')[2]
-        value = record.mean(name, OURS)
-        yield f"With the original's rows back in the head {metric} is {value:.1f} %."
-    damage = {name: record.mean(name, OURS) for name in _names(record, 'damage/')}
+    damage = {name: record.mean(name, UNLEARNED) for name in _names(record, 'damage/')}
     damage = {name: value for name, value in damage.items() if value is not None}
     if damage:
         worst = max(damage, key=damage.get)
@@ -57,11 +54,11 @@ def _output(record: AuditRecord) -> Iterator[str]:
         )
 
 
-def _whereabouts(record: AuditRecord) -> Iterator[str]:
+def _outcomes(record: AuditRecord) -> Iterator[str]:
     shares = {
         name.partition('/')[2]: value
-        for name in _names(record, 'whereabouts/')
-        if (value := record.mean(name, OURS)) is not None
+        for name in _names(record, 'outcomes/')
+        if (value := record.mean(name, UNLEARNED)) is not None
     }
     if shares:
         order = sorted(shares, key=lambda name: -shares[name])
@@ -104,14 +101,14 @@ def _divergence(record: AuditRecord) -> Iterator[str]:
 
 
 def _relearning(record: AuditRecord) -> Iterator[str]:
-    text = _beside(record, VERDICT_POINT, '.1f')
+    text = _beside(record, RELEARNING_MEASURE, '.1f')
     if text:
         yield f'Relearning on 16 images brings the forgotten classes to {text} % in 20 steps.'
-    text = _beside(record, NEW_HEAD_POINT, '.1f')
+    text = _beside(record, NEW_HEAD_MEASURE, '.1f')
     if text:
         yield f'With new rows in the head of every model: {text} %.'
     for name in _names(record, 'relearning/'):
-        lead = name.endswith('/lead') and record.mean(name, OURS)
+        lead = name.endswith('/lead') and record.mean(name, UNLEARNED)
         if name.endswith('/lead') and lead is not None:
             k = name.split('/')[1][1:]
             yield f'With k = {k} it is {lead:+.1f} points from the oracle, mean over the steps.'

@@ -15,6 +15,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmgslora.models import seal_layer
+
 
 @dataclass
 class Objects:
@@ -61,8 +63,10 @@ class Images(ABC):
     """Labelled images in a fixed order, with the true labels of each."""
 
     classes: tuple[str, ...]
+    batch_size: int
+    """Images per forward pass: with another one a detector pads, and answers, otherwise."""
     seen_through: str
-    """The key of a data set's config that says how a picture becomes a model's input."""
+    """The key of a data set's config that says how an image becomes a model's input."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -116,8 +120,6 @@ class Subject(ABC):
 
     metric: str
     """'AP' or 'Acc': what :meth:`evaluate` returns, in percent."""
-    batch_size: int
-    """Images per forward pass."""
     clip_norm: float
     """Largest norm of the gradient while relearning."""
     new_bias: float = 0.0
@@ -139,11 +141,12 @@ class Subject(ABC):
         self,
         data: Images,
         images: Sequence[int] | None = None,
-        labels: Sequence[int] | None = None,
+        gone: Sequence[int] = (),
     ) -> dict[str, float]:
-        """AP or accuracy of these classes per name, in percent; None stands for all.
+        """AP or accuracy of every class with an object in these images, per name, in percent.
 
-        Classes without an object in these images are absent.
+        Of the classes in ``gone`` every prediction counts, whatever its score; of the others
+        those that the model lists.
         """
 
     @abstractmethod
@@ -154,6 +157,11 @@ class Subject(ABC):
     @abstractmethod
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
         """Weight (C or more, D) and bias of every layer that scores classes, each once."""
+
+    @property
+    @abstractmethod
+    def class_layers(self) -> list[nn.Module]:
+        """The layers whose scores become predictions."""
 
     @torch.no_grad()
     def with_new_rows(self, labels: Sequence[int], seed: int) -> Subject:
@@ -169,21 +177,6 @@ class Subject(ABC):
             weight[list(labels)] = rows.to(weight)
             if bias is not None:
                 bias[list(labels)] = self.new_bias
-        return other
-
-    @torch.no_grad()
-    def with_rows_of(self, donor: Subject, labels: Sequence[int]) -> Subject:
-        """A copy whose head has another model's rows for these classes (ours).
-
-        With the original's: what forgetting is worth without the rows that it took away.
-        """
-        other = copy.copy(self)
-        other.model = copy.deepcopy(self.model)
-        rows = list(labels)
-        for ours, theirs in zip(other.class_rows, donor.class_rows):
-            for into, out_of in zip(ours, theirs):
-                if into is not None:
-                    into[rows] = out_of[rows]
         return other
 
     def relearn(
@@ -213,23 +206,23 @@ class Subject(ABC):
         Yields:
             The number of steps and the copy as it is then. It is trained on afterwards.
         """
-        pupil = copy.copy(self)
-        pupil.model = copy.deepcopy(self.model).requires_grad_(True)
-        optimizer = torch.optim.AdamW(pupil.model.parameters(), lr=lr, weight_decay=1e-4)
+        student = copy.copy(self)
+        student.model = copy.deepcopy(self.model).requires_grad_(True)
+        optimizer = torch.optim.AdamW(student.model.parameters(), lr=lr, weight_decay=1e-4)
         order = _passes(np.asarray(images), batch_size, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for step in range(max(steps) + 1):
                 if step:
-                    _training_mode(pupil.model)
-                    loss = pupil.loss(data, next(order), labels)
+                    _training_mode(student.model)
+                    loss = student.loss(data, next(order), labels)
                     optimizer.zero_grad()
                     loss.backward()
-                    nn.utils.clip_grad_norm_(pupil.model.parameters(), self.clip_norm)
+                    nn.utils.clip_grad_norm_(student.model.parameters(), self.clip_norm)
                     optimizer.step()
                 if step in steps:
-                    pupil.model.eval()
-                    yield step, pupil
+                    student.model.eval()
+                    yield step, student
 
     def untrained(self, seed: int) -> Subject:
         """The same architecture with random weights, a model that never saw any data."""
@@ -243,8 +236,38 @@ class Subject(ABC):
 
     def _batches(self, data: Images, images: Sequence[int] | None) -> Iterator[np.ndarray]:
         images = np.arange(len(data)) if images is None else np.asarray(images)
-        for start in range(0, len(images), self.batch_size):
-            yield images[start : start + self.batch_size]
+        for start in range(0, len(images), data.batch_size):
+            yield images[start : start + data.batch_size]
+
+
+@torch.no_grad()
+def without_rows(subject: Subject, labels: Sequence[int]) -> Subject:
+    """A copy whose head has no rows for these classes, and nothing else changed (ours).
+
+    With an original it is the control of every method, for it costs nothing: AP of the classes is
+    0, all others are untouched, and all that the layers below know is still there.
+    """
+    other = copy.copy(subject)
+    other.model = copy.deepcopy(subject.model)
+    for layer in dict.fromkeys(other.class_layers):
+        seal_layer(layer, labels)
+    return other
+
+
+def same_inside(one: Subject, other: Subject) -> bool:
+    """Whether two models have the same weights, not counting the rows that score classes."""
+    return all(torch.equal(*pair) for pair in zip(_inside(one), _inside(other)))
+
+
+def _inside(subject: Subject) -> list[Tensor]:
+    rows = {id(part) for layer in subject.class_rows for part in layer}
+    return [value for value in subject.model.parameters() if id(value) not in rows]
+
+
+def per_class_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an evaluator's metrics those of the classes, by name."""
+    first = 'per_class/'
+    return {key[len(first) :]: value for key, value in metrics.items() if key.startswith(first)}
 
 
 def _training_mode(model: nn.Module) -> None:

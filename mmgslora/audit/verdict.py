@@ -1,98 +1,282 @@
-"""From the measures to one of a few verdicts, against limits that the user sets."""
+"""The one verdict on a request: its limits, its checks and what they say together.
+
+``audit.json``, the certificates and the report all show what :func:`judge_request` says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmgslora.errors import ForgettingError
+from mmgslora.report.audit_rows import AuditRows
+from mmgslora.report.record import mean_before, merged_file, metric_prefix, number, share_kept
+
+LIMITS = {
+    'forgotten_max': (2.0, 'Highest mean AP (or accuracy) of the forgotten classes, in %'),
+    'retained_min_share': (0.95, 'Smallest share of their own value that retained classes keep'),
+    'probe_gap_max': (2.0, "Most points by which a probe may name more than the oracle's"),
+    'relearning_gap_max': (0.0, 'Most points by which relearning may lead the oracle'),
+}
+"""Name -> (default, meaning). ``forgotten_max`` gives way to the oracle's AP on the same classes
+where that was measured and is higher: AP is a ranking, and a class without a single example can
+have some. All defaults are ours."""
+
+RELEARNING_POINT = (16, 20)
+"""Images and steps at which relearning is compared."""
+RELEARNING_MEASURE = 'relearning/k16/step20'
+NEW_HEAD_MEASURE = 'new_head/k16/step20'
+"""The same by an attacker who starts the head's rows anew; the larger lead of the two counts."""
 
 NOT_FORGOTTEN = 'not forgotten'
+CAME_BACK = 'came back in part'
 HIDDEN = 'hidden, not forgotten'
-FORGOTTEN = 'forgotten'
+TOO_COSTLY = 'at too high a price'
+NOT_SHOWN = 'not shown'
 OUTPUT_ONLY = 'gone from the output; whether it is only hidden cannot be judged'
+FORGOTTEN = 'forgotten'
 
-LIMITS = dict(forgotten_max=2.0, probe_gap_max=2.0, relearning_gap_max=0.0)
-"""``forgotten_max``: AP_f or Acc_f in percent, or the oracle's where that is higher, for AP is a
-ranking and a class without a single example can have some. ``probe_gap_max``: points by which a
-probe of what the head reads names more forgotten objects than the oracle's.
-``relearning_gap_max``: points by which relearning leads the oracle. All defaults are ours."""
+PASSED, FAILED, INCOMPLETE, NOT_MEASURED = 'passed', 'failed', 'incomplete', 'not measured'
 
-# Limits come with one decimal; a gap of 1e-12 is rounding.
+# Verdict -> result and sentence, the worst first.
+_SAYS = {
+    NOT_FORGOTTEN: (
+        FAILED,
+        'Not forgotten: the model still recognises what it was asked to forget.',
+    ),
+    CAME_BACK: (
+        FAILED,
+        'Came back in part: forgotten at first, but the last model of the run recognises these '
+        'classes more than is allowed.',
+    ),
+    HIDDEN: (
+        FAILED,
+        'Hidden, not forgotten: the model no longer names the classes, but more of them is left '
+        'inside it than in a model that never saw them.',
+    ),
+    TOO_COSTLY: (
+        FAILED,
+        'At too high a price: what had to stay lost more than was allowed.',
+    ),
+    NOT_SHOWN: (INCOMPLETE, 'Not shown: a value that decides was not measured.'),
+    OUTPUT_ONLY: (
+        INCOMPLETE,
+        'No longer recognised. Whether the classes are gone from inside the model, or only '
+        'hidden, has not been shown.',
+    ),
+    FORGOTTEN: (PASSED, 'Forgotten, by every threshold that was set.'),
+}
+# A share of 0.95 that comes out as 0.9499999999 of floating point has not failed.
 _ROUNDING = 1e-9
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
-    """The verdict and what it rests on.
+    """What is said of one request, and what it rests on.
 
     Attributes:
-        verdict: One of the four constants of this module.
-        reason: One sentence with the numbers that decided.
-        values: What was compared, None where it was not measured.
-        limits: What it was compared with.
+        task: Number of the request's task.
+        verdict: One of the seven constants of this module.
+        result: 'passed', 'failed' or 'incomplete'.
+        sentence: The verdict in plain words.
+        reason: The numbers that decided, in one sentence.
+        checks: What was compared with which limit, each with ``threshold``, ``measure``,
+            ``value``, ``limit``, ``model``, ``result`` and, where it was not measured, ``reason``.
     """
 
+    task: int
     verdict: str
+    result: str
+    sentence: str
     reason: str
-    values: dict[str, float | None]
-    limits: dict[str, float]
+    checks: list[dict[str, Any]]
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def judge(
-    forgotten: float,
-    probe_gap: float | None,
-    relearning_gap: float | None,
-    limits: Mapping[str, float] | None = None,
-    oracle_forgotten: float | None = None,
-) -> Verdict:
-    """Judge one model.
+def limits_of(thresholds: Mapping[str, Any] | None) -> dict[str, float]:
+    """The user's thresholds over the defaults of :data:`LIMITS`.
 
-    - 'not forgotten': the output still names the classes, more than the limit and the oracle's.
-    - 'hidden, not forgotten': the output does not, but probe or relearning finds more than in the
-      oracle. One gap above its limit is enough, even where the other was not measured.
-    - 'forgotten': neither does.
-    - otherwise the output alone was judged.
+    Raises:
+        ForgettingError: A name is unknown, or a value is no number or out of range (0 to 1 for a
+            share, else 0 to 100).
+    """
+    limits = {name: default for name, (default, _) in LIMITS.items()}
+    if thresholds is not None and not isinstance(thresholds, Mapping):
+        raise ForgettingError(
+            f'thresholds is {thresholds!r}; it must be a dict with {", ".join(LIMITS)}.'
+        )
+    for name, value in (thresholds or {}).items():
+        if name not in limits:
+            raise ForgettingError(f'thresholds has {name!r}; allowed are {", ".join(LIMITS)}.')
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise ForgettingError(f'thresholds.{name} is {value!r}; it must be a number.')
+        most = 1 if name == 'retained_min_share' else 100
+        if not 0 <= value <= most:
+            raise ForgettingError(
+                f'thresholds.{name} is {value!r}; it must lie between 0 and {most}'
+                f'{", a share of 1" if most == 1 else ""}.'
+            )
+        limits[name] = float(value)
+    return limits
+
+
+def judge_request(
+    record: Mapping[str, Any],
+    task: Mapping[str, Any],
+    limits: Mapping[str, float],
+    audit: AuditRows | None = None,
+    reason: str = '',
+    unfit: Mapping[int, str] | None = None,
+) -> Verdict:
+    """Judge one request of a run.
+
+    - 'not forgotten': AP_f (Acc_f) after its task is above the limit and above the oracle's.
+    - 'came back in part': it was not, but in the last model of the run it is.
+    - 'hidden, not forgotten': the output does not name the classes, but probe or relearning finds
+      more than in the oracle. One gap above its limit is enough, even where the other was not
+      measured; relearning under a new head alone can say this, and never the opposite.
+    - 'at too high a price': the retained classes kept too little.
+    - 'not shown': one of the values of the run was not measured, or not on the file that is there.
+    - 'gone from the output; ...': no audit with an oracle looked inside.
+    - 'forgotten': every limit holds.
 
     Args:
-        forgotten: AP_f or Acc_f of all forgotten classes, in percent.
-        probe_gap: Probe accuracy on forgotten objects minus the oracle's, in points; None where
-            there is no oracle or it was not measured.
-        relearning_gap: AP_f or Acc_f after relearning minus the oracle's, in points, or None.
-        limits: Overrides of :data:`LIMITS`. Defaults to None.
-        oracle_forgotten: AP_f or Acc_f of the oracle, in percent. Defaults to None: no oracle.
+        record: The content of ``forgetting.json``.
+        task: The request's entry in it.
+        limits: From :func:`limits_of`.
+        audit: The audit, where it counts for this request. Defaults to None.
+        reason: Why there is none. Defaults to '', for an audit.
+        unfit: Task number -> why its merged file is not the one that the run measured. Defaults
+            to None: all are.
     """
-    limits = {**LIMITS, **(limits or {})}
-    limits = {name: limits[name] for name in LIMITS}
-    values = dict(
-        forgotten=forgotten,
-        oracle_forgotten=oracle_forgotten,
-        probe_gap=probe_gap,
-        relearning_gap=relearning_gap,
-    )
-    allowed = max(limits['forgotten_max'], oracle_forgotten or 0.0)
-    above = [
-        f'{what} {values[name]:.1f} points above the oracle (allowed: {limits[limit]:g})'
-        for what, name, limit in (
-            ('a probe is', 'probe_gap', 'probe_gap_max'),
-            ('relearning is', 'relearning_gap', 'relearning_gap_max'),
-        )
-        if values[name] is not None and values[name] > limits[limit] + _ROUNDING
-    ]
-    missing = [name for name in ('probe_gap', 'relearning_gap') if values[name] is None]
-    output = f'AP_f or Acc_f is {forgotten:.1f} % (allowed: {allowed:.3g})'
-    if forgotten > allowed + _ROUNDING:
-        verdict, reason = NOT_FORGOTTEN, f'{output}.'
-    elif above:
-        verdict, reason = HIDDEN, f'{output}, but {" and ".join(above)}.'
-    elif missing:
+    output = _output_checks(record, task, limits['forgotten_max'], audit, unfit or {})
+    retained = _retained_check(record, task, limits['retained_min_share'], unfit or {})
+    inside = _inside_checks(limits, audit, reason)
+    results = [check['result'] for check in output]
+    if results[0] == FAILED:
+        verdict = NOT_FORGOTTEN
+    elif FAILED in results:
+        verdict = CAME_BACK
+    elif any(check['result'] == FAILED for check in inside):
+        verdict = HIDDEN
+    elif retained['result'] == FAILED:
+        verdict = TOO_COSTLY
+    elif NOT_MEASURED in (*results, retained['result']):
+        verdict = NOT_SHOWN
+    elif any(check['result'] == NOT_MEASURED for check in inside):
         verdict = OUTPUT_ONLY
-        reason = f'{output}; not compared with an oracle: {", ".join(missing).replace("_", " ")}.'
     else:
         verdict = FORGOTTEN
+    checks = [*output, retained, *inside]
+    return Verdict(task['task'], verdict, *_SAYS[verdict], _reason(checks), checks)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict that a run as a whole deserves: that of its worst request."""
+    order = list(_SAYS)
+    return min(verdicts, key=lambda verdict: order.index(verdict.verdict))
+
+
+def _output_checks(
+    record: Mapping, task: Mapping, limit: float, audit: AuditRows | None, unfit: Mapping[int, str]
+) -> list[dict]:
+    """At the end of the task, and again in the last model of the run."""
+    prefix, last = metric_prefix(record), record['tasks'][-1]
+    oracle = _mean_of(audit, task['forget'], 'oracle')
+    allowed = limit if oracle is None else max(limit, oracle)
+    values = {task['task']: (f'{prefix}f', number(task['metrics'].get(f'{prefix}f')))}
+    if last['task'] != task['task']:
+        found = [number(last['per_class'].get(name)) for name in task['forget']]
+        mean = None if None in found else sum(found) / len(found)
+        values[last['task']] = (f'{prefix}o of these classes', mean)
+    return [
+        _check('forgotten_max', f'{name} after task {n}', value, allowed, merged_file(n),
+               unfit.get(n, ''))
+        for n, (name, value) in values.items()
+    ]  # fmt: skip
+
+
+def _retained_check(
+    record: Mapping, task: Mapping, limit: float, unfit: Mapping[int, str]
+) -> dict[str, Any]:
+    share = share_kept(record, task)
+    if not task['retain'] or not mean_before(record, task['retain']):
+        share = None
+    name = f'share of their pre-trained mean kept by {len(task["retain"])} retained classes'
+    number_of_task = task['task']
+    model, why = merged_file(number_of_task), unfit.get(number_of_task, '')
+    return _check('retained_min_share', name, share, limit, model, why)
+
+
+def _inside_checks(
+    limits: Mapping[str, float], audit: AuditRows | None, reason: str
+) -> list[dict[str, Any]]:
+    model, probe, relearning = None, 'probe', RELEARNING_MEASURE
+    gaps: dict[str, float | None] = {}
+    if audit is not None:
+        model = merged_file(audit.task)
+        probe = next(reversed(audit.of('probe')), probe)
+        leads = {name: audit.gap(name) for name in (RELEARNING_MEASURE, NEW_HEAD_MEASURE)}
+        known = {name: lead for name, lead in leads.items() if lead is not None}
+        relearning = max(known, key=known.get, default=relearning)
+        gaps = {probe: audit.gap(probe), relearning: known.get(relearning)}
+        if leads[RELEARNING_MEASURE] is None and (gaps[relearning] or 0) <= (
+            limits['relearning_gap_max'] + _ROUNDING
+        ):
+            # A new head alone can show that something is left, not that nothing is.
+            relearning = RELEARNING_MEASURE
         reason = (
-            f'{output}; from the oracle, a probe is {probe_gap:+.1f} '
-            f'and relearning {relearning_gap:+.1f} points away.'
+            'the audit has no such comparison with the oracle'
+            if audit.has_oracle
+            else 'the audit has no oracle to compare with'
         )
-    return Verdict(verdict, reason, values, limits)
+    why = '' if audit is not None else reason
+    return [
+        _check(threshold, f'{name}, above the oracle', gaps.get(name), limits[threshold], model,
+               why, missing=reason)
+        for threshold, name in (('probe_gap_max', probe), ('relearning_gap_max', relearning))
+    ]  # fmt: skip
+
+
+def _check(
+    threshold: str,
+    measure: str,
+    value: float | None,
+    limit: float,
+    model: str | None,
+    why: str,
+    missing: str = 'the run did not record it',
+) -> dict[str, Any]:
+    """One value held against its limit; ``why`` says what makes it worthless, if anything."""
+    value = None if why else value
+    check = dict(threshold=threshold, measure=measure, value=value, limit=limit, model=model)
+    if value is None:
+        return dict(check, result=NOT_MEASURED, reason=why or missing)
+    least = threshold == 'retained_min_share'
+    fits = value >= limit - _ROUNDING if least else value <= limit + _ROUNDING
+    return dict(check, result=PASSED if fits else FAILED, reason=None)
+
+
+def _mean_of(audit: AuditRows | None, names: Sequence[str], model: str) -> float | None:
+    """Mean AP or accuracy of these classes in a model of the audit; None if one is unknown."""
+    values = [audit and audit.value(f'output/per_class/{name}', model) for name in names]
+    return None if None in values else sum(value.mean for value in values) / len(values)
+
+
+def _reason(checks: Sequence[Mapping[str, Any]]) -> str:
+    """What failed; where nothing did, every value, and what was not measured."""
+    failed = [check for check in checks if check['result'] == FAILED]
+    said = [_in_words(check) for check in failed or checks if check['value'] is not None]
+    missing = [check for check in checks if check['result'] == NOT_MEASURED]
+    said += [f'{check["measure"]}: {check["reason"]}' for check in missing if not failed]
+    return f'{"; ".join(said)}.'
+
+
+def _in_words(check: Mapping[str, Any]) -> str:
+    value, limit = check['value'], check['limit']
+    if check['threshold'] == 'retained_min_share':
+        return f'{check["measure"]}: {100 * value:.1f} % (at least {100 * limit:.3g} %)'
+    return f'{check["measure"]}: {value:.1f} (allowed: {limit:.3g})'

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmgslora.report import draw_before_after, draw_labels
+from mmgslora.report.png import drawing
 
 _KEY = 'detections_before'
 
@@ -50,7 +51,8 @@ class PictureHook(Hook):
         before = runner.message_hub.get_info(_KEY)
         if before['indices']:
             after = [self._detect(runner, i) for i in before['indices']]
-            self._draw(runner, before['indices'], before['found'], after)
+            with drawing(Path(runner.work_dir, 'before_after.png')):
+                self._draw(runner, before['indices'], before['found'], after)
 
     def _draw(self, runner, indices: list[int], before: list[dict], after: list[dict]) -> None:
         loop, dataset = runner.train_loop, _dataset(runner)

@@ -12,12 +12,17 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from rich.console import Console
 
+from mmgslora.audit.verdict import limits_of
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
 from mmgslora.lora import lora_layers, trainable_share
 from mmgslora.methods.base import Method
 from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
+from mmgslora.report.certificate import requests_of
+from mmgslora.report.png import drawing
+from mmgslora.report.record import merged_file
+from mmgslora.report.run import sha256
 
 
 def _nest(metrics: dict) -> dict:
@@ -38,6 +43,16 @@ def _few_shot(views: ForgettingViews) -> dict | None:
         return None
     images = {side: views.images_of_classes(side) for side in ('forget', 'retain')}
     return dict(images_per_class=views.few_shot, seed=views.seed, **images)
+
+
+def _hash(path: Path) -> str | None:
+    return sha256(path) if path.is_file() else None
+
+
+def _merged(work_dir: str, task: int) -> dict[str, str | None]:
+    """The merged checkpoint whose numbers these are, by the hash of the file."""
+    path = merged_file(task)
+    return dict(path=path, sha256=_hash(Path(work_dir, path)))
 
 
 def _method(method: Method) -> dict[str, Any]:
@@ -79,15 +94,24 @@ class RecordHook(Hook):
     settings, the split that was measured on, and whether the run seals.
 
     The finished tasks are kept in the message hub, so that a resumed run goes on with the record
-    that belongs to its checkpoint.
+    that belongs to its checkpoint. What the config says of requests and thresholds stands in the
+    record, so that a report needs no config.
+
+    Raises:
+        ForgettingError: ``requests`` or ``thresholds`` of the config are not what they must be.
     """
 
-    priority = 'LOW'
+    # After the merged file is written, before anything is drawn.
+    priority = 'BELOW_NORMAL'
 
     def before_run(self, runner) -> None:
+        requests_of(runner.cfg.get('requests'), len(runner.train_loop.protocol))
+        limits_of(runner.cfg.get('thresholds'))
         # A run that is resumed has a checkpoint of its own to start from.
         if runner.cfg.get('load_from') and not runner.cfg.get('resume'):
-            runner.message_hub.update_info('original', str(runner.cfg.load_from))
+            original = str(runner.cfg.load_from)
+            runner.message_hub.update_info('original', original)
+            runner.message_hub.update_info('original_sha256', _hash(Path(original)))
 
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
@@ -111,6 +135,7 @@ class RecordHook(Hook):
             steps=loop.steps_per_task[partition.task - 1],
             train_seconds=hub.get_info('train_seconds'),
             eval_seconds=hub.get_info('eval_seconds'),
+            merged=_merged(runner.work_dir, partition.task),
         )
         done = [t for t in hub.get_info('finished_tasks', []) if t['task'] < partition.task]
         hub.update_info('finished_tasks', [*done, task])
@@ -119,7 +144,8 @@ class RecordHook(Hook):
         draft = path.with_suffix('.tmp')
         draft.write_text(json.dumps(record, indent=1))
         draft.replace(path)
-        plot_forgetting(record, path.with_suffix('.png'))
+        with drawing(path.with_suffix('.png')):
+            plot_forgetting(record, path.with_suffix('.png'))
 
     @master_only
     def after_train(self, runner) -> None:
@@ -132,6 +158,7 @@ class RecordHook(Hook):
 
     def record(self, runner) -> dict:
         """The content of ``forgetting.json``."""
+        protocol = runner.train_loop.protocol
         return dict(
             config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
@@ -142,6 +169,11 @@ class RecordHook(Hook):
             split=runner.train_loop.evaluate_on,
             seal=runner.train_loop.seal,
             original=runner.message_hub.get_info('original'),
+            original_sha256=runner.message_hub.get_info('original_sha256'),
+            protocol=dict(tasks=list(map(list, protocol.tasks)), missing=list(protocol.missing)),
+            requests=requests_of(runner.cfg.get('requests'), len(protocol)),
+            thresholds=runner.cfg.get('thresholds'),
+            audit=runner.cfg.get('audit'),
             versions=versions(),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),

@@ -133,6 +133,18 @@ def class_rows(detector: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter | N
     return [(branch.weight, branch.bias) for branch in dict.fromkeys(branches)]
 
 
+def class_layers(detector: nn.Module) -> list[nn.Module]:
+    """The layers that score classes after each decoder layer.
+
+    Not the one of a two-stage encoder, which chooses the queries: some detectors read nothing but
+    its first class.
+    """
+    head = detector.bbox_head
+    if hasattr(head, 'cls_branches'):
+        return list(head.cls_branches[: detector.decoder.num_layers])
+    return [head.fc_cls]
+
+
 @MODELS.register_module()
 class ForgettingDetector(ForgettingModel):
     """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
@@ -192,15 +204,8 @@ class ForgettingDetector(ForgettingModel):
 
     @property
     def class_layers(self) -> list[nn.Module]:
-        """See :class:`ForgettingModel`: those of the decoder layers.
-
-        Not the one of a two-stage encoder, which chooses the queries: some detectors read nothing
-        but its first class.
-        """
-        head = self.detector.bbox_head
-        if hasattr(head, 'cls_branches'):
-            return list(head.cls_branches[: self.detector.decoder.num_layers])
-        return [head.fc_cls]
+        """See :class:`ForgettingModel`: those of the decoder layers."""
+        return class_layers(self.detector)
 
     def forward(
         self, inputs: Tensor, data_samples: SampleList | None = None, mode: str = 'tensor'

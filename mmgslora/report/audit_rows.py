@@ -12,7 +12,8 @@ from mmgslora.report.record import number
 
 MODEL_NAMES = {
     'original': 'before forgetting',
-    'ours': 'after forgetting',
+    'unlearned': 'after forgetting',
+    'head only': 'head only (nothing trained)',
     'oracle': 'oracle (never saw them)',
 }
 
@@ -30,8 +31,8 @@ class Spread:
 class AuditRows:
     """An audit, by measure and model.
 
-    Models are 'original' (before forgetting), 'ours' (after it), 'oracle' (retrained without the
-    classes); any other name is a baseline. Measures are paths, the first word names the audit.
+    Models are 'original' (before forgetting), 'unlearned' (after it), 'oracle' (retrained without
+    the classes); any other name is a baseline. Measures are paths, the first word names the audit.
 
     Args:
         content: What ``audit.json`` holds.
@@ -59,7 +60,7 @@ class AuditRows:
             if value is not None:
                 values.append(value)
         self._values = found
-        rank = {'original': 0, 'ours': 1, 'oracle': 3}
+        rank = {'original': 0, 'unlearned': 1, 'oracle': 3}
         names = dict.fromkeys(m for of_models in found.values() for m in of_models)
         self.models: list[str] = sorted(names, key=lambda m: rank.get(m, 2))
 
@@ -81,8 +82,8 @@ class AuditRows:
 
     def gap(self, measure: str) -> float | None:
         """By how much the forgetting model's mean lies above the oracle's."""
-        ours, oracle = self.value(measure, 'ours'), self.value(measure, 'oracle')
-        return ours.mean - oracle.mean if ours and oracle else None
+        unlearned, oracle = self.value(measure, 'unlearned'), self.value(measure, 'oracle')
+        return unlearned.mean - oracle.mean if unlearned and oracle else None
 
     @property
     def has_oracle(self) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 from plotly.graph_objects import Figure
 
+from mmgslora.audit.verdict import RELEARNING_POINT, worst
 from mmgslora.report import charts
 from mmgslora.report.audit_rows import MODEL_NAMES, AuditRows, curve_point
-from mmgslora.report.certificate import RELEARNING_POINT, audit_reason
+from mmgslora.report.certificate import audit_reason, judge_run
 from mmgslora.report.format import gap_text, pairs, points, value_text
 from mmgslora.report.run import FinishedRun
 
@@ -36,21 +37,16 @@ class _Kind:
 _KINDS = {
     'output': _Kind(
         'Output: what does it answer?',
-        'The models compared are measured on the same held-out images: the forgotten classes (_f) '
-        'and the retained ones (_r), in %.',
+        'The models compared are measured on the same held-out images, in %: the mean over all '
+        'classes that must be gone by now (_gone; _f of section 2 is that of one task alone), over '
+        'those that stay (_r) and those that stay without training data (_m).',
         'The weakest evidence: it says nothing about what is left inside.',
     ),
-    'old_rows': _Kind(
-        'Old rows: what does it answer with its old head?',
-        "The forgetting model's output on the forgotten classes, in %, after the original's rows "
-        'for them were put back into its head: what the layers below have forgotten themselves.',
-        'Only somebody who has the original model can do this.',
-    ),
-    'whereabouts': _Kind(
-        'Whereabouts: what became of the objects?',
+    'outcomes': _Kind(
+        'Outcomes: what became of the objects?',
         'Each true object of the forgotten classes, in % of them: found under its own name, called '
-        'something else, faint (its own name only at a very low score), or background.',
-        'What is faint comes back when somebody lowers the score threshold.',
+        'something else, low score (its own name only at a very low score), or background.',
+        'What has a low score comes back when somebody lowers the score threshold.',
     ),
     'localisation': _Kind(
         'Localisation: does it still outline the objects?',
@@ -149,17 +145,19 @@ def audit_section(run: FinishedRun, prefix: str) -> dict[str, Any] | None:
         reason=audit_reason(run, run.tasks[-1]),
         task=audit.task,
         forgotten=audit.forgotten,
-        verdict=_verdict(audit),
+        verdict=_verdict(run),
         settings=pairs(audit.content.get('settings')),
     )
 
 
-def _verdict(audit: AuditRows) -> list[tuple[str, str]]:
-    """The audit's own verdict in its words; the numbers behind it are shown anyway."""
-    verdict = audit.content.get('verdict')
-    if isinstance(verdict, dict):
-        verdict = {name: text for name, text in verdict.items() if isinstance(text, str)}
-    return pairs(verdict)
+def _verdict(run: FinishedRun) -> list[tuple[str, str]]:
+    """The worst verdict on the requests that the audit covers, judged now."""
+    covered = [v for v, task in zip(judge_run(run), run.tasks) if not audit_reason(run, task)]
+    if not covered:
+        return []
+    verdict = worst(covered)
+    which = f' (task {verdict.task})' if len(covered) > 1 else ''
+    return [('verdict', f'{verdict.verdict}{which}'), ('reason', verdict.reason)]
 
 
 def _section(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> dict[str, Any]:
@@ -213,14 +211,12 @@ def sentence(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> s
     """
     if kind in ('probe', 'prototype'):
         return _probe_sentence(audit, kind, measures)
-    if kind == 'old_rows':
-        return _old_rows_sentence(audit, measures[0])
     if kind == 'relearning':
         return _relearning_sentence(audit, measures, prefix)
     if kind == 'new_head':
         return f'With new rows in the head, {_relearning_sentence(audit, measures, prefix)}'
-    if kind == 'whereabouts':
-        return _whereabouts_sentence(audit)
+    if kind == 'outcomes':
+        return _outcomes_sentence(audit)
     if kind == 'damage':
         return _damage_sentence(audit, measures)
     if kind == 'output':
@@ -228,14 +224,14 @@ def sentence(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> s
     text = points if kind in _KINDS and _KINDS[kind].percent else value_text
     found = []
     for measure in measures:
-        ours = audit.value(measure, 'ours')
+        unlearned = audit.value(measure, 'unlearned')
         others = [
             f'{what} {text(value.mean)}'
             for model, what in (('original', 'before'), ('oracle', 'oracle'))
             if (value := audit.value(measure, model))
         ]
-        if ours and others:
-            found.append(f'{_name(measure)} {text(ours.mean)} ({", ".join(others)})')
+        if unlearned and others:
+            found.append(f'{_name(measure)} {text(unlearned.mean)} ({", ".join(others)})')
     if not found:
         return 'There is no other model to compare these numbers with.'
     return f'After forgetting: {"; ".join(found[:3])}.'
@@ -243,11 +239,11 @@ def sentence(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> s
 
 def _probe_sentence(audit: AuditRows, kind: str, measures: list[str]) -> str:
     last = measures[-1]
-    ours, before = audit.value(last, 'ours'), audit.value(last, 'original')
-    if ours is None:
+    unlearned, before = audit.value(last, 'unlearned'), audit.value(last, 'original')
+    if unlearned is None:
         return 'The model after forgetting was not measured.'
     reader = 'the probe' if kind == 'probe' else 'the nearest mean'
-    text = f'From {_name(last)}, {reader} names {points(ours.mean)} % of the forgotten objects'
+    text = f'From {_name(last)}, {reader} names {points(unlearned.mean)} % of the forgotten objects'
     text += f' (before forgetting {points(before.mean)} %)' if before else ''
     gap = audit.gap(last)
     if gap is None:
@@ -265,10 +261,10 @@ def _probe_sentence(audit: AuditRows, kind: str, measures: list[str]) -> str:
 def _relearning_sentence(audit: AuditRows, measures: list[str], prefix: str) -> str:
     images, step = RELEARNING_POINT
     measure = next((m for m in measures if curve_point(m) == RELEARNING_POINT), None)
-    ours = audit.value(measure, 'ours') if measure else None
-    if ours is None:
+    unlearned = audit.value(measure, 'unlearned') if measure else None
+    if unlearned is None:
         return f'{step} steps on {images} images were not measured.'
-    text = f'{step} steps on {images} images bring {prefix}f back to {points(ours.mean)} %'
+    text = f'{step} steps on {images} images bring {prefix}gone back to {points(unlearned.mean)} %'
     gap = audit.gap(measure)
     if gap is None:
         return f'{text}; without an oracle it is not known how much of that is new learning.'
@@ -278,22 +274,15 @@ def _relearning_sentence(audit: AuditRows, measures: list[str], prefix: str) -> 
     return f'{text}no lead over a model that never saw the classes.'
 
 
-def _old_rows_sentence(audit: AuditRows, measure: str) -> str:
-    name = _name(measure)
-    text = f'With the rows it once had {name} is {points(audit.value(measure, "ours").mean)} %'
-    before = audit.value(f'output/{name}', 'original')
-    return f'{text}, before forgetting {points(before.mean)} %.' if before else f'{text}.'
-
-
-def _whereabouts_sentence(audit: AuditRows) -> str:
+def _outcomes_sentence(audit: AuditRows) -> str:
     said = []
-    for model in ('ours', 'oracle'):
-        shares = charts.whereabouts_shares(audit, model)
+    for model in ('unlearned', 'oracle'):
+        shares = charts.outcomes_shares(audit, model)
         if not shares:
             continue
         called = {
             _name(measure).partition(' ')[2]: value.mean
-            for measure in audit.of('whereabouts')
+            for measure in audit.of('outcomes')
             if charts.is_called(measure) and (value := audit.value(measure, model))
         }
         parts = [f'{points(share)} % {what}' for what, share in shares.items()]
@@ -309,11 +298,11 @@ def _whereabouts_sentence(audit: AuditRows) -> str:
 
 def _damage_sentence(audit: AuditRows, measures: list[str]) -> str:
     worst = _worst_first(audit, measures)[0]
-    ours = audit.value(worst, 'ours')
-    if ours is None:
+    unlearned = audit.value(worst, 'unlearned')
+    if unlearned is None:
         return 'The model after forgetting was not measured.'
     name = _name(worst)
-    text = f'{name} has lost most: {points(ours.mean)} points'
+    text = f'{name} has lost most: {points(unlearned.mean)} points'
     if near := audit.nearest.get(name):
         gone = ', which was forgotten' if near in audit.forgotten else ''
         text += f'. The class it is taken for most is {near}{gone}'
@@ -322,8 +311,8 @@ def _damage_sentence(audit: AuditRows, measures: list[str]) -> str:
 
 def _worst_first(audit: AuditRows, measures: list[str]) -> list[str]:
     def loss(measure: str) -> float:
-        ours = audit.value(measure, 'ours')
-        return ours.mean if ours else float('-inf')
+        unlearned = audit.value(measure, 'unlearned')
+        return unlearned.mean if unlearned else float('-inf')
 
     return sorted(measures, key=loss, reverse=True)
 
@@ -333,8 +322,8 @@ def _figure(audit: AuditRows, kind: str, measures: list[str], prefix: str) -> Fi
         return charts.probe_chart(audit, measures)
     if kind == 'relearning' and audit.curves():
         return charts.relearning_chart(audit, prefix)
-    if kind == 'whereabouts' and any(charts.whereabouts_shares(audit, m) for m in audit.models):
-        return charts.whereabouts_chart(audit)
+    if kind == 'outcomes' and any(charts.outcomes_shares(audit, m) for m in audit.models):
+        return charts.outcomes_chart(audit)
     return None
 
 

@@ -1,6 +1,6 @@
 """One machine-readable certificate per request: who asked for what, what was measured, who signs.
 
-What a user fills in stands at the top of the run's config::
+What a user fills in stands at the top of the run's config, or later in a config for ``--config``::
 
     requests = [
         dict(requested_by='...', reason='...', reference='...', date='2026-01-31'),  # of task 1
@@ -8,16 +8,16 @@ What a user fills in stands at the top of the run's config::
     ]
     thresholds = dict(forgotten_max=2.0, retained_min_share=0.95)
 
-:data:`THRESHOLDS` says what the limits mean and what holds where the config sets none.
+:data:`mmgslora.audit.verdict.LIMITS` says what the limits mean and what holds where none is set.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,14 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from mmgslora.audit.verdict import Verdict, judge_request, limits_of
 from mmgslora.errors import ForgettingError
-from mmgslora.report.audit_rows import curve_point
-from mmgslora.report.record import mean_before, metric_prefix, number, share_kept
+from mmgslora.report.record import merged_file, unfinished
 from mmgslora.report.run import FinishedRun, find_file, read_json, sha256, write_text
 
-THRESHOLDS = {
-    'forgotten_max': (2.0, 'Highest mean AP (or accuracy) of the forgotten classes, in %'),
-    'retained_min_share': (0.95, 'Smallest share of their own value that retained classes keep'),
-    'probe_gap_max': (2.0, "Most points by which a probe may name more than the oracle's"),
-    'relearning_gap_max': (0.0, 'Most points by which relearning may lead the oracle'),
-}
-"""Name -> (default, meaning). The probe reads the last layer, what the classifier head reads;
-relearning is compared after 20 steps on 16 images. All defaults are ours."""
-
 REQUEST_FIELDS = ('requested_by', 'reason', 'reference', 'date')
-RELEARNING_POINT = (16, 20)
-PASSED, FAILED, NOT_MEASURED = 'passed', 'failed', 'not measured'
-_ROUNDING = 1e-9
+_SHOWN = ('result', 'sentence', 'reason')
+SEALED_NOTE = 'Rows removed from what is handed out; not evidence of forgetting.'
 
 
 def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
@@ -52,31 +42,14 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
         run: The finished run.
 
     Raises:
-        ForgettingError: ``requests`` or ``thresholds`` of the config are not what they must be.
+        ForgettingError: ``requests`` or ``thresholds`` are not what they must be.
     """
-    limits = limits_of(run.thresholds)
-    requests = _requests(run)
-    return [_certificate(run, index, request, limits) for index, request in enumerate(requests)]
-
-
-def limits_of(thresholds: Mapping[str, Any] | None) -> dict[str, float]:
-    """The config's thresholds over the defaults.
-
-    Raises:
-        ForgettingError: A name is unknown or a value is no number.
-    """
-    limits = {name: default for name, (default, _) in THRESHOLDS.items()}
-    if thresholds is not None and not isinstance(thresholds, Mapping):
-        raise ForgettingError(
-            f'thresholds is {thresholds!r}; it must be a dict with {", ".join(THRESHOLDS)}.'
-        )
-    for name, value in (thresholds or {}).items():
-        if name not in limits:
-            raise ForgettingError(f'thresholds has {name!r}; allowed are {", ".join(THRESHOLDS)}.')
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ForgettingError(f'thresholds.{name} is {value!r}; it must be a number.')
-        limits[name] = float(value)
-    return limits
+    planned = (run.record.get('protocol') or {}).get('tasks') or run.tasks
+    requests = requests_of(run.requests, max(len(planned), len(run.tasks)))
+    return [
+        _certificate(run, task, request, verdict)
+        for task, request, verdict in zip(run.tasks, requests, judge_run(run))
+    ]
 
 
 def audit_reason(run: FinishedRun, task: dict) -> str:
@@ -89,31 +62,59 @@ def audit_reason(run: FinishedRun, task: dict) -> str:
     left_out = [name for name in task['forget'] if name not in audit.forgotten]
     if audit.task < task['task'] or left_out:
         return f'audit.json is of task {audit.task} and does not cover this request'
-    merged = run.file(run.merged(audit.task))
-    files = (audit.content.get('files') or {}).values()
-    audited = {file.get('sha256') for file in files if isinstance(file, dict)}
-    if merged['sha256'] is None:
-        return f'{merged["path"]} is missing, so audit.json cannot be matched with a file'
-    if merged['sha256'] not in audited:
+    if reason := unfit_files(run).get(audit.task):
+        return reason
+    hashes = {
+        role: file.get('sha256')
+        for role, file in (audit.content.get('files') or {}).items()
+        if isinstance(file, dict)
+    }
+    merged, original = run.file(merged_file(audit.task)), run.file(run.original)
+    if hashes.get('unlearned') != merged['sha256']:
         return f'audit.json was made of another file than {merged["path"]}'
+    if audit.has_oracle and not hashes.get('oracle'):
+        return 'audit.json has values of an oracle, but names no file of one'
+    if audit.has_oracle and hashes['oracle'] in (merged['sha256'], original['sha256']):
+        return 'the oracle of audit.json is the audited or the original model itself'
     return ''
 
 
-def _certificate(run: FinishedRun, index: int, request: dict, limits: dict) -> dict[str, Any]:
-    task, last = run.tasks[index], run.tasks[-1]
-    number_of_task = task['task']
-    reason = audit_reason(run, task)
-    checks = [
-        *_forgotten_checks(run, task, limits['forgotten_max']),
-        *_retained_checks(run, task, limits['retained_min_share']),
-        *_audit_checks(run, reason, limits),
-    ]
+def unfit_files(run: FinishedRun) -> dict[int, str]:
+    """Task number -> why its merged file is not the one that the run measured, where it is not."""
+    found = {}
+    for task in run.tasks:
+        file = run.file(merged_file(task['task']))
+        recorded = (task.get('merged') or {}).get('sha256')
+        if file['sha256'] is None:
+            found[task['task']] = f'{file["path"]} is missing'
+        elif recorded not in (None, file['sha256']):
+            found[task['task']] = f'{file["path"]} was changed after the run had measured it'
+    return found
+
+
+def judge_run(run: FinishedRun) -> list[Verdict]:
+    """The verdict on each request of a run, in their order.
+
+    Raises:
+        ForgettingError: The run's thresholds are not what they must be.
+    """
+    limits, unfit = limits_of(run.thresholds), unfit_files(run)
+    found = []
+    for task in run.tasks:
+        reason = audit_reason(run, task)
+        audit = None if reason else run.audit
+        found.append(judge_request(run.record, task, limits, audit, reason, unfit))
+    return found
+
+
+def _certificate(run: FinishedRun, task: dict, request: dict, verdict: Verdict) -> dict[str, Any]:
+    number_of_task, last = task['task'], run.tasks[-1]
     adapter = f'adapters/task_{number_of_task:02d}/adapter_model.safetensors'
     files = dict(
         original=run.file(run.original),
         adapter=run.file(adapter),
-        merged=run.file(run.merged(number_of_task)),
-        latest=run.file(run.merged(last['task'])),
+        merged=run.file(merged_file(number_of_task)),
+        latest=run.file(merged_file(last['task'])),
         record=run.file('forgetting.json'),
         audit=run.file('audit.json') if run.audit else dict(path=None, sha256=None),
     )
@@ -122,11 +123,14 @@ def _certificate(run: FinishedRun, index: int, request: dict, limits: dict) -> d
         version=1,
         task=number_of_task,
         tasks_in_run=len(run.tasks),
+        unfinished=unfinished(run.record) or None,
         classes=task['forget'],
         request=request,
         run=dict(config=run.record.get('config'), seed=run.record.get('seed')),
         files=files,
-        metrics=task['metrics'],
+        split=run.split,
+        metrics={k: v for k, v in task['metrics'].items() if not k.startswith('sealed/')},
+        sealed=_sealed_part(run, task),
         per_class={
             name: dict(
                 before=run.record['pretrained']['per_class'].get(name),
@@ -135,131 +139,24 @@ def _certificate(run: FinishedRun, index: int, request: dict, limits: dict) -> d
             )
             for name in run.record['pretrained']['per_class']
         },
-        audit=_audit_part(run, reason),
-        thresholds=limits,
+        audit=_audit_part(run, audit_reason(run, task)),
+        thresholds=limits_of(run.thresholds),
         thresholds_set_by_user=sorted(run.thresholds or {}),
-        checks=checks,
-        verdict=verdict_of(checks),
+        checks=verdict.checks,
+        verdict={key: getattr(verdict, key) for key in ('verdict', *_SHOWN)},
         versions=run.record.get('versions') or {},
         written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
     )
     return _without_nan(certificate)
 
 
-def verdict_of(checks: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What the checks say together.
-
-    Returns:
-        ``result`` ('passed', 'failed' or 'incomplete') and ``sentence``.
-    """
-    checks = list(checks)
-    failed = {check['threshold'] for check in checks if check['result'] == FAILED}
-    unknown = {check['threshold'] for check in checks if check['result'] == NOT_MEASURED}
-    audits = {'probe_gap_max', 'relearning_gap_max'}
-    recognised = [
-        check['result'] == FAILED for check in checks if check['threshold'] == 'forgotten_max'
-    ]
-    if any(recognised[:1]):
-        sentence = 'Not forgotten: the model still recognises what it was asked to forget.'
-    elif any(recognised):
-        sentence = (
-            'Came back in part: forgotten at first, but the last model of the run recognises these '
-            'classes more than is allowed.'
-        )
-    elif failed & audits:
-        sentence = (
-            'Hidden, not forgotten: the model no longer names the classes, but more of them is '
-            'left inside it than in a model that never saw them.'
-        )
-    elif failed:
-        sentence = 'At too high a price: what had to stay lost more than was allowed.'
-    elif unknown & {'forgotten_max', 'retained_min_share'}:
-        sentence = 'Not shown: a value that decides was not measured.'
-    elif unknown:
-        sentence = (
-            'No longer recognised. Whether the classes are gone from inside the model, or only '
-            'hidden, has not been shown.'
-        )
-    else:
-        sentence = 'Forgotten, by every threshold that was set.'
-    result = 'failed' if failed else 'incomplete' if unknown else 'passed'
-    return dict(result=result, sentence=sentence)
-
-
-def _forgotten_checks(run: FinishedRun, task: dict, limit: float) -> list[dict]:
-    """At the end of the task, and again in the last model of the run."""
-    prefix = metric_prefix(run.record)
-    now = number(task['metrics'].get(f'{prefix}f'))
-    name = f'{prefix}f after task {task["task"]}'
-    checks = [_check('forgotten_max', name, now, limit, run.merged(task['task']))]
-    last = run.tasks[-1]
-    if last is not task:
-        values = [number(last['per_class'].get(c)) for c in task['forget']]
-        mean = None if None in values else sum(values) / len(values)
-        name = f'{prefix}o of these classes after task {last["task"]}'
-        checks.append(_check('forgotten_max', name, mean, limit, run.merged(last['task'])))
-    return checks
-
-
-def _retained_checks(run: FinishedRun, task: dict, limit: float) -> list[dict]:
-    share = share_kept(run.record, task)
-    name = f'share of their pre-trained mean kept by {len(task["retain"])} retained classes'
-    if not task['retain'] or not mean_before(run.record, task['retain']):
-        share = None
-    model = run.merged(task['task'])
-    return [_check('retained_min_share', name, share, limit, model, smallest=True)]
-
-
-def _audit_checks(run: FinishedRun, reason: str, limits: dict) -> list[dict]:
-    audit, model = run.audit, None
-    probe, relearning = 'probe', 'relearning'
-    gaps: dict[str, float | None] = {}
-    if not reason:
-        model = run.merged(audit.task)
-        probe = next(reversed(audit.of('probe')), probe)
-        points = [
-            name
-            for kind in ('relearning', 'new_head')
-            for name in audit.of(kind)
-            if curve_point(name) == RELEARNING_POINT
-        ]
-        # Relearning as the model is, and with new rows in the head: the larger lead counts.
-        gaps = {name: audit.gap(name) for name in points}
-        known = [name for name in points if gaps[name] is not None]
-        relearning = max(known or points[:1], key=gaps.get, default=relearning)
-        gaps = {name: audit.gap(name) for name in (probe, relearning)}
-        if not audit.has_oracle:
-            reason = 'the audit has no oracle to compare with'
-        else:
-            reason = 'the audit has no such comparison with the oracle'
-    return [
-        _check(
-            threshold,
-            f'{name}, above the oracle',
-            gaps.get(name),
-            limits[threshold],
-            model,
-            reason=reason,
-        )
-        for threshold, name in (('probe_gap_max', probe), ('relearning_gap_max', relearning))
-    ]
-
-
-def _check(
-    threshold: str,
-    measure: str,
-    value: float | None,
-    limit: float,
-    model: str | None,
-    smallest: bool = False,
-    reason: str = 'the run did not record it',
-) -> dict[str, Any]:
-    check = dict(threshold=threshold, measure=measure, value=value, limit=limit, model=model)
-    if value is None:
-        return dict(check, result=NOT_MEASURED, reason=reason)
-    # A share of 0.95 that comes out as 0.9499999999 of floating point has not failed.
-    fits = value >= limit - _ROUNDING if smallest else value <= limit + _ROUNDING
-    return dict(check, result=PASSED if fits else FAILED, reason=None)
+def _sealed_part(run: FinishedRun, task: dict) -> dict[str, Any] | None:
+    """What was measured of the sealed file, apart from everything that a verdict rests on."""
+    metrics = {k: v for k, v in task['metrics'].items() if k.startswith('sealed/')}
+    if not metrics:
+        return None
+    file = run.file(f'sealed/task_{task["task"]:02d}.pth')
+    return dict(note=SEALED_NOTE, metrics=metrics, file=file)
 
 
 def _audit_part(run: FinishedRun, reason: str) -> dict[str, Any]:
@@ -278,35 +175,51 @@ def _audit_part(run: FinishedRun, reason: str) -> dict[str, Any]:
             }
             for measure in audit.measures
         },
-        verdict=audit.content.get('verdict'),
         cannot_conclude=audit.content.get('cannot_conclude') or [],
     )
 
 
-def _requests(run: FinishedRun) -> list[dict[str, Any]]:
-    """What the user said of each request; None for a field that was not filled in."""
-    asked = run.requests if run.requests is not None else []
-    planned = ((run.cfg.get('train_cfg') or {}).get('protocol') or {}).get('tasks') or run.tasks
+def requests_of(requests: Any, tasks: int) -> list[dict[str, str | None]]:
+    """What the user said of each request, for every task; None for a field that was left out.
+
+    Args:
+        requests: The config's ``requests``: a list with a dict or None for every task, or None.
+        tasks: How many tasks the run is to have.
+
+    Raises:
+        ForgettingError: It is no such list, or is longer than the tasks; a field is unknown; or a
+            date is none of the calendar, written as 2026-01-31.
+    """
+    asked = [] if requests is None else requests
     if not isinstance(asked, (list, tuple)) or not all(
         one is None or isinstance(one, Mapping) for one in asked
     ):
         raise ForgettingError(
             f'requests is {asked!r}; it must be a list with a dict or None for every task.'
         )
-    if len(asked) > max(len(planned), len(run.tasks)):
+    if len(asked) > tasks:
         raise ForgettingError(
-            f'requests has {len(asked)} entries, but the run has {len(planned)} tasks; '
+            f'requests has {len(asked)} entries, but the run has {tasks} tasks; '
             'there may be one for every task.'
         )
-    filled = [dict(one or {}) for one in asked] + [{}] * len(run.tasks)
-    return [
-        {**dict.fromkeys(REQUEST_FIELDS), **{k: _plain(v) for k, v in one.items()}}
-        for one in filled[: len(run.tasks)]
-    ]
+    return [_request(one or {}, n) for n, one in enumerate([*asked, *[None] * tasks][:tasks], 1)]
 
 
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+def _request(fields: Mapping[str, Any], task: int) -> dict[str, str | None]:
+    for name in fields:
+        if name not in REQUEST_FIELDS:
+            raise ForgettingError(
+                f'The request of task {task} has {name!r}; allowed are {", ".join(REQUEST_FIELDS)}.'
+            )
+    found = {k: None if fields.get(k) is None else str(fields[k]) for k in REQUEST_FIELDS}
+    try:
+        date.fromisoformat(found['date'] or '2026-01-31')
+    except ValueError as error:
+        raise ForgettingError(
+            f'The date of the request of task {task} is {found["date"]!r}; it must be a day of '
+            'the calendar, written as 2026-01-31.'
+        ) from error
+    return found
 
 
 def _without_nan(value: Any) -> Any:

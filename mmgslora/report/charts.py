@@ -22,11 +22,16 @@ _PALE = '#cfcfc8'
 _INK = '#333333'
 _MODEL_STYLES = {
     'original': ('#8c8c84', 'circle', 'dot'),
-    'ours': ('#D55E00', 'square', 'solid'),
+    'unlearned': ('#D55E00', 'square', 'solid'),
     'oracle': ('#0072B2', 'diamond', 'dash'),
 }
 _BASELINE_COLOURS = ('#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-_SHARES = {'found': '#D55E00', 'faint': '#E69F00', 'called another': '#56B4E9', 'background': _PALE}
+_SHARES = {
+    'found': '#D55E00',
+    'low score': '#E69F00',
+    'called another': '#56B4E9',
+    'background': _PALE,
+}
 # Above this many classes names stand upright, and the task is chosen from a list.
 _MANY = 16
 
@@ -230,17 +235,18 @@ def relearning_chart(audit: AuditRows, prefix: str) -> go.Figure:
             )
             named.add(model)
         figure.update_xaxes(title_text='training steps', title_standoff=4, **place)
-    figure = _styled(figure, f'{prefix}f (%)', height=120 + 240 * rows)
+    figure = _styled(figure, f'{prefix}gone (%)', height=120 + 240 * rows)
     figure.update_yaxes(title_text=None, col=2)
     return figure.update_xaxes(rangemode='tozero')
 
 
-def whereabouts_shares(audit: AuditRows, model: str) -> dict[str, float]:
+def outcomes_shares(audit: AuditRows, model: str) -> dict[str, float]:
     """What became of a model's forgotten objects, in percent; empty if it was not measured."""
     shares = dict.fromkeys(_SHARES, 0.0)
     measured = False
-    for measure in audit.of('whereabouts'):
-        what = 'called another' if is_called(measure) else measure.partition('/')[2]
+    for measure in audit.of('outcomes'):
+        name = measure.partition('/')[2].replace('_', ' ')
+        what = 'called another' if is_called(measure) else name
         value = audit.value(measure, model)
         if value and what in shares:
             shares[what] += value.mean
@@ -249,13 +255,13 @@ def whereabouts_shares(audit: AuditRows, model: str) -> dict[str, float]:
 
 
 def is_called(measure: str) -> bool:
-    """Whether a measure of whereabouts counts objects that have another class's name now."""
-    return measure.startswith('whereabouts/called ')
+    """Whether a measure of outcomes counts objects that have another class's name now."""
+    return measure.startswith('outcomes/called ')
 
 
-def whereabouts_chart(audit: AuditRows) -> go.Figure:
+def outcomes_chart(audit: AuditRows) -> go.Figure:
     """One bar per model, from what is still found to what is background."""
-    of_models = {model: whereabouts_shares(audit, model) for model in audit.models}
+    of_models = {model: outcomes_shares(audit, model) for model in audit.models}
     # Plotly's first bar is the lowest.
     of_models = {model: shares for model, shares in reversed(of_models.items()) if shares}
     figure = go.Figure()

@@ -35,6 +35,11 @@ def gap_text(value: float | None, text: Callable[[float | None], str]) -> str:
     return f'+{written}' if value and value > 0 and written != text(0.0) else written
 
 
+def for_matplotlib(text: str) -> str:
+    """Text that matplotlib shows as it is; a bare ``$`` would begin a formula."""
+    return text.replace('$', r'\$')
+
+
 def short(value: Any) -> str:
     """A setting in one line."""
     if isinstance(value, Mapping):

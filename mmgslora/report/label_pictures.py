@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from mmgslora.report.format import for_matplotlib
 from mmgslora.report.png import write_png
 
 _COLUMNS = 6
@@ -34,6 +35,7 @@ def draw_labels(
         forget: Classes forgotten so far; their true names are red, the others' green.
         path: PNG to write.
     """
+    classes, forget = ([for_matplotlib(name) for name in names] for names in (classes, forget))
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.6 * rows), layout='constrained')

@@ -17,19 +17,22 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mmgslora.audit.verdict import LIMITS, worst
 from mmgslora.report import charts
 from mmgslora.report.audit_section import audit_section, sentence
-from mmgslora.report.certificate import THRESHOLDS, audit_reason, certificates_of
+from mmgslora.report.certificate import SEALED_NOTE, audit_reason, certificates_of, judge_run
 from mmgslora.report.figures import group_map, short_group_names
 from mmgslora.report.format import DASH, percent, points, short
 from mmgslora.report.record import (
     found_keys,
     hardest_hit,
     mean_before,
+    merged_file,
     metric,
     metric_prefix,
     number,
     share_kept,
+    unfinished,
 )
 from mmgslora.report.run import FinishedRun, write_text
 from mmgslora.report.table import summary_lines
@@ -86,7 +89,10 @@ def report_page(run: FinishedRun, certificates: list[dict[str, Any]] | None = No
         prefix=prefix,
         unit=prefix[:-1],
         certificates=certificates,
-        verdict=_verdict(certificates),
+        verdict=_verdict(run, certificates),
+        unfinished=unfinished(record),
+        split=run.split,
+        sealed=_sealed(run),
         summary=[*_inshort(run), *summary_lines(record)],
         check_table=_check_table(certificates),
         rows=[_row(run, task) for task in run.tasks],
@@ -99,24 +105,35 @@ def report_page(run: FinishedRun, certificates: list[dict[str, Any]] | None = No
         static_picture=_data_uri(run.work_dir / 'forgetting.png'),
         audit=audit,
         cannot=_cannot_conclude(run),
-        threshold_meanings={name: meaning for name, (_, meaning) in THRESHOLDS.items()},
+        threshold_meanings={name: meaning for name, (_, meaning) in LIMITS.items()},
         files=_files(run, certificates),
-        settings=_settings(run.cfg),
-        has_config=bool(run.cfg),
+        settings=_settings(record),
         commands=_commands(run),
         signed='signature' in certificates[-1],
         written=datetime.fromisoformat(certificates[-1]['written']).strftime('%Y-%m-%d %H:%M UTC'),
     )
 
 
-def _verdict(certificates: list[dict[str, Any]]) -> dict[str, Any]:
+def _verdict(run: FinishedRun, certificates: list[dict[str, Any]]) -> dict[str, Any]:
     """The run's headline: the worst verdict of its requests, and which have it."""
-    rank = {'failed': 0, 'incomplete': 1, 'passed': 2}
-    worst = min(certificates, key=lambda c: rank[c['verdict']['result']])['verdict']
-    same = [c['task'] for c in certificates if c['verdict'] == worst]
+    verdict = worst(judge_run(run))
+    same = [c['task'] for c in certificates if c['verdict']['verdict'] == verdict.verdict]
     everywhere = len(same) == len(certificates)
     which = '' if everywhere else f'Task {", ".join(map(str, same))}: '
-    return dict(worst, which=which, everywhere=everywhere)
+    return dict(
+        result=verdict.result, sentence=verdict.sentence, which=which, everywhere=everywhere
+    )
+
+
+def _sealed(run: FinishedRun) -> list[str]:
+    """What was measured of the sealed files, one line per task; it is no evidence."""
+    lines = []
+    for task in run.tasks:
+        found = {k: number(v) for k, v in task['metrics'].items() if k.startswith('sealed/')}
+        if found:
+            values = ', '.join(f'{name} {points(value)}' for name, value in found.items())
+            lines.append(f'Task {task["task"]}: {values}. {SEALED_NOTE}')
+    return lines
 
 
 def _inshort(run: FinishedRun) -> list[str]:
@@ -273,7 +290,7 @@ def _chunks(tasks: list[dict]) -> list[tuple[int, int, list[int]]]:
 
 def _cannot_conclude(run: FinishedRun) -> list[str]:
     """What stays open, in plain sentences."""
-    said = []
+    said = [line] if (line := unfinished(run.record)) else []
     if run.audit is None:
         said.append(
             'No audit was run. The numbers above show what the model answers, not what it still '
@@ -318,32 +335,13 @@ def _files(run: FinishedRun, certificates: list[dict[str, Any]]) -> list[dict[st
     return found
 
 
-_SETTINGS = (
-    ('family', 'model.type'),
-    ('detector or network', 'model.detector.type'),
-    ('method', 'model.method'),
-    ('LoRA', 'model.lora'),
-    ('epochs per task', 'train_cfg.epochs_per_task'),
-    ('batch size', 'train_dataloader.batch_size'),
-    ('share of the images used', 'train_dataloader.dataset.data_ratio'),
-    ('few-shot', 'train_dataloader.dataset.few_shot'),
-    ('images to evaluate on', 'val_dataloader.dataset.ann_file'),
-    ('optimizer', 'optim_wrapper.optimizer'),
-    ('schedule', 'param_scheduler'),
-    ('randomness', 'randomness'),
-)
+_SETTINGS = ('family', 'method', 'lora', 'schedule', 'split', 'seal', 'protocol', 'audit')
 
 
-def _settings(cfg: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings that matter most, as far as the config has them."""
-    found = []
-    for label, path in _SETTINGS:
-        value: Any = cfg
-        for part in path.split('.'):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value not in (None, [], {}):
-            found.append((label, short(value)))
-    return found
+def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings of the run, as far as its record has them."""
+    found = ((name, record.get(name)) for name in _SETTINGS)
+    return [(name, short(value)) for name, value in found if value not in (None, [], {})]
 
 
 def _commands(run: FinishedRun) -> list[tuple[str, str]]:
@@ -352,10 +350,11 @@ def _commands(run: FinishedRun) -> list[tuple[str, str]]:
     config = _from_here(run.config_path) if run.config_path else run.record.get('config')
     quoted = shlex.quote(str(config))
     again = f'python tools/train.py {quoted} --work-dir work_dirs/again'
-    if run.original and run.cfg.get('resume'):
+    if run.original:
+        # The config that a resumed run leaves may name the checkpoint that it went on from.
         again += f' --cfg-options resume=False load_from={shlex.quote(run.original)}'
     last = run.tasks[-1]['task']
-    merged = shlex.quote(_from_here(run.work_dir / run.merged(last)))
+    merged = shlex.quote(_from_here(run.work_dir / merged_file(last)))
     folder = shlex.quote(folder)
     return [
         ('the run, with every setting as it was' if run.config_path else 'the run', again),

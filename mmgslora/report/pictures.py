@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from mmgslora.errors import ForgettingError
+from mmgslora.report.format import for_matplotlib
 from mmgslora.report.png import write_png
 
 # Strong, mutually distinct colours, told apart with colour blindness as far as ten can be. The next
@@ -73,6 +74,7 @@ def before_after_figure(
         ForgettingError: The lists do not belong together, or a forgotten class is unknown.
     """
     _check(images, before, after, truth, classes, forget)
+    classes, forget = ([for_matplotlib(name) for name in names] for names in (classes, forget))
     tall = float(np.median([image.shape[0] / image.shape[1] for image in images]))
     # Pictures that are not wide go two pairs to a row, or six of them make a very long page.
     pairs = 2 if len(images) > 3 and tall > 0.85 else 1

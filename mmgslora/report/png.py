@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from mmengine.logging import print_log
+
+
+@contextmanager
+def drawing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever goes wrong within costs this image, with one line in the log, and nothing else."""
+    try:
+        yield
+    except Exception as error:  # fonts, sizes, names, files: it can fail in any way
+        why = ' '.join(str(error).split()) or type(error).__name__
+        print_log(f'{path} was not drawn: {why}', logger='current', level=logging.WARNING)
 
 
 def write_png(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> Path:

@@ -46,6 +46,22 @@ def tasks_of(record: dict) -> list[dict]:
     return tasks
 
 
+def unfinished(record: dict) -> str:
+    """One sentence where the run has requests that it did not serve yet, else ''."""
+    planned, done = len((record.get('protocol') or {}).get('tasks') or []), len(tasks_of(record))
+    if planned <= done:
+        return ''
+    return (
+        f'The run is unfinished: {done} of its {planned} requests {"is" if done == 1 else "are"} '
+        'served, and nothing is known of the others.'
+    )
+
+
+def merged_file(task: int) -> str:
+    """Path of a task's merged checkpoint below the work_dir."""
+    return f'merged/task_{task:02d}.pth'
+
+
 def metric_prefix(record: dict) -> str:
     """What stands before ``f``, ``r``, ``o`` in the metrics' names: 'AP_', 'Acc_', ...
 

@@ -16,12 +16,12 @@ from mmgslora.report.record import tasks_of
 
 
 class FinishedRun:
-    """A run's record, settings, audit and files.
+    """A run's record, audit and files; none of the run's Python is executed.
 
     Args:
         work_dir: Folder with ``forgetting.json``.
-        config: A config to read ``requests`` and ``thresholds`` from. Defaults to the config that
-            the run left in its work_dir.
+        config: A config of your own to read ``requests`` and ``thresholds`` from; it is executed,
+            as every config is. Defaults to None: those that ``forgetting.json`` holds.
 
     Raises:
         ForgettingError: There is no ``forgetting.json``, it holds no task, or one of the files
@@ -45,8 +45,7 @@ class FinishedRun:
                 'model (pretrained.per_class), which everything is compared with.'
             )
         self.config_path = self._find_config()
-        self.cfg = _read_config(self.config_path) if self.config_path else {}
-        wishes = _read_config(Path(config)) if config else self.cfg
+        wishes = _read_config(Path(config)) if config else self.record
         self.requests = wishes.get('requests')
         self.thresholds = wishes.get('thresholds')
         audit = self.work_dir / 'audit.json'
@@ -55,13 +54,12 @@ class FinishedRun:
     @property
     def original(self) -> str | None:
         """The checkpoint that the run started from (``load_from``)."""
-        # A config of a resumed run may name the checkpoint that it went on from.
-        start = None if self.cfg.get('resume') else self.cfg.get('load_from')
-        return self.record.get('original') or start
+        return self.record.get('original')
 
-    def merged(self, task: int) -> str:
-        """Path of a task's merged checkpoint below the work_dir."""
-        return f'merged/task_{task:02d}.pth'
+    @property
+    def split(self) -> str:
+        """The split that the run measures on, 'test' or 'val'."""
+        return self.record.get('split') or 'val'
 
     def file(self, path: str | None) -> dict[str, str | None]:
         """A file as certificates and page name it: its path and the hash of its content.

@@ -32,6 +32,7 @@ class FlatImages(Images):
     """One object per image: a point around the centre of its class."""
 
     classes = CLASSES
+    batch_size = 64
 
     def __init__(self, per_class: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -60,9 +61,15 @@ class Flat(nn.Module):
         return inside, inside @ self.head.T + self.bias
 
 
+class Head:
+    """The head as a layer of its own."""
+
+    def __init__(self, weight, bias) -> None:
+        self.weight, self.bias = weight, bias
+
+
 class FlatSubject(Subject):
     metric = 'Acc'
-    batch_size = 64
     clip_norm = 10.0
 
     def __init__(self, body, bias=(0.0, 0.0, 0.0, 0.0), head=CENTRES / 6) -> None:
@@ -85,14 +92,14 @@ class FlatSubject(Subject):
             log_probs=log_probs,
         )
 
-    def evaluate(self, data, images=None, labels: Sequence[int] | None = None) -> dict:
+    def evaluate(self, data, images=None, gone: Sequence[int] = ()) -> dict:
         with torch.no_grad():
             images, _, logits = self._look(data, images)
         right = (logits.argmax(-1).numpy() == data.truth[images]) * 100.0
         return {
             name: right[data.truth[images] == label].mean()
             for label, name in enumerate(CLASSES)
-            if (data.truth[images] == label).any() and (labels is None or label in labels)
+            if (data.truth[images] == label).any()
         }
 
     def loss(self, data, images, labels) -> Tensor:
@@ -103,6 +110,10 @@ class FlatSubject(Subject):
     @property
     def class_rows(self):
         return [(self.model.head, self.model.bias)]
+
+    @property
+    def class_layers(self):
+        return [Head(self.model.head, self.model.bias)]
 
     def untrained(self, seed: int) -> FlatSubject:
         rng = np.random.default_rng(seed)

@@ -76,7 +76,7 @@ def test_one_row_per_image(subject, data):
 
 
 def test_accuracy_is_counted(subject, data):
-    subject.batch_size = 7
+    data.batch_size = 7
     with torch.no_grad():
         predicted = subject.model(data.dataset.pictures)[0].argmax(-1)
     labels = torch.tensor(data.dataset.labels)
@@ -85,18 +85,18 @@ def test_accuracy_is_counted(subject, data):
         for i, name in enumerate(CLASSES)
     }
     assert subject.evaluate(data) == pytest.approx(expected)
-    assert subject.evaluate(data, labels=[2]) == pytest.approx(dict(z=expected['z']))
+    assert subject.evaluate(data, gone=[2]) == pytest.approx(expected)
     assert list(subject.evaluate(data, images=[0, 3, 1])) == ['x', 'y']
 
 
 def test_relearning_one_class(subject, data):
     images = data.holding([1])
     values = {
-        step: pupil.evaluate(data, labels=[1])['y']
-        for step, pupil in subject.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
+        step: student.evaluate(data)['y']
+        for step, student in subject.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
     }
     assert values[10] == 100
-    assert values[0] == subject.evaluate(data, labels=[1])['y']
+    assert values[0] == subject.evaluate(data)['y']
 
 
 def test_loss_is_that_of_the_asked_classes(subject, data):

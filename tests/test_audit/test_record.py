@@ -5,9 +5,12 @@ import pytest
 
 from mmgslora.audit.measures import Settings
 from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.verdict import limits_of
 from mmgslora.report.audit_rows import AuditRows
 
-FILES = {role: dict(path=f'{role}.pth', sha256=role) for role in ('ours', 'original', 'oracle')}
+FILES = {
+    role: dict(path=f'{role}.pth', sha256=role) for role in ('unlearned', 'original', 'oracle')
+}
 
 SETTINGS = Settings()
 
@@ -18,19 +21,23 @@ def row(model, measure, value, seed=None):
 
 @pytest.fixture
 def record_at(tmp_path):
-    def make(files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None):
-        return AuditRecord(tmp_path / 'audit.json', task, forgotten, files, settings, limits)
+    def make(files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None, **run):
+        entry = dict(task=task, forget=list(forgotten), old=[], retain=['z'], missing=[])
+        entry.update(metrics=dict(AP_f=2.5, AP_r=60.0), per_class=dict(a=2.5, z=60.0))
+        record = dict(pretrained=dict(per_class=dict(a=80.0, z=60.0)), tasks=[entry], **run)
+        path = tmp_path / 'audit.json'
+        return AuditRecord(path, record, entry, files, settings, limits and limits_of(limits))
 
     return make
 
 
 def test_measured_units_are_found_again(record_at, tmp_path):
     first = record_at()
-    first.add('output', 'ours', [row('ours', 'output/AP_f', 1.5)], 2.0)
+    first.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 1.5)], 2.0)
     again = record_at()
-    assert again.has('output', 'ours')
+    assert again.has('output', 'unlearned')
     assert not again.has('output', 'original')
-    assert again.mean('output/AP_f', 'ours') == 1.5
+    assert again.mean('output/AP_gone', 'unlearned') == 1.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ['audit.json']
 
 
@@ -41,7 +48,7 @@ def changed(role):
 @pytest.mark.parametrize(
     ('unit', 'change', 'kept'),
     [
-        ('probe', dict(files=changed('ours')), False),
+        ('probe', dict(files=changed('unlearned')), False),
         ('probe', dict(files=changed('oracle')), True),
         ('probe', dict(files={k: v for k, v in FILES.items() if k != 'oracle'}), True),
         ('divergence', dict(files=changed('oracle')), False),
@@ -51,15 +58,16 @@ def changed(role):
         ('relearning/k4', dict(settings=replace(SETTINGS, relearning_lr=1.0)), False),
         ('probe', dict(task=2), False),
         ('probe', dict(forgotten=('a', 'b')), False),
+        ('probe', dict(split='test'), False),
         ('probe', dict(limits=dict(forgotten_max=9.0)), True),
     ],
 )
 def test_what_was_measured_on_something_else_is_dropped(record_at, unit, change, kept):
     measure = f'{unit}/step5' if unit.startswith('relearning') else f'{unit}/x'
-    record_at().add(unit, 'ours', [row('ours', measure, 1.0, seed=0)], 0.0)
+    record_at().add(unit, 'unlearned', [row('unlearned', measure, 1.0, seed=0)], 0.0)
     again = record_at(**change)
-    assert again.has(unit, 'ours') == kept
-    assert (again.mean(measure, 'ours') == 1.0) == kept
+    assert again.has(unit, 'unlearned') == kept
+    assert (again.mean(measure, 'unlearned') == 1.0) == kept
 
 
 def test_a_broken_file_is_measured_anew(record_at, tmp_path):
@@ -69,29 +77,29 @@ def test_a_broken_file_is_measured_anew(record_at, tmp_path):
 
 def test_comparisons_follow_from_the_rows(record_at):
     record = record_at()
-    for model, aps in (('original', (80.0, 70.0)), ('ours', (0.0, 64.0))):
+    for model, aps in (('original', (80.0, 70.0)), ('unlearned', (0.0, 64.0))):
         rows = [row(model, f'output/per_class/{n}', v) for n, v in zip('ab', aps)]
         record.add('output', model, rows, 0.0)
-    for model, values in (('ours', (0, 30, 50)), ('oracle', (0, 20, 30))):
+    for model, values in (('unlearned', (0, 30, 50)), ('oracle', (0, 20, 30))):
         rows = [
             row(model, f'relearning/k16/step{step}', float(value), seed=0)
             for step, value in zip((0, 10, 20), values)
         ]
         record.add('relearning/k16', model, rows, 0.0)
-    assert record.mean('damage/b', 'ours') == 6
-    assert record.mean('damage/a', 'ours') is None
+    assert record.mean('damage/b', 'unlearned') == 6
+    assert record.mean('damage/a', 'unlearned') is None
     assert record.mean('damage/b', 'original') is None
-    assert record.mean('relearning/k16/lead', 'ours') == 15
-    assert record.mean('relearning/k16/steps_to_oracle', 'ours') == 10
+    assert record.mean('relearning/k16/lead', 'unlearned') == 15
+    assert record.mean('relearning/k16/steps_to_oracle', 'unlearned') == 10
 
 
 def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
     record = record_at()
-    for model, value in (('ours', 5.0), ('oracle', 9.0)):
+    for model, value in (('unlearned', 5.0), ('oracle', 9.0)):
         rows = [row(model, f'relearning/k1/step{s}', v, seed=0) for s, v in ((0, 0.0), (5, value))]
         record.add('relearning/k1', model, rows, 0.0)
     content = json.loads((tmp_path / 'audit.json').read_text())
-    found = {r['measure']: r['value'] for r in content['rows'] if r['model'] == 'ours'}
+    found = {r['measure']: r['value'] for r in content['rows'] if r['model'] == 'unlearned'}
     assert found['relearning/k1/steps_to_oracle'] is None
     assert found['relearning/k1/lead'] == -4
 
@@ -99,8 +107,8 @@ def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
 def test_verdict_rests_on_the_last_layer_and_one_point(record_at):
     record = record_at(limits=dict(forgotten_max=3.0))
     assert record.verdict() is None
-    record.add('output', 'ours', [row('ours', 'output/AP_f', 2.5)], 0.0)
-    for model, probe, point in (('ours', 71.0, 40.0), ('oracle', 70.0, 44.0)):
+    record.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 2.5)], 0.0)
+    for model, probe, point in (('unlearned', 71.0, 40.0), ('oracle', 70.0, 44.0)):
         layers = [
             row(model, 'probe/decoder.0', 9 * probe, 0),
             row(model, 'probe/decoder.1', probe, 0),
@@ -109,10 +117,13 @@ def test_verdict_rests_on_the_last_layer_and_one_point(record_at):
         rows = [row(model, f'relearning/k16/step{s}', v, 0) for s, v in ((0, 0.0), (20, point))]
         record.add('relearning/k16', model, rows, 0.0)
     verdict = record.verdict()
-    assert verdict['values'] == dict(
-        forgotten=2.5, oracle_forgotten=None, probe_gap=1.0, relearning_gap=-4.0
-    )
-    assert verdict['verdict'] == 'forgotten'
+    assert {check['measure']: check['value'] for check in verdict.checks} == {
+        'AP_f after task 1': 2.5,
+        'share of their pre-trained mean kept by 1 retained classes': 1.0,
+        'probe/decoder.1, above the oracle': 1.0,
+        'relearning/k16/step20, above the oracle': -4.0,
+    }
+    assert verdict.verdict == 'forgotten'
 
 
 def test_the_report_reads_the_file(record_at, tmp_path):
@@ -120,14 +131,17 @@ def test_the_report_reads_the_file(record_at, tmp_path):
     for seed, value in enumerate((10.0, 20.0)):
         record.add(
             f'relearning/k{16 + seed}',
-            'ours',
-            [row('ours', f'relearning/k16/step{s}', v, seed) for s, v in ((0, 0.0), (20, value))],
+            'unlearned',
+            [
+                row('unlearned', f'relearning/k16/step{s}', v, seed)
+                for s, v in ((0, 0.0), (20, value))
+            ],
             0.0,
         )
     rows = AuditRows(json.loads((tmp_path / 'audit.json').read_text()))
     assert rows.task == 1
     assert rows.forgotten == ['a']
-    found = rows.value('relearning/k16/step20', 'ours')
+    found = rows.value('relearning/k16/step20', 'unlearned')
     assert (found.mean, found.low, found.high, found.seeds) == (15, 10, 20, 2)
     assert list(rows.curves()) == [16]
 
@@ -135,9 +149,15 @@ def test_the_report_reads_the_file(record_at, tmp_path):
 @pytest.mark.parametrize(('new_head', 'gap'), [((9.0, 4.0), 5.0), ((2.0, 4.0), 3.0)])
 def test_the_larger_lead_of_both_attacks_counts(record_at, new_head, gap):
     record = record_at()
-    for model, relearned, anew in (('ours', 8.0, new_head[0]), ('oracle', 5.0, new_head[1])):
-        record.add('output', model, [row(model, 'output/AP_f', 0.0)], 0.0)
+    for model, relearned, anew in (('unlearned', 8.0, new_head[0]), ('oracle', 5.0, new_head[1])):
+        record.add('output', model, [row(model, 'output/AP_gone', 0.0)], 0.0)
         point = row(model, 'relearning/k16/step20', relearned, seed=0)
         record.add('relearning/k16', model, [point], 0.0)
         record.add('new_head', model, [row(model, 'new_head/k16/step20', anew, seed=0)], 0.0)
-    assert record.verdict()['values']['relearning_gap'] == gap
+    assert record.verdict().checks[-1]['value'] == gap
+
+
+def test_an_audit_of_an_unfinished_run_says_so(record_at):
+    assert 'unfinished' not in record_at().cannot_conclude()[0]
+    record = record_at(protocol=dict(tasks=[['a'], ['z']]))
+    assert record.cannot_conclude()[0].startswith('The run is unfinished: 1 of its 2 requests')

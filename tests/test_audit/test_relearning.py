@@ -57,9 +57,9 @@ def test_curve_is_measured_on_images_of_the_classes(most):
     seen = []
 
     class Spy(type(head_cut())):
-        def evaluate(self, data, images=None, labels=None):
-            seen.append((list(images), list(labels)))
-            return super().evaluate(data, images, labels)
+        def evaluate(self, data, images=None, gone=()):
+            seen.append((list(images), list(gone)))
+            return super().evaluate(data, images, gone)
 
     subject = Spy([1.0, 1.0])
     relearning_curve(subject, TRAIN, HELD_OUT, FORGOTTEN, 4, 0, steps=(0, 1), measured_on=most)

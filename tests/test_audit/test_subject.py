@@ -4,9 +4,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmgslora.audit.subject import Images, _passes, _without_weights
+from mmgslora.audit.subject import Images, _passes, _without_weights, same_inside, without_rows
 
-from .flat import FlatImages, FlatSubject, make_objects, original
+from .flat import FlatImages, FlatSubject, make_objects, oracle, original
 
 
 class Several(Images):
@@ -70,11 +70,11 @@ def test_relearning_trains_a_copy_and_leaves_statistics():
     subject.model.norm.running_mean.fill_(0.25)
     before = {k: v.clone() for k, v in subject.model.state_dict().items()}
     steps = []
-    for step, pupil in subject.relearn(data, range(8), [0, 2], (0, 2, 5), 0.1, 4, seed=0):
+    for step, student in subject.relearn(data, range(8), [0, 2], (0, 2, 5), 0.1, 4, seed=0):
         steps.append(step)
-        assert not pupil.model.training
-        assert torch.equal(pupil.model.body, before['body']) == (step == 0)
-        assert torch.equal(pupil.model.norm.running_mean, before['norm.running_mean'])
+        assert not student.model.training
+        assert torch.equal(student.model.body, before['body']) == (step == 0)
+        assert torch.equal(student.model.norm.running_mean, before['norm.running_mean'])
     assert steps == [0, 2, 5]
     assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
 
@@ -162,15 +162,12 @@ def test_new_rows_replace_those_of_the_classes_alone():
     assert not torch.equal(subject.with_new_rows([0, 2], seed=2).model.head, head)
 
 
-def test_rows_of_another_model_come_back():
-    subject, donor = original(), original()
-    with torch.no_grad():
-        donor.model.head += 1
-        donor.model.bias -= 2
-    before = subject.model.head.detach().clone()
-    other = subject.with_rows_of(donor, [0, 2])
-    assert torch.equal(subject.model.head, before)  # a copy
-    assert torch.equal(other.model.head[[0, 2]], donor.model.head[[0, 2]])
-    assert torch.equal(other.model.head[[1, 3]], before[[1, 3]])
-    assert torch.equal(other.model.bias[[0, 2]], donor.model.bias[[0, 2]])
-    assert torch.equal(other.model.bias[[1, 3]], subject.model.bias[[1, 3]])
+def test_without_rows_the_classes_are_never_named_and_the_inside_is_the_same():
+    data, subject = FlatImages(5, seed=0), original()
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    other = without_rows(subject, [0, 2])
+    assert other.objects(data).scores[:, [0, 2]].max() == 0
+    assert other.evaluate(data) == {'a': 0, 'b': 100, 'c': 0, 'd': 100}
+    after = subject.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert same_inside(subject, other) and not same_inside(subject, oracle())

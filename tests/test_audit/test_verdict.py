@@ -1,49 +1,161 @@
+"""One verdict: the same cases through the rule itself, the audit's record, certificate and page."""
+
+import hashlib
+import json
+import re
+
 import pytest
 
-from mmgslora.audit.verdict import FORGOTTEN, HIDDEN, NOT_FORGOTTEN, OUTPUT_ONLY, judge
-
-
-@pytest.mark.parametrize(
-    ('forgotten', 'probe_gap', 'relearning_gap', 'expected'),
-    [
-        (2.0, 2.0, 0.0, FORGOTTEN),
-        (0.0, -5.0, -9.0, FORGOTTEN),
-        (2.1, 0.0, 0.0, NOT_FORGOTTEN),
-        (80.0, None, None, NOT_FORGOTTEN),
-        (0.0, 2.1, 0.0, HIDDEN),
-        (0.0, 0.0, 0.1, HIDDEN),
-        (0.0, None, 0.1, HIDDEN),
-        (0.0, 2.1, None, HIDDEN),
-        (0.0, None, None, OUTPUT_ONLY),
-        (0.0, 0.0, None, OUTPUT_ONLY),
-        (0.0, None, -3.0, OUTPUT_ONLY),
-    ],
+from mmgslora.audit.measures import Settings
+from mmgslora.audit.record import AuditRecord
+from mmgslora.audit.verdict import (
+    CAME_BACK,
+    FORGOTTEN,
+    HIDDEN,
+    NOT_FORGOTTEN,
+    NOT_SHOWN,
+    OUTPUT_ONLY,
+    TOO_COSTLY,
+    judge_request,
+    limits_of,
+    worst,
 )
-def test_each_case(forgotten, probe_gap, relearning_gap, expected):
-    assert judge(forgotten, probe_gap, relearning_gap).verdict == expected
+from mmgslora.report.audit_rows import AuditRows
+from mmgslora.report.certificate import certificates_of
+from mmgslora.report.page import report_page
+from mmgslora.report.run import FinishedRun
+
+
+def record_of(forgotten, kept=60.0, latest=None):
+    """A run that forgets 'a', and 'b' in a second task if there is a ``latest`` AP of 'a'."""
+    before = dict(a=80.0, b=80.0, c=60.0)
+    first = dict(task=1, forget=['a'], old=[], missing=[])
+    first['retain'] = ['c'] if latest is None else ['b', 'c']
+    first['per_class'] = dict(a=forgotten, b=80.0, c=kept)
+    first['metrics'] = dict(AP_f=forgotten, AP_r=kept)
+    record = dict(config='run.py', seed=0, pretrained=dict(per_class=before), tasks=[first])
+    if latest is not None:
+        second = dict(task=2, forget=['b'], old=['a'], retain=['c'], missing=[])
+        second['per_class'] = dict(a=latest, b=0.0, c=kept)
+        second['metrics'] = dict(AP_f=0.0, AP_r=kept, AP_o=latest)
+        record['tasks'].append(second)
+    return record
+
+
+def rows_of(unlearned=0.0, oracle=None, probe=None, relearning=None, new_head=None):
+    """Rows of an audit; a pair is what the unlearned model and the oracle have."""
+    rows = [('output/per_class/a', 'unlearned', unlearned)]
+    if oracle is not None:
+        rows += [(f'output/per_class/{name}', 'oracle', oracle) for name in 'ab']
+    pairs = {
+        'probe/last': probe,
+        'relearning/k16/step20': relearning,
+        'new_head/k16/step20': new_head,
+    }
+    for measure, pair in pairs.items():
+        for model, value in zip(('unlearned', 'oracle'), pair or ()):
+            rows.append((measure, model, value))
+    return [dict(measure=m, model=model, seed=None, value=v) for m, model, v in rows]
+
+
+NEAR = dict(probe=(82, 80), relearning=(20, 20))
+
+# What the run measured, what the audit measured (None: there was none), the one verdict.
+CASES = {
+    'at every limit': (dict(forgotten=2, kept=57), dict(oracle=0, **NEAR), FORGOTTEN),
+    'as forgotten as the oracle': (dict(forgotten=12.4), dict(oracle=12.4, **NEAR), FORGOTTEN),
+    'issue 10': (dict(forgotten=10), dict(oracle=12.4, **NEAR), FORGOTTEN),
+    'more than the oracle': (dict(forgotten=12.5), dict(oracle=12.4, **NEAR), NOT_FORGOTTEN),
+    'no oracle measured': (dict(forgotten=10), dict(), NOT_FORGOTTEN),
+    'no audit, still there': (dict(forgotten=2.1), None, NOT_FORGOTTEN),
+    'no audit': (dict(forgotten=0), None, OUTPUT_ONLY),
+    'audit without an oracle': (dict(forgotten=0), dict(), OUTPUT_ONLY),
+    'probe': (dict(forgotten=0), dict(NEAR, oracle=0, probe=(82.1, 80)), HIDDEN),
+    'probe alone': (dict(forgotten=0), dict(oracle=0, probe=(82.1, 80)), HIDDEN),
+    'probe alone, near': (dict(forgotten=0), dict(oracle=0, probe=(82, 80)), OUTPUT_ONLY),
+    'relearning': (dict(forgotten=0), dict(NEAR, oracle=0, relearning=(20.1, 20)), HIDDEN),
+    'relearning alone': (dict(forgotten=0), dict(oracle=0, relearning=(9, 20)), OUTPUT_ONLY),
+    'new head': (dict(forgotten=0), dict(NEAR, oracle=0, new_head=(9.1, 9)), HIDDEN),
+    'new head, near': (dict(forgotten=0), dict(NEAR, oracle=0, new_head=(9, 9)), FORGOTTEN),
+    'new head alone': (dict(forgotten=0), dict(oracle=0, new_head=(9.1, 9)), HIDDEN),
+    'new head alone, near': (
+        dict(forgotten=0),
+        dict(oracle=0, probe=(80, 80), new_head=(9, 9)),
+        OUTPUT_ONLY,
+    ),
+    'rounding': (dict(forgotten=0), dict(NEAR, oracle=0, relearning=(20 + 1e-12, 20)), FORGOTTEN),
+    'price': (dict(forgotten=0, kept=56.9), dict(oracle=0, **NEAR), TOO_COSTLY),
+    'price, and hidden': (
+        dict(forgotten=0, kept=0.0),
+        dict(NEAR, oracle=0, probe=(90, 80)),
+        HIDDEN,
+    ),
+    'price, no audit': (dict(forgotten=0, kept=56.9), None, TOO_COSTLY),
+    'nothing recorded': (dict(forgotten=None), dict(oracle=0, **NEAR), NOT_SHOWN),
+    'came back': (dict(forgotten=0, latest=2.1), dict(oracle=0, **NEAR), CAME_BACK),
+    'stayed away': (dict(forgotten=0, latest=2.0), dict(oracle=0, **NEAR), FORGOTTEN),
+    'as the oracle in the end': (dict(forgotten=0, latest=9), dict(oracle=9, **NEAR), FORGOTTEN),
+}
+RESULTS = {FORGOTTEN: 'passed', OUTPUT_ONLY: 'incomplete', NOT_SHOWN: 'incomplete'}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_audit_certificate_and_page_say_one_thing(tmp_path, case):
+    run, measured, expected = CASES[case]
+    record = record_of(**run)
+    last = record['tasks'][-1]
+    (tmp_path / 'merged').mkdir()
+    for task in record['tasks']:
+        (tmp_path / f'merged/task_{task["task"]:02d}.pth').write_bytes(b'%d' % task['task'])
+    (tmp_path / 'forgetting.json').write_text(json.dumps(record))
+    if measured is not None:
+        hashes = dict(unlearned=b'%d' % last['task'], original=b'before')
+        if 'oracle' in measured:
+            hashes['oracle'] = b'oracle'
+        files = {
+            role: dict(path=f'{role}.pth', sha256=hashlib.sha256(content).hexdigest())
+            for role, content in hashes.items()
+        }
+        audit = AuditRecord(tmp_path / 'audit.json', record, last, files, Settings())
+        audit.add('output', 'unlearned', rows_of(run.get('latest') or 0.0, **measured), 0.0)
+        assert audit.verdict().verdict == expected
+        assert json.loads((tmp_path / 'audit.json').read_text())['verdict']['verdict'] == expected
+    certificates = certificates_of(FinishedRun(tmp_path))
+    first = certificates[0]['verdict']
+    assert first['verdict'] == expected
+    assert first['result'] == RESULTS.get(expected, 'failed')
+    page = report_page(FinishedRun(tmp_path))
+    (headline,) = re.findall(r'<p class="headline">(.*?)</p>', page)
+    assert headline.endswith(first['sentence'])
+    if measured is not None:
+        assert f'<dt>verdict</dt><dd>{expected}' in page
+
+
+def judged(forgotten, limits=None, **measured):
+    record = record_of(forgotten)
+    audit = AuditRows(dict(task=1, rows=rows_of(**measured)))
+    return judge_request(record, record['tasks'][0], limits_of(limits), audit)
 
 
 def test_limits_are_the_users():
-    limits = dict(forgotten_max=5.0, probe_gap_max=10.0, retained_min_share=0.9)
-    found = judge(4.0, 9.0, 0.0, limits)
-    assert found.verdict == FORGOTTEN
-    assert found.limits == dict(forgotten_max=5.0, probe_gap_max=10.0, relearning_gap_max=0.0)
+    limits = dict(forgotten_max=5.0, probe_gap_max=10.0)
+    assert judged(4.0, limits, oracle=0, probe=(9, 0), relearning=(0, 0)).verdict == FORGOTTEN
+    assert judged(4.0, oracle=0, probe=(0, 0), relearning=(0, 0)).verdict == NOT_FORGOTTEN
 
 
-def test_rounding_does_not_decide():
-    assert judge(0.0, 0.0, 1e-13).verdict == FORGOTTEN
+def test_the_reason_names_what_decided():
+    reason = judged(0.5, oracle=0, probe=(92.3, 80), relearning=(23, 20)).reason
+    assert reason == (
+        'probe/last, above the oracle: 12.3 (allowed: 2); '
+        'relearning/k16/step20, above the oracle: 3.0 (allowed: 0).'
+    )
+    reason = judged(0.5, oracle=0, probe=(80, 80)).reason
+    assert reason.startswith('AP_f after task 1: 0.5 (allowed: 2); share of their pre-trained')
+    assert '100.0 % (at least 95 %)' in reason
+    assert reason.endswith('above the oracle: the audit has no such comparison with the oracle.')
 
 
-def test_reason_names_what_decided():
-    reason = judge(0.5, 12.34, 3.0).reason
-    assert 'probe is 12.3 points' in reason
-    assert 'relearning is 3.0 points' in reason
-    assert 'probe' not in judge(0.5, 0.0, 3.0).reason
-    assert 'relearning gap' in judge(0.5, 0.0, None).reason
-
-
-def test_what_the_oracle_has_is_allowed():
-    # AP is a ranking: a class that was never shown can have some.
-    assert judge(12.4, 0.0, 0.0, oracle_forgotten=12.4).verdict == FORGOTTEN
-    assert judge(12.5, 0.0, 0.0, oracle_forgotten=12.4).verdict == NOT_FORGOTTEN
-    assert judge(1.9, 0.0, 0.0, oracle_forgotten=0.0).verdict == FORGOTTEN
+def test_a_run_is_as_good_as_its_worst_request():
+    verdicts = [judged(value, oracle=0, **NEAR) for value in (0.0, 9.0, 1.0)]
+    assert [v.verdict for v in verdicts] == [FORGOTTEN, NOT_FORGOTTEN, FORGOTTEN]
+    assert worst(verdicts) is verdicts[1]

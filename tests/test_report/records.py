@@ -88,6 +88,11 @@ def make_record(
     return {
         'config': 'configs/shapes/forget.py',
         'seed': 3,
+        'original': 'original.pth',
+        'family': 'detector',
+        'method': {'type': 'GSLoRA', 'beta': 0.5},
+        'schedule': {'epochs_per_task': 6},
+        'protocol': {'tasks': [list(names) for names in forget], 'missing': list(missing)},
         'versions': {},
         'pretrained': {'per_class': before, 'mAP': sum(before.values()) / len(before)},
         'tasks': tasks,

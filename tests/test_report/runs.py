@@ -9,13 +9,9 @@ from typing import Any
 
 # What sha256 gives for b'abc', as the standard (FIPS 180-2) prints it.
 ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
-CONFIG = """
-custom_imports = dict(imports=['no_module_of_this_name'])
-model = dict(type='ForgettingDetector', method=dict(type='GSLoRA', beta=0.5))
-load_from = 'original.pth'
-resume = False
-train_cfg = dict(epochs_per_task=6, protocol=dict(tasks=[['circle', 'square'], ['star']]))
-"""
+ORACLE = hashlib.sha256(b'oracle').hexdigest()
+# A report reads a stranger's run: it must not execute what it finds there.
+CONFIG = "raise SystemExit('the config of the run was executed')\n"
 
 
 def make_run(folder: Path, record: dict[str, Any], config: str = CONFIG) -> Path:
@@ -44,30 +40,29 @@ def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dic
     20 steps on 16 images bring back 60 and 62 %, the oracle 40 and 41 %: 20.5 points fewer.
     """
     values = {
-        'probe/encoder': {'original': (95, 95), 'ours': (94, 94), 'oracle': (70, 70)},
-        'probe/decoder.2': {'original': (93, 95), 'ours': (90, 92), 'oracle': (80, 84)},
-        'relearning/k16/step0': {'ours': (0.1, 0.1), 'oracle': (0.0, 0.0)},
-        'relearning/k16/step20': {'ours': (60, 62), 'oracle': (40, 41)},
-        'new_head/k16/step20': {'original': (40, 40), 'ours': (30, 32), 'oracle': (25, 25)},
-        'membership/loss': {'original': (56, 56), 'ours': (52, 52), 'oracle': (50, 50)},
-        'output/AP_f': {'original': (80,), 'ours': (0.8,), 'oracle': (0.0,)},
-        'output/per_class/circle': {'original': (80,), 'ours': (0.9,)},
-        'old_rows/AP_f': {'ours': (17,)},
-        'whereabouts/found': {'ours': (5,), 'oracle': (1,)},
-        'whereabouts/background': {'ours': (65,), 'oracle': (79,)},
-        'whereabouts/called hexagon': {'ours': (20,), 'oracle': (20,)},
-        'whereabouts/called cross': {'ours': (10,)},
-        'damage/cross': {'ours': (-0.04,), 'oracle': (1,)},
-        'damage/hexagon': {'ours': (6,), 'oracle': (2,)},
-        'invented/thing': {'ours': (0.25, 0.25), 'GradAscent': (0.5, 0.5)},
+        'probe/encoder': {'original': (95, 95), 'unlearned': (94, 94), 'oracle': (70, 70)},
+        'probe/decoder.2': {'original': (93, 95), 'unlearned': (90, 92), 'oracle': (80, 84)},
+        'relearning/k16/step0': {'unlearned': (0.1, 0.1), 'oracle': (0.0, 0.0)},
+        'relearning/k16/step20': {'unlearned': (60, 62), 'oracle': (40, 41)},
+        'new_head/k16/step20': {'original': (40, 40), 'unlearned': (30, 32), 'oracle': (25, 25)},
+        'membership/loss': {'original': (56, 56), 'unlearned': (52, 52), 'oracle': (50, 50)},
+        'output/AP_gone': {'original': (80,), 'unlearned': (0.8,), 'oracle': (0.0,)},
+        'output/per_class/circle': {'original': (80,), 'unlearned': (0.9,)},
+        'outcomes/found': {'unlearned': (5,), 'oracle': (1,)},
+        'outcomes/background': {'unlearned': (65,), 'oracle': (79,)},
+        'outcomes/called hexagon': {'unlearned': (20,), 'oracle': (20,)},
+        'outcomes/called cross': {'unlearned': (10,)},
+        'damage/cross': {'unlearned': (-0.04,), 'oracle': (1,)},
+        'damage/hexagon': {'unlearned': (6,), 'oracle': (2,)},
+        'invented/thing': {'unlearned': (0.25, 0.25), 'GradAscent': (0.5, 0.5)},
     }
     last = record['tasks'][-1]
     audit = dict(
         task=last['task'],
         forgotten_classes=[*last['old'], *last['forget']],
         files=dict(
-            ours=dict(path='merged/last.pth', sha256=hashlib.sha256(b'last').hexdigest()),
-            oracle=dict(path='oracle.pth', sha256=ABC),
+            unlearned=dict(path='merged/last.pth', sha256=hashlib.sha256(b'last').hexdigest()),
+            oracle=dict(path='oracle.pth', sha256=ORACLE),
         ),
         settings=dict(seeds=[0, 1]),
         rows=[

@@ -9,24 +9,28 @@ def rows(*values):
 
 
 def test_seeds_are_brought_together():
-    audit = rows(('ours', 'a/b', 1.0), ('ours', 'a/b', 4.0), ('oracle', 'a/b', 2.0))
-    assert audit.value('a/b', 'ours') == Spread(mean=2.5, low=1.0, high=4.0, seeds=2)
+    audit = rows(('unlearned', 'a/b', 1.0), ('unlearned', 'a/b', 4.0), ('oracle', 'a/b', 2.0))
+    assert audit.value('a/b', 'unlearned') == Spread(mean=2.5, low=1.0, high=4.0, seeds=2)
     assert audit.gap('a/b') == 0.5 and audit.has_oracle
 
 
 def test_what_was_not_measured_is_none():
-    audit = rows(('ours', 'a/b', None), ('ours', 'a/c', float('nan')), ('oracle', 'a/b', 2.0))
-    assert audit.value('a/b', 'ours') is None and audit.value('a/c', 'ours') is None
+    audit = rows(
+        ('unlearned', 'a/b', None), ('unlearned', 'a/c', float('nan')), ('oracle', 'a/b', 2.0)
+    )
+    assert audit.value('a/b', 'unlearned') is None and audit.value('a/c', 'unlearned') is None
     assert audit.gap('a/b') is None and audit.gap('nothing') is None and not audit.has_oracle
 
 
 def test_models_stand_from_before_to_oracle():
-    audit = rows(*((model, 'a', 1) for model in ('oracle', 'other', 'ours', 'original')))
-    assert audit.models == ['original', 'ours', 'other', 'oracle']
+    audit = rows(*((model, 'a', 1) for model in ('oracle', 'other', 'unlearned', 'original')))
+    assert audit.models == ['original', 'unlearned', 'other', 'oracle']
 
 
 def test_kinds_are_whole_words():
-    assert rows(('ours', 'probe/x', 1), ('ours', 'probes/x', 1)).of('probe') == ['probe/x']
+    assert rows(('unlearned', 'probe/x', 1), ('unlearned', 'probes/x', 1)).of('probe') == [
+        'probe/x'
+    ]
 
 
 @pytest.mark.parametrize(
@@ -45,17 +49,17 @@ def test_points_of_a_curve_are_told_from_other_measures(measure, point):
 
 def test_curves_are_in_the_order_of_their_steps():
     audit = rows(
-        ('ours', 'relearning/k4/step10', 3),
-        ('ours', 'relearning/k4/step5', 2),
-        ('ours', 'relearning/k1/step5', 1),
-        ('ours', 'relearning/k4/lead', 9),
+        ('unlearned', 'relearning/k4/step10', 3),
+        ('unlearned', 'relearning/k4/step5', 2),
+        ('unlearned', 'relearning/k1/step5', 1),
+        ('unlearned', 'relearning/k4/lead', 9),
     )
     curves = audit.curves()
     assert list(curves) == [1, 4]
-    assert [(step, value.mean) for step, value in curves[4]['ours']] == [(5, 2), (10, 3)]
+    assert [(step, value.mean) for step, value in curves[4]['unlearned']] == [(5, 2), (10, 3)]
 
 
-@pytest.mark.parametrize('row', [{'model': 'ours', 'measure': 'a'}, 'text', {'value': 1}])
+@pytest.mark.parametrize('row', [{'model': 'unlearned', 'measure': 'a'}, 'text', {'value': 1}])
 def test_a_row_that_is_none_is_refused(row):
     with pytest.raises(ForgettingError, match='must have a model, a measure and a value'):
         AuditRows({'rows': [row]})

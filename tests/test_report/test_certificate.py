@@ -1,6 +1,8 @@
 import base64
+import hashlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -8,13 +10,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mmgslora.audit.record import VERDICT_POINT
-from mmgslora.audit.verdict import LIMITS
 from mmgslora.errors import ForgettingError
-from mmgslora.report.audit_rows import curve_point
 from mmgslora.report.certificate import (
-    RELEARNING_POINT,
-    THRESHOLDS,
     certificates_of,
     load_key,
     make_key,
@@ -25,15 +22,23 @@ from mmgslora.report.certificate import (
 from mmgslora.report.run import FinishedRun
 
 from .records import shapes_record
-from .runs import ABC, CONFIG, audit_of, make_run
+from .runs import ABC, audit_of, make_run
 
 
-def certify(tmp_path, record=None, audit=None, extra=''):
-    work_dir = make_run(tmp_path, record or shapes_record(), CONFIG + extra)
+def certify(tmp_path, record=None, audit=None, **said):
+    """A run's certificates; what its user ``said`` stands in the record."""
+    work_dir = make_run(tmp_path, dict(record or shapes_record(), **said))
     if audit:
         (work_dir / 'audit.json').write_text(json.dumps(audit))
     run = FinishedRun(work_dir)
     return run, certificates_of(run)
+
+
+LAST = hashlib.sha256(b'last').hexdigest()
+
+
+def file(sha256):
+    return dict(path='x.pth', sha256=sha256)
 
 
 def check(certificate, threshold, which=0):
@@ -54,28 +59,35 @@ def test_it_says_what_was_asked_and_which_files_it_is_about(tmp_path):
 
 
 def test_what_the_user_wrote_of_a_request_stands_in_its_certificate(tmp_path):
-    extra = "requests = [None, dict(requested_by='Ann', date='2026-01-31', contract=7)]"
-    _, (first, second) = certify(tmp_path, extra=extra)
+    requests = [None, dict(requested_by='Ann', date='2026-01-31', reference=7)]
+    _, (first, second) = certify(tmp_path, requests=requests)
     assert first['request']['requested_by'] is None
     assert second['request'] == {
-        'requested_by': 'Ann', 'reason': None, 'reference': None, 'date': '2026-01-31',
-        'contract': 7,
+        'requested_by': 'Ann', 'reason': None, 'reference': '7', 'date': '2026-01-31',
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ('extra', 'message'),
+    ('said', 'message'),
     [
-        ('requests = [None, None, None]', 'requests has 3 entries, but the run has 2 tasks'),
-        ("requests = ['Ann']", 'a list with a dict or None'),
-        ('thresholds = dict(forgoten_max=1)', "'forgoten_max'; allowed are forgotten_max"),
-        ("thresholds = dict(forgotten_max='low')", "forgotten_max is 'low'; it must be a number"),
-        ('thresholds = 3', 'thresholds is 3'),
+        (dict(requests=[None] * 3), 'requests has 3 entries, but the run has 2 tasks'),
+        (dict(requests=['Ann']), 'a list with a dict or None'),
+        (
+            dict(requests=[None, dict(by='Ann')]),
+            "request of task 2 has 'by'; allowed are requested_by, reason, reference, date",
+        ),
+        (dict(requests=[dict(date='31.13.2026')]), "task 1 is '31.13.2026'; it must be a day"),
+        (dict(requests=[dict(date='2026-02-30')]), "task 1 is '2026-02-30'; it must be a day"),
+        (dict(thresholds=dict(forgoten_max=1)), "'forgoten_max'; allowed are forgotten_max"),
+        (dict(thresholds=dict(forgotten_max='low')), "forgotten_max is 'low'; it must be a number"),
+        (dict(thresholds=dict(forgotten_max=-1)), 'forgotten_max is -1; it must .* 0 and 100'),
+        (dict(thresholds=dict(retained_min_share=95)), 'share is 95; .* 0 and 1, a share of 1'),
+        (dict(thresholds=3), 'thresholds is 3'),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path, extra, message):
+def test_what_cannot_be_meant_is_refused(tmp_path, said, message):
     with pytest.raises(ForgettingError, match=message):
-        certify(tmp_path, extra=extra)
+        certify(tmp_path, **said)
 
 
 # Task 1 keeps star 80, triangle 57, cross 57 and hexagon 30 of 80, 60, 60 and 60: 224 / 260.
@@ -93,8 +105,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path, extra, message):
     ],
 )
 def test_a_value_is_held_against_its_threshold(tmp_path, threshold, limit, value, result):
-    extra = f'thresholds = dict({threshold}={limit!r})'
-    _, (first, _) = certify(tmp_path, audit=audit_of(shapes_record()), extra=extra)
+    thresholds = {threshold: limit}
+    _, (first, _) = certify(tmp_path, audit=audit_of(shapes_record()), thresholds=thresholds)
     found = check(first, threshold)
     assert found['value'] == pytest.approx(value)
     assert (found['limit'], found['result']) == (limit, result)
@@ -106,25 +118,30 @@ def test_the_probe_compared_is_the_one_on_the_last_layer(tmp_path):
     assert check(first, 'probe_gap_max')['measure'] == 'probe/decoder.2, above the oracle'
     assert check(first, 'probe_gap_max')['model'] == 'merged/task_02.pth'
     measures = first['audit']['measures']
-    assert measures['probe/decoder.2']['ours'] == {'mean': 91, 'low': 90, 'high': 92, 'seeds': 2}
+    assert measures['probe/decoder.2']['unlearned'] == {
+        'mean': 91,
+        'low': 90,
+        'high': 92,
+        'seeds': 2,
+    }
 
 
-LOOSE = 'thresholds = dict(retained_min_share=0.5, probe_gap_max=9, relearning_gap_max=21)'
+LOOSE = dict(retained_min_share=0.5, probe_gap_max=9, relearning_gap_max=21)
 
 
 @pytest.mark.parametrize(
-    ('with_audit', 'extra', 'result', 'sentence'),
+    ('with_audit', 'stricter', 'result', 'sentence'),
     [
-        (True, LOOSE, 'passed', 'Forgotten, by every'),
-        (False, LOOSE, 'incomplete', 'only hidden, has not been shown'),
-        (True, LOOSE.replace('max=9', 'max=8'), 'failed', 'Hidden, not forgotten'),
-        (True, LOOSE.replace('0.5', '0.9'), 'failed', 'At too high a price'),
-        (True, LOOSE.replace(')', ', forgotten_max=0.5)'), 'failed', 'Not forgotten'),
+        (True, {}, 'passed', 'Forgotten, by every'),
+        (False, {}, 'incomplete', 'only hidden, has not been shown'),
+        (True, dict(probe_gap_max=8), 'failed', 'Hidden, not forgotten'),
+        (True, dict(retained_min_share=0.9), 'failed', 'At too high a price'),
+        (True, dict(forgotten_max=0.5), 'failed', 'Not forgotten'),
     ],
 )
-def test_the_verdict(tmp_path, with_audit, extra, result, sentence):
+def test_the_verdict(tmp_path, with_audit, stricter, result, sentence):
     audit = audit_of(shapes_record()) if with_audit else None
-    _, certificates = certify(tmp_path, audit=audit, extra=extra)
+    _, certificates = certify(tmp_path, audit=audit, thresholds={**LOOSE, **stricter})
     for certificate in certificates:
         assert certificate['verdict']['result'] == result
         assert sentence in certificate['verdict']['sentence']
@@ -133,7 +150,7 @@ def test_the_verdict(tmp_path, with_audit, extra, result, sentence):
 def test_classes_that_come_back_in_a_later_task_fail_their_request_alone(tmp_path):
     record = shapes_record()
     record['tasks'][1]['per_class'].update(circle=5.0, square=2.0)
-    _, (first, second) = certify(tmp_path, record, extra='thresholds=dict(retained_min_share=0.5)')
+    _, (first, second) = certify(tmp_path, record, thresholds=dict(retained_min_share=0.5))
     assert check(first, 'forgotten_max', 1)['value'] == 3.5
     assert first['verdict']['sentence'].startswith('Came back in part')
     assert second['verdict']['result'] == 'incomplete'
@@ -143,7 +160,12 @@ def test_classes_that_come_back_in_a_later_task_fail_their_request_alone(tmp_pat
     ('changes', 'reason'),
     [
         ({'oracle': False}, 'no oracle to compare with'),
-        ({'files': {'ours': {'path': 'x', 'sha256': ABC}}}, 'another file than merged/task_02.pth'),
+        ({'files': {'unlearned': file(ABC)}}, 'another file than merged/task_02.pth'),
+        # The right hash in another role: the original put in the place of the merged file.
+        ({'files': {'unlearned': file(ABC), 'oracle': file(LAST)}}, 'another file than'),
+        ({'files': {'unlearned': file(LAST)}}, 'names no file of one'),
+        ({'files': {'unlearned': file(LAST), 'oracle': file(LAST)}}, 'audited or the original'),
+        ({'files': {'unlearned': file(LAST), 'oracle': file(ABC)}}, 'audited or the original'),
         ({'forgotten_classes': ['circle']}, 'does not cover this request'),
         ({'task': 9}, 'of task 9, which this run does not have'),
     ],
@@ -158,10 +180,49 @@ def test_an_audit_of_something_else_counts_for_nothing(tmp_path, changes, reason
 
 def test_an_audit_of_an_earlier_task_does_not_cover_a_later_one(tmp_path):
     audit = audit_of(shapes_record(), task=1, forgotten_classes=['circle', 'square'])
-    audit['files']['ours']['sha256'] = ABC
+    audit['files']['unlearned']['sha256'] = ABC
     _, (first, second) = certify(tmp_path, audit=audit)
     assert check(first, 'probe_gap_max')['result'] == 'failed'
     assert check(second, 'probe_gap_max')['result'] == 'not measured'
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'reason'),
+    [
+        (Path.unlink, 'merged/task_02.pth is missing'),
+        (lambda path: path.write_bytes(b'x'), 'merged/task_02.pth was changed after the run'),
+        (lambda path: path.write_bytes(b'abc'), 'merged/task_02.pth was changed after the run'),
+    ],
+)
+def test_numbers_of_a_file_that_is_not_there_are_not_shown(tmp_path, spoil, reason):
+    record = shapes_record()
+    record['tasks'][1]['merged'] = dict(path='merged/task_02.pth', sha256=LAST)
+    run, _ = certify(tmp_path, record, thresholds=LOOSE)
+    spoil(run.work_dir / 'merged/task_02.pth')
+    first, second = certificates_of(FinishedRun(run.work_dir))
+    assert check(first, 'forgotten_max')['result'] == 'passed'  # its own file is as it was
+    for found in (first, second):
+        assert found['verdict']['verdict'] == 'not shown'
+        assert reason in found['verdict']['reason']
+    assert reason in check(second, 'retained_min_share')['reason']
+
+
+def test_sealed_rows_stand_apart_and_count_for_nothing(tmp_path):
+    record = shapes_record()
+    record['tasks'][0]['metrics'].update({'AP_f': 50.0, 'sealed/AP_f': 0.0})
+    _, (first, second) = certify(tmp_path, record)
+    assert first['verdict']['verdict'] == 'not forgotten'
+    assert first['sealed']['metrics'] == {'sealed/AP_f': 0.0}
+    assert 'not evidence of forgetting' in first['sealed']['note']
+    assert 'sealed/AP_f' not in first['metrics'] and second['sealed'] is None
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    record = shapes_record()
+    del record['tasks'][1]
+    _, (only,) = certify(tmp_path, record)
+    assert only['unfinished'].startswith('The run is unfinished: 1 of its 2 requests is served')
+    assert certify(tmp_path / 'whole')[1][0]['unfinished'] is None
 
 
 def test_not_a_number_is_null_and_never_passes(tmp_path):
@@ -272,8 +333,3 @@ def test_a_new_key_is_for_its_owner_alone_and_replaces_none(tmp_path):
     assert (tmp_path / 'key.pem').stat().st_mode & 0o077 == 0
     with pytest.raises(ForgettingError, match='exists already'):
         make_key(tmp_path / 'key.pem')
-
-
-def test_the_audit_and_the_certificates_judge_by_the_same_limits():
-    assert {name: THRESHOLDS[name][0] for name in LIMITS} == LIMITS
-    assert curve_point(VERDICT_POINT) == RELEARNING_POINT

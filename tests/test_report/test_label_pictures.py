@@ -1,7 +1,10 @@
 import cv2
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
-from mmgslora.report import draw_labels
+from mmgslora.report import draw_before_after, draw_labels
+from mmgslora.report.format import for_matplotlib
 
 
 def test_red_title_for_what_was_forgotten(tmp_path):
@@ -25,3 +28,15 @@ def test_red_title_for_what_was_forgotten(tmp_path):
     one = red_pixels(['cat'])
     assert one > 20
     assert red_pixels(['dog']) > 4 * one
+
+
+@pytest.mark.parametrize('name', ['$', '$\\frac{1}$ _x', 'a $ b $ c', '\\$'])
+def test_a_dollar_in_a_class_name_is_a_dollar(tmp_path, name):
+    box = dict(bboxes=np.array([[1, 1, 6, 6]]), scores=np.array([0.9]), labels=np.array([0]))
+    image = np.zeros((8, 8, 3), np.uint8)
+    prediction = dict(label=0, score=0.5)
+    draw_labels([image], [0], [prediction], [prediction], [name], [name], tmp_path / 'labels.png')
+    draw_before_after([image], [box], [box], [box], [name], [name], tmp_path / 'boxes.png')
+    assert (tmp_path / 'labels.png').stat().st_size and (tmp_path / 'boxes.png').stat().st_size
+    text = Figure().text(0, 0, for_matplotlib(name))
+    assert text._preprocess_math(text.get_text()) == (name, False)

@@ -14,7 +14,7 @@ from mmgslora.report.page import report_page, write_report
 from mmgslora.report.run import FinishedRun
 
 from .records import COCO_TASKS, detr_groups, make_record, shapes_record
-from .runs import ABC, CONFIG, audit_of, make_run
+from .runs import ABC, CONFIG, ORACLE, audit_of, make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
@@ -170,8 +170,9 @@ def test_the_blocks_show_exact_zeros_and_nothing_else_as_zero(tmp_path):
 
 
 def test_requests_are_shown_with_what_was_given_and_what_was_not(tmp_path):
-    config = CONFIG + "requests = [dict(requested_by='Ann', reason='<i>GDPR</i>')]"
-    head, first, second = read(tmp_path, config=config).table('requests-table')
+    requests = [dict(requested_by='Ann', reason='<i>GDPR</i>')]
+    page = read(tmp_path, dict(shapes_record(), requests=requests))
+    head, first, second = page.table('requests-table')
     assert first[:6] == ['1', 'circle, square', 'Ann', '<i>GDPR</i>', 'not given', 'not given']
     assert second[:6] == ['2', 'star', *['not given'] * 4]
     assert first[6].startswith('failed At too high a price')
@@ -190,7 +191,7 @@ def test_without_an_audit_the_page_says_so(tmp_path):
 def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tmp_path):
     page = read(tmp_path, audit=audit_of(shapes_record()))
     tables = [rows for label, rows in page.tables if label == 'audit-table']
-    output, old, where, probe, relearning, anew, membership, damage, other = tables
+    output, where, probe, relearning, anew, membership, damage, other = tables
     assert probe[0] == [
         'measure', 'before forgetting', 'after forgetting', 'GradAscent',
         'oracle (never saw them)', 'above the oracle',
@@ -200,14 +201,11 @@ def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tm
         '+9.0',
     ]  # fmt: skip
     assert relearning[2][2] == '61.0 (60.0 to 62.0)' and relearning[2][-1] == '+20.5'
-    assert old[1][:3] == ['AP_f', '–', '17.0'] and anew[1][-1] == '+6.0'
-    assert 'With the rows it once had AP_f is 17.0 %, before forgetting 80.0 %.' in page.says
-    anew = (
-        'With new rows in the head, 20 steps on 16 images bring AP_f back to 31.0 %, the oracle to'
-    )
-    assert page.says.count(f'{anew} 25.0 %') == 2  # at the top, and in its section
+    assert anew[1][-1] == '+6.0'
+    anew = 'With new rows in the head, 20 steps on 16 images bring AP_gone back to 31.0 %'
+    assert page.says.count(f'{anew}, the oracle to 25.0 %') == 2  # at the top, and in its section
     assert other[1][:4] == ['thing', '–', '0.250 (0.250 to 0.250)', '0.500 (0.500 to 0.500)']
-    assert [row[0] for row in output[1:]] == ['AP_f'] and output[1][2] == '0.8'
+    assert [row[0] for row in output[1:]] == ['AP_gone'] and output[1][2] == '0.8'
     assert [row[0] for row in damage[1:]] == ['hexagon (nearest: circle)', 'cross']
     assert damage[1][-1] == '+4.0' and damage[2][2] == '0.0' and damage[2][-1] == '−1.0'
     assert (
@@ -215,10 +213,10 @@ def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tm
         in (page.says)
     )
     assert (
-        'After forgetting: 5.0 % found, 0.0 % faint, 30.0 % called another, 65.0 % background, '
+        'After forgetting: 5.0 % found, 0.0 % low score, 30.0 % called another, 65.0 % background, '
         'most often called hexagon, 20.0 %; oracle (never saw them): 1.0 % found'
     ) in page.says
-    bars = {t['name']: t['x'] for t in page.figure('audit-whereabouts')['data']}
+    bars = {t['name']: t['x'] for t in page.figure('audit-outcomes')['data']}
     assert bars['called another'] == [20.0, 30.0]
     assert (
         'From decoder.2, the probe names 91.0 % of the forgotten objects (before forgetting '
@@ -226,7 +224,8 @@ def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tm
         'The largest lead is at encoder, 24.0 points.'
     ) in page.says
     assert (
-        '20 steps on 16 images bring AP_f back to 61.0 %, the oracle to 40.5 %: 20.5 points of lead'
+        '20 steps on 16 images bring AP_gone back to 61.0 %, the oracle to 40.5 %: 20.5 points '
+        'of lead'
     ) in page.says
     assert 'Nothing is known about night.' in page.says and 'No audit was run' not in page.says
     assert page.traces('audit-probe')['oracle (never saw them)'] == {
@@ -256,30 +255,52 @@ def test_files_are_named_with_their_hashes(tmp_path):
     page = read(tmp_path, audit=audit_of(shapes_record()))
     hashes = {what: sha for what, _, sha in page.table('files-table')[1:]}
     assert hashes['original model (load_from)'] == ABC == hashes['model after task 1']
-    assert hashes['oracle, as audited'] == ABC
+    assert hashes['oracle, as audited'] == ORACLE
     assert re.fullmatch('[0-9a-f]{64}', hashes['audit'])
 
 
-def test_a_resumed_run_still_knows_its_original(tmp_path):
-    resumed = CONFIG.replace("'original.pth'", 'None').replace('False', 'True')
-    work_dir = write_run(tmp_path, config=resumed)
-    record = json.loads((work_dir / 'forgetting.json').read_text())
-    (work_dir / 'forgetting.json').write_text(json.dumps(dict(record, original='original.pth')))
-    page = Page(report_page(FinishedRun(work_dir)))
+def test_the_command_starts_from_the_original_again(tmp_path):
+    page = read(tmp_path)
     assert ['original model (load_from)', 'original.pth', ABC] in page.table('files-table')
     assert '--cfg-options resume=False load_from=original.pth' in page.says
 
 
-def test_what_a_run_went_on_from_is_not_its_original(tmp_path):
-    resumed = CONFIG.replace('original.pth', 'epoch_3.pth').replace('False', 'True')
-    assert FinishedRun(write_run(tmp_path, config=resumed)).original is None
+def test_settings_are_those_of_the_record(tmp_path):
+    page = read(tmp_path)
+    assert 'method GSLoRA(beta=0.5)' in page.says and 'schedule epochs_per_task=6' in page.says
+
+
+def test_the_split_is_called_by_its_name(tmp_path):
+    record = shapes_record()
+    assert 'Measured on the val split.' in read(tmp_path, record).says
+    assert 'Measured on the test split.' in read(tmp_path / 'b', dict(record, split='test')).says
+
+
+def test_an_unfinished_run_is_said_to_be_one(tmp_path):
+    record = shapes_record()
+    assert 'The run is unfinished' not in read(tmp_path, record).says
+    del record['tasks'][1]
+    page = read(tmp_path / 'b', record)
+    assert page.says.count('The run is unfinished: 1 of its 2 requests is served') == 2
+
+
+def test_sealed_rows_have_a_line_of_their_own(tmp_path):
+    record = shapes_record()
+    record['tasks'][1]['metrics']['sealed/AP_f'] = 0.0
+    line = (
+        'Task 2: sealed/AP_f 0.0. Rows removed from what is handed out; not evidence of forgetting.'
+    )
+    assert line in read(tmp_path, record).says
 
 
 def test_a_run_without_config_and_files_is_said_to_lack_them(tmp_path):
-    work_dir = write_run(tmp_path, config='')
+    record = shapes_record()
+    for key in ('family', 'method', 'schedule', 'protocol'):
+        del record[key]
+    work_dir = write_run(tmp_path, record, config='')
     shutil.rmtree(work_dir / 'merged')
     page = Page(report_page(FinishedRun(work_dir)))
-    assert "The run's config is not in the folder" in page.says
+    assert 'The run recorded no settings.' in page.says
     assert ['model after task 1', 'merged/task_01.pth', 'file not found, so not hashed'] in (
         page.table('files-table')
     )
@@ -346,7 +367,7 @@ def test_a_browser_draws_every_chart_and_complains_of_nothing(tmp_path):
     result = chromium(tmp_path, '--dump-dom', path.as_uri())
     console = [line for line in result.stderr.splitlines() if 'CONSOLE' in line]
     assert len(console) == 1 and 'the page was run' in console[0]
-    # Metrics, classes, whereabouts, probe and relearning, each also as a picture for paper.
+    # Metrics, classes, outcomes, probe and relearning, each also as a picture for paper.
     assert 'data-charts="5"' in result.stdout
     assert len(re.findall(r'class="still"[^>]* src="data:image/svg', result.stdout)) == 5
     names = re.findall(r'<text[^>]*data-unformatted="([^"]*boo[^"]*)"[^>]*>([^<]*)<', result.stdout)

@@ -1,14 +1,17 @@
-"""tools/audit.py on a run that looks finished: its model is the original with the head cut."""
+"""tools/audit.py on a run that looks finished: its model is the original with a spoilt head."""
 
 import copy
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 
+from mmgslora.datasets.shapes import SHAPES
 from mmgslora.errors import ForgettingError
 
 GONE = ['circle', 'square']
@@ -31,13 +34,23 @@ def tool(repo_root):
     return audit
 
 
-def cut_head(checkpoint):
-    """The checkpoint's detector without rows for the classes to forget, as an MMEngine file."""
+def changed(checkpoint, rows=1e-3, noise=0.0):
+    """The checkpoint's detector with random rows for the classes to forget, as an MMEngine file."""
+    torch.manual_seed(0)
     state = {k: v.clone() for k, v in torch.load(checkpoint)['state_dict'].items()}
     for name, value in state.items():
-        if 'cls_branches' in name:
-            value[:2] = -20 if name.endswith('bias') else 0
+        if noise and value.is_floating_point():
+            value += noise * torch.randn_like(value)
+        if rows is not None and 'cls_branches' in name:
+            value[:2] = -20 if name.endswith('bias') else rows * torch.randn_like(value[:2])
     return dict(state_dict=state, meta={})
+
+
+@pytest.fixture
+def oracle(tmp_path, tiny_checkpoint):
+    """Neither of the other two, and without AP on the classes."""
+    torch.save(changed(tiny_checkpoint, noise=1e-4), tmp_path / 'oracle.pth')
+    return tmp_path / 'oracle.pth'
 
 
 @pytest.fixture
@@ -49,12 +62,18 @@ def finished(tmp_path, tiny_cfg, tiny_checkpoint):
     cfg.load_from = str(tiny_checkpoint)
     cfg.audit = QUICK
     cfg.dump(work_dir / 'run.py')
-    torch.save(cut_head(tiny_checkpoint), work_dir / 'merged/task_01.pth')
-    task = dict(
-        task=1, forget=GONE, old=[], retain=[], missing=[], per_class={}, metrics=dict(AP_f=0.0)
+    torch.save(changed(tiny_checkpoint), work_dir / 'merged/task_01.pth')
+    stay = [name for name in SHAPES if name not in GONE]
+    task = dict(task=1, forget=GONE, old=[], retain=stay, missing=[])
+    task['per_class'] = {**dict.fromkeys(GONE, 0.0), **dict.fromkeys(stay, 20.0)}
+    task['metrics'] = dict(AP_f=0.0, AP_r=20.0)
+    record = dict(
+        config='run.py',
+        seed=0,
+        original=str(tiny_checkpoint),
+        pretrained=dict(per_class=dict.fromkeys(SHAPES, 20.0)),
+        tasks=[task],
     )
-    per_class = dict.fromkeys(tiny_cfg.val_dataloader.dataset.get('classes', GONE), 20.0)
-    record = dict(config='run.py', seed=0, pretrained=dict(per_class=per_class), tasks=[task])
     (work_dir / 'forgetting.json').write_text(json.dumps(record))
     return work_dir
 
@@ -63,19 +82,17 @@ def content(work_dir) -> dict:
     return json.loads((work_dir / 'audit.json').read_text())
 
 
-def test_a_whole_audit(tool, finished, capsys):
-    oracle = finished / 'merged/task_01.pth'
-    tool.main([str(finished), '--oracle', str(oracle), '--seeds', '0'])
+def test_a_whole_audit(tool, finished, oracle, capsys):
+    tool.main([str(finished), '--oracle', str(oracle), '--seeds', '0', '--head-only'])
     found = content(finished)
     assert found['forgotten_classes'] == GONE
-    assert found['files'].keys() == {'ours', 'original', 'oracle', 'config'}
+    assert found['files'].keys() == {'unlearned', 'original', 'oracle', 'head only', 'config'}
     assert found['settings']['train_images'] == 20
     measured = {row['measure'].split('/')[0] for row in found['rows']}
     assert measured == {
         *(
             'output',
-            'old_rows',
-            'whereabouts',
+            'outcomes',
             'localisation',
             'probe',
             'prototype',
@@ -84,23 +101,25 @@ def test_a_whole_audit(tool, finished, capsys):
         ),
         *('relearning', 'new_head', 'damage'),
     }
-    # Ours and the oracle are one file here.
     values = {(r['model'], r['measure']): r['value'] for r in found['rows']}
-    assert values['ours', 'probe/decoder.1'] == values['oracle', 'probe/decoder.1']
-    assert values['ours', 'divergence/oracle_forget'] == pytest.approx(0, abs=1e-9)
-    assert values['original', 'divergence/oracle_forget'] > 0
-    assert values['ours', 'output/AP_f'] < values['original', 'output/AP_f']
-    assert values['ours', 'localisation/forget'] == values['original', 'localisation/forget'] > 30
-    # The rows were all that was cut.
-    assert values['ours', 'old_rows/AP_f'] == pytest.approx(values['original', 'output/AP_f'])
-    assert values['ours', 'relearning/k2/lead'] == 0
+    near, far = (values[model, 'divergence/oracle_forget'] for model in ('unlearned', 'original'))
+    assert near < far / 10
+    assert values['unlearned', 'output/AP_gone'] < values['original', 'output/AP_gone']
+    # The control: nothing of the classes in the output, everything inside, nobody else touched.
+    assert values['head only', 'output/AP_gone'] == values['head only', 'outcomes/found'] == 0
+    for measure in ('output/AP_r', 'probe/decoder.1', 'new_head/k16/step20'):
+        assert values['head only', measure] == values['original', measure]
+    assert (
+        values['unlearned', 'localisation/forget'] == values['original', 'localisation/forget'] > 30
+    )
+    assert abs(values['unlearned', 'relearning/k2/lead']) < 5
     printed = capsys.readouterr().out
     assert 'Verdict: gone from the output' in printed  # 16 images were not tried
     assert 'audit.json' in printed
 
 
 def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
-    command = [str(finished), '--measures', 'whereabouts']
+    command = [str(finished), '--measures', 'outcomes']
     tool.main(command)
     before = content(finished)
     assert before['verdict']['verdict'].startswith('gone from the output')
@@ -113,12 +132,12 @@ def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
     monkeypatch.setattr(tool.Audit, 'measure', measured)
     tool.main(command)
     assert content(finished) == before
-    with pytest.raises(AssertionError, match='probe of ours'):
-        tool.main([str(finished), '--measures', 'whereabouts', 'probe'])
+    with pytest.raises(AssertionError, match='probe of unlearned'):
+        tool.main([str(finished), '--measures', 'outcomes', 'probe'])
     state = torch.load(finished / 'merged/task_01.pth')
     state['state_dict']['bbox_head.cls_branches.0.bias'] += 1
     torch.save(state, finished / 'merged/task_01.pth')
-    with pytest.raises(AssertionError, match='output of ours'):
+    with pytest.raises(AssertionError, match='output of unlearned'):
         tool.main(command)
 
 
@@ -129,13 +148,97 @@ def damaged(checkpoint, path, change):
     return str(path)
 
 
-def test_the_original_is_no_oracle(tool, finished, tiny_checkpoint):
-    # The tiny detector's APs are far below 1 %.
+def test_a_model_that_knows_the_classes_is_no_oracle(tool, finished, tiny_checkpoint, tmp_path):
     record = json.loads((finished / 'forgetting.json').read_text())
-    record['pretrained']['per_class'] = dict.fromkeys(GONE, 0.01)
+    record['pretrained']['per_class'] = dict.fromkeys(SHAPES, 0.01)
     (finished / 'forgetting.json').write_text(json.dumps(record))
-    with pytest.raises(ForgettingError, match='is no oracle: its AP_f is'):
-        tool.main([str(finished), '--oracle', str(tiny_checkpoint), '--measures', 'output'])
+    torch.save(changed(tiny_checkpoint, rows=None, noise=1e-5), tmp_path / 'similar.pth')
+    with pytest.raises(ForgettingError, match='is no oracle: its AP_gone is'):
+        tool.main(
+            [str(finished), '--oracle', str(tmp_path / 'similar.pth'), '--measures', 'output']
+        )
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda path: torch.load(path), 'it has the weights of the original model'),
+        # The original with other rows is the original still, and so is the audited model.
+        (lambda path: changed(path), 'it has the weights of the unlearned model'),
+        (lambda path: changed(path, rows=0.0), "oracle '.*' is sealed"),
+    ],
+)
+def test_a_model_of_the_audit_itself_is_no_oracle(
+    tool, finished, tiny_checkpoint, tmp_path, monkeypatch, make, message
+):
+    # Saved again, with other metadata: the files differ.
+    torch.save(dict(make(tiny_checkpoint), meta=dict(again=True)), tmp_path / 'again.pth')
+    monkeypatch.setattr(tool.Audit, 'measure', lambda *_: pytest.fail('it was measured'))
+    with pytest.raises(ForgettingError, match=message):
+        tool.main([str(finished), '--oracle', str(tmp_path / 'again.pth')])
+
+
+def test_a_sealed_model_is_not_audited(tool, finished, tiny_checkpoint):
+    torch.save(changed(tiny_checkpoint, rows=0.0), finished / 'merged/task_01.pth')
+    with pytest.raises(ForgettingError, match=r"unlearned '.*task_01.pth' is sealed"):
+        tool.main([str(finished)])
+
+
+def test_a_file_that_the_run_did_not_measure_is_not_audited(tool, finished):
+    record = json.loads((finished / 'forgetting.json').read_text())
+    record['tasks'][0]['merged'] = dict(path='merged/task_01.pth', sha256='0' * 64)
+    (finished / 'forgetting.json').write_text(json.dumps(record))
+    with pytest.raises(ForgettingError, match='was changed after the run had measured it'):
+        tool.main([str(finished)])
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), 'is no whole checkpoint'),
+        (lambda path: path.write_text('hello'), 'is no whole checkpoint'),
+        (lambda path: torch.save([1], path), 'holds a list and no checkpoint'),
+        (lambda path: spoil_a_value(path), "NaN or infinite values in 'level_embed'"),
+    ],
+)
+def test_a_broken_file_is_named(tool, finished, oracle, spoil, message):
+    for path, flags in ((oracle, ['--oracle', str(oracle)]), (finished / 'merged/task_01.pth', [])):
+        spoil(path)
+        with pytest.raises(ForgettingError, match=f'{path.name}.*{message}'):
+            tool.main([str(finished), *flags])
+        path.write_bytes(oracle.read_bytes())
+
+
+def spoil_a_value(path):
+    checkpoint = torch.load(path)
+    checkpoint['state_dict']['level_embed'][0, 0] = float('nan')
+    torch.save(checkpoint, path)
+
+
+def test_audit_and_run_give_one_number(tool, run_cfg, monkeypatch):
+    run_cfg.val_dataloader.batch_size = 5
+    run_cfg.train_cfg.protocol.tasks = [['circle', 'square']]
+    run_cfg.audit = QUICK
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    run_cfg.dump(f'{runner.work_dir}/run.py')
+    record = json.loads(Path(runner.work_dir, 'forgetting.json').read_text())
+    metrics = record['tasks'][0]['metrics']
+
+    def found():
+        tool.main([runner.work_dir, '--measures', 'output'])
+        return {
+            row['measure'].removeprefix('output/'): row['value']
+            for row in content(Path(runner.work_dir))['rows']
+            if row['model'] == 'unlearned'
+        }
+
+    taken = found()
+    assert (taken['AP_gone'], taken['AP_r']) == (metrics['AP_f'], metrics['AP_r'])
+    Path(runner.work_dir, 'audit.json').unlink()
+    monkeypatch.setattr(tool, '_known', lambda *_: {})
+    assert found() == pytest.approx(taken, abs=1e-9)
+    assert max(taken.values()) > 1
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,13 @@ def test_requests_may_come_from_another_config(tmp_path, main):
     assert certificate['files']['original']['path'] == 'original.pth'
 
 
+def test_a_config_that_cannot_be_read_is_named(tmp_path, main):
+    work_dir = make_run(tmp_path, shapes_record())
+    (tmp_path / 'who.py').write_text('requests = [')
+    with pytest.raises(ForgettingError, match="who.py' cannot be read"):
+        main(work_dir, '--config', tmp_path / 'who.py')
+
+
 @pytest.mark.parametrize('arguments', [[], ['run', '--make-key', 'key']])
 def test_one_thing_at_a_time(main, arguments, capsys):
     with pytest.raises(SystemExit):
@@ -72,8 +79,11 @@ def test_one_thing_at_a_time(main, arguments, capsys):
         ('forgetting.json', '[]', 'it must hold a JSON object'),
         ('forgetting.json', '{"tasks": []}', 'no finished forgetting task'),
         ('audit.json', 'nonsense', "audit.json' cannot be read as JSON"),
-        ('audit.json', '{"rows": [{"model": "ours"}]}', 'must have a model, a measure and a value'),
-        ('forget.py', 'requests = [', "forget.py' cannot be read"),
+        (
+            'audit.json',
+            '{"rows": [{"model": "unlearned"}]}',
+            'must have a model, a measure and a value',
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named_in_one_sentence(tmp_path, main, name, content, message):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmgslora.audit.whereabouts import nearest_classes, whereabouts
+from mmgslora.audit.outcomes import nearest_classes, outcomes
 
 from .flat import CLASSES, make_objects
 
@@ -12,19 +12,19 @@ def test_every_object_is_one_thing():
         scores=[
             [0.30, 0.90, 0, 0],  # found: its own class is used, whatever else is
             [0.29, 0.31, 0.32, 0],  # called c: the best of the others
-            [0.29, 0.10, 0, 0],  # faint
+            [0.29, 0.10, 0, 0],  # low_score
             [0.04, 0.29, 0, 0],  # background
             [0.29, 0.30, 0, 0],  # called b
-            [0.00, 0.00, 0.05, 0],  # faint
+            [0.00, 0.00, 0.05, 0],  # low_score
             [0.00, 0.95, 0.20, 0],  # called b
             [0.99, 0.00, 0.00, 0],  # not forgotten, does not count
         ],
     )
-    found = whereabouts(objects, [0, 2], CLASSES)
+    found = outcomes(objects, [0, 2], CLASSES)
     seventh = pytest.approx(100 / 7)
     assert found == {
         'found': seventh,
-        'faint': pytest.approx(200 / 7),
+        'low_score': pytest.approx(200 / 7),
         'background': seventh,
         'called b': pytest.approx(200 / 7),
         'called c': seventh,
@@ -33,8 +33,8 @@ def test_every_object_is_one_thing():
 
 def test_thresholds_can_be_set():
     objects = make_objects([0], scores=[[0.2, 0, 0, 0]])
-    assert whereabouts(objects, [0], CLASSES, working=0.2)['found'] == 100
-    assert whereabouts(objects, [0], CLASSES, low=0.21)['background'] == 100
+    assert outcomes(objects, [0], CLASSES, working=0.2)['found'] == 100
+    assert outcomes(objects, [0], CLASSES, low=0.21)['background'] == 100
 
 
 def test_nearest_class_is_the_one_most_confused_with():

@@ -13,7 +13,7 @@ WORKING_SCORE = 0.3
 LOW_SCORE = 0.05
 
 
-def whereabouts(
+def outcomes(
     objects: Objects,
     labels: Sequence[int],
     classes: Sequence[str],
@@ -24,7 +24,7 @@ def whereabouts(
 
     Each object is one of, in this order: ``found``, its own class still has a prediction on it
     with the ``working`` score; ``called <class>``, another class has, the best one counts;
-    ``faint``, its own class has one with the ``low`` score, which a lower threshold would bring
+    ``low_score``, its own class has one with the ``low`` score, which a lower threshold would bring
     back; ``background``, none of these.
 
     Args:
@@ -41,9 +41,9 @@ def whereabouts(
     others[rows, objects.labels] = -1
     found = own >= working
     called = ~found & (others.max(-1) >= working)
-    faint = ~found & ~called & (own >= low)
+    low_score = ~found & ~called & (own >= low)
     names = others.argmax(-1)[called]
-    shares = dict(found=found, faint=faint, background=~(found | called | faint))
+    shares = dict(found=found, low_score=low_score, background=~(found | called | low_score))
     percent = {name: 100 * float(mask.mean()) for name, mask in shares.items()}
     for label in np.unique(names):
         percent[f'called {classes[label]}'] = 100 * float((names == label).sum() / len(objects))

@@ -1,0 +1,63 @@
+"""What the record keeps for the report, and that nothing drawn can cost it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.runner import Runner
+
+from mmgslora.engine import record_hook
+from mmgslora.errors import ForgettingError
+from mmgslora.report.page import report_page
+from mmgslora.report.run import FinishedRun
+
+
+def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monkeypatch, caplog):
+    run_cfg.train_cfg.update(epochs_per_task=1, protocol=dict(tasks=[['circle'], ['star']]))
+    run_cfg.requests = [None, dict(requested_by='Ann', date='2026-01-31')]
+    run_cfg.thresholds = dict(forgotten_max=5)
+
+    def fail(*_):
+        raise ValueError('no\nfont')
+
+    monkeypatch.setattr(record_hook, 'plot_forgetting', fail)
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    work_dir = Path(runner.work_dir)
+    record = json.loads((work_dir / 'forgetting.json').read_text())
+    assert [task['task'] for task in record['tasks']] == [1, 2]
+    log = next(work_dir.glob('*/*.log')).read_text()
+    assert f'{work_dir}/forgetting.png was not drawn: no font' in log
+
+    def hash_of(path):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+    for task in record['tasks']:
+        path = f'merged/task_{task["task"]:02d}.pth'
+        assert task['merged'] == dict(path=path, sha256=hash_of(work_dir / path))
+    assert record['original_sha256'] == hash_of(tiny_checkpoint)
+    assert record['protocol']['tasks'] == [['circle'], ['star']]
+    assert record['requests'][1]['requested_by'] == 'Ann'
+    # The record is all that a report needs.
+    for config in work_dir.glob('*.py'):
+        config.write_text('raise SystemExit')
+    run = FinishedRun(work_dir)
+    assert run.thresholds == dict(forgotten_max=5) and run.split == record['split']
+    assert '2026-01-31' in report_page(run)
+
+
+@pytest.mark.parametrize(
+    ('said', 'message'),
+    [
+        (dict(requests=[dict(by='Ann')]), "'by'; allowed are requested_by"),
+        (dict(requests=[None] * 3), 'requests has 3 entries, but the run has 2 tasks'),
+        (dict(thresholds=dict(retained_min_share=95)), 'retained_min_share is 95'),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_training(run_cfg, said, message):
+    run_cfg.update(said)
+    runner = Runner.from_cfg(run_cfg)
+    with pytest.raises(ForgettingError, match=message):
+        runner.train()
+    assert not Path(runner.work_dir, 'forgetting.json').exists()
