@@ -13,7 +13,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.errors import ForgettingError
 from mmgslora.lora import check_live_adapters, save_adapter
 
 
@@ -22,22 +21,12 @@ class AdapterHook(Hook):
     """Saves ``adapters/task_XX/`` before a task is merged and ``merged/task_XX.pth`` after it.
 
     The merged file is a checkpoint of the plain model with its config in ``meta['cfg']``: a
-    detector's is loaded by MMDetection with nothing of mmgslora.
+    detector's is loaded by MMDetection with nothing of mmgslora. ``meta['forgotten']`` lists the
+    classes that are gone, which a run that starts from the file leaves gone.
 
     Raises:
-        ForgettingError: The work_dir holds the adapters of another run, or an adapter gets no
-            gradient.
+        ForgettingError: An adapter gets no gradient.
     """
-
-    @master_only
-    def before_run(self, runner) -> None:
-        found = sorted(Path(runner.work_dir, 'adapters').glob('task_*'))
-        if found and not runner._resume:
-            raise ForgettingError(
-                f'{runner.work_dir} already holds the adapters of another run '
-                f'({", ".join(f.name for f in found)}); resume it with --resume, '
-                'choose another --work-dir, or remove that folder.'
-            )
 
     def before_forget_task(self, runner) -> None:
         model = runner.train_loop.model
@@ -60,7 +49,8 @@ class AdapterHook(Hook):
 
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
-        task = ClassPartition.current().task
+        partition = ClassPartition.current()
+        task = partition.task
         path = Path(runner.work_dir, 'merged', f'task_{task:02d}.pth')
         path.parent.mkdir(exist_ok=True)
         state = runner.train_loop.model.plain_model.state_dict()
@@ -70,6 +60,7 @@ class AdapterHook(Hook):
                 dataset_meta=dict(runner.train_loop.views.metainfo),
                 cfg=_plain_config(runner),
                 task=task,
+                forgotten=[*partition.old, *partition.forget],
                 seed=runner.seed,
             ),
         )

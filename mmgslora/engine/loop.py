@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -13,8 +12,8 @@ from mmengine.runner import EpochBasedTrainLoop, set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmgslora.datasets.files import check_files
 from mmgslora.datasets.protocol import Protocol
+from mmgslora.engine.start_check import HUB_KEY, check_start, made_with
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
 from mmgslora.lora import merge_adapters, reset_adapters
@@ -43,20 +42,27 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     Raises:
         ForgettingError: The protocol does not fit the classes or the data (before any training),
-            or no trained detector was loaded.
+            no trained detector was loaded, or see
+            :func:`~mmgslora.engine.start_check.check_start`.
     """
 
     def __init__(self, runner, dataloader: dict, protocol: dict, epochs_per_task: int) -> None:
         if epochs_per_task < 1:
             raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
-        _check_checkpoint(runner._load_from)
-        for loader in (dataloader, runner.cfg.get('val_dataloader')):
-            if loader:
-                check_files(loader['dataset'])
+        forgotten = check_start(runner.cfg)
         self.views = DATASETS.build(dataloader['dataset'])
         self.protocol = Protocol(
-            self.views.classes, category_ids=self.views.category_ids, **protocol
+            self.views.classes,
+            category_ids=self.views.category_ids,
+            forgotten=forgotten,
+            **protocol,
         )
+        self._made_with = made_with(runner.cfg, self.protocol)
+        if forgotten and not runner.cfg.get('resume'):
+            runner.logger.info(
+                f'The model to start from has forgotten {", ".join(forgotten)}: classes that are '
+                'old from the first task on and have no training images.'
+            )
         self.epochs_per_task = epochs_per_task
         # Workers that outlive an epoch would not take the seeds of the next one.
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
@@ -89,6 +95,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Serve all requests."""
+        self.runner.message_hub.update_info(HUB_KEY, self._made_with)
         self.runner.call_hook('before_train')
         if self._epoch == 0:
             self._evaluate_pretrained()
@@ -198,11 +205,3 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         init = self.dataloader.worker_init_fn
         if isinstance(init, partial) and 'seed' in init.keywords:
             self.dataloader.worker_init_fn = partial(init, seed=seed)
-
-
-def _check_checkpoint(load_from: str | None) -> None:
-    if load_from and '://' not in load_from and not Path(load_from).is_file():
-        raise ForgettingError(
-            f'The checkpoint to start from, {load_from!r}, does not exist; '
-            'train the detector first, or set load_from.'
-        )
