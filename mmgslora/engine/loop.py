@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from functools import partial
 
@@ -38,7 +39,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         dataloader: Config of the training data loader; its data set is a
             :class:`~mmgslora.datasets.ForgettingViews`.
         protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
-        epochs_per_task: Passes over the retain view per task.
+        epochs_per_task: Passes over the retain view per task. A cosine schedule over epochs that
+            has neither ``T_max`` nor ``end`` takes a task from its first epoch to its last.
 
     Raises:
         ForgettingError: The protocol does not fit the classes or the data (before any training),
@@ -135,6 +137,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             )
         self.protocol.partition(1).publish()
         publish_tasks(self.protocol.tasks)
+        self.runner.logger.info('Measuring the model before the first task')
         remember_pretrained(self.runner.val_loop.run())
 
     def _has_pretrained_init(self) -> bool:
@@ -169,9 +172,13 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.cfg.get('param_scheduler'):
-            runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+            schedulers = _over_a_task(runner.cfg.param_scheduler, self.epochs_per_task)
+            runner.param_schedulers = runner.build_param_scheduler(schedulers)
         self._count_steps()
-        # MMEngine copies the whole history of a scalar whenever it adds to it.
+        # MMEngine copies the whole history of a scalar whenever it adds to it. It also keeps a
+        # list of them, and would warn of each that is gone when a checkpoint is resumed.
+        for key in runner.message_hub.log_scalars:
+            runner.message_hub._resumed_keys.pop(key, None)
         runner.message_hub.log_scalars.clear()
         for key in ('train_seconds', 'eval_seconds'):
             runner.message_hub.update_info(key, 0.0)
@@ -189,6 +196,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             partition = self.protocol.partition(self.task)
             stay = partition.labels('retain') + partition.labels('missing')
             self.model.reset_rows(partition.labels('forget'), stay)
+        # MMEngine's own lines count the epochs of all tasks: Epoch(val) [15].
+        self.runner.logger.info(f'Measuring after task {self.task} of {len(self.protocol)}')
         started = time.perf_counter()
         metrics = self.runner.val_loop.run()
         self._add_time('eval_seconds', time.perf_counter() - started)
@@ -205,3 +214,14 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         init = self.dataloader.worker_init_fn
         if isinstance(init, partial) and 'seed' in init.keywords:
             self.dataloader.worker_init_fn = partial(init, seed=seed)
+
+
+def _over_a_task(schedulers: dict | list[dict], epochs: int) -> list[dict]:
+    """The schedulers' configs, with a cosine over epochs that names no end reaching over a task."""
+    filled = []
+    for scheduler in copy.deepcopy([schedulers] if isinstance(schedulers, dict) else schedulers):
+        ends = scheduler.get('T_max') or scheduler.get('end')
+        if 'Cosine' in str(scheduler['type']) and scheduler.get('by_epoch', True) and not ends:
+            scheduler['end'] = epochs
+        filled.append(scheduler)
+    return filled

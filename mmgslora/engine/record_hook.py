@@ -106,6 +106,7 @@ class RecordHook(Hook):
             seed=runner.seed,
             original=runner.message_hub.get_info('original'),
             versions=versions(),
+            prototype_seconds=runner.message_hub.get_info('prototype_seconds'),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),
         )

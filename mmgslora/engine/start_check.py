@@ -23,6 +23,7 @@ _KEPT = (
     'model.method',
     'model.lora',
     'train_cfg.epochs_per_task',
+    'train_cfg.evaluate_on',
     'train_dataloader.batch_size',
     'train_dataloader.dataset.data_ratio',
     'train_dataloader.dataset.few_shot',
@@ -104,7 +105,7 @@ def _load(path: str | None) -> dict | None:
 
 def _check_work_dir(work_dir: Path) -> None:
     """A new run must not mix its files with those of an earlier one."""
-    patterns = ('forgetting.json', 'adapters/task_*', 'merged/task_*.pth')
+    patterns = ('forgetting.json', 'adapters/task_*', 'merged/task_*.pth', 'sealed/task_*.pth')
     found = {file.name for pattern in patterns for file in work_dir.glob(pattern)}
     if not found:
         return
