@@ -24,6 +24,4 @@ test_evaluator = dict(type='ForgettingCocoMetric')
 train_cfg = dict(_delete_=True, type='ContinualForgettingLoop', epochs_per_task=8)
 train_cfg['protocol'] = dict(tasks=[['WBC']])
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
-param_scheduler = [
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=8, convert_to_iter_based=True)
-]
+param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True)]

@@ -9,9 +9,5 @@ model = dict(
 )
 train_dataloader = dict(dataset=dict(few_shot=4))
 train_cfg = dict(epochs_per_task=epochs_per_task)
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], T_max=epochs_per_task),
-]
 # A checkpoint at the end of every task and once in between, rather than after every few steps.
 default_hooks = dict(checkpoint=dict(interval=epochs_per_task // 2))

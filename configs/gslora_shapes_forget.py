@@ -31,5 +31,5 @@ train_cfg = dict(
 optim_wrapper = dict(optimizer=dict(lr=2e-2))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=9, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
 ]

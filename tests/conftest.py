@@ -55,7 +55,6 @@ def tiny_cfg(shapes_root) -> Config:
     cfg.train_cfg.protocol = dict(tasks=[['circle', 'square'], ['star']], missing=[])
     cfg.train_cfg.epochs_per_task = 2
     cfg.param_scheduler[0].end = 2
-    cfg.param_scheduler[1].T_max = 2
     cfg.log_level = 'WARNING'
     return cfg
 

@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from train import load_config
 
 from mmgslora.datasets.protocol import Protocol, category_ids_of
+from mmgslora.engine.start_check import forgotten_in
 from mmgslora.errors import ForgettingError
 
 
@@ -56,6 +57,10 @@ def main() -> None:
         dataset = runner.test_loop.dataloader.dataset
         ids = category_ids_of(dataset)
         protocol = Protocol(dataset.metainfo['classes'], category_ids=ids, **protocol)
+        if not args.forget_eval:  # what was gone before the first task is old in every task
+            asked = {name for task in protocol.tasks for name in task}
+            earlier = [name for name in forgotten_in(args.checkpoint) if name not in asked]
+            protocol.forgotten = tuple(earlier)
         protocol.partition(args.task or len(protocol)).publish()
     if args.forget_eval:
         for name, value in regroup(runner, args.checkpoint).items():

@@ -14,6 +14,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmgslora  # noqa: F401  puts compat in place
+from mmgslora.engine.start_check import check_start
 from mmgslora.errors import ForgettingError
 
 
@@ -100,6 +101,7 @@ def main() -> None:
     cfg = load_config(args)
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         start_on_cpu(cfg)
+    check_start(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 

@@ -33,5 +33,5 @@ train_cfg = dict(
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
 param_scheduler = [
-    dict(type='CosineAnnealingLR', by_epoch=True, T_max=10, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
 ]

@@ -32,9 +32,7 @@ train_cfg = dict(
 )
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.05))
 param_scheduler = [
-    dict(
-        type='CosineAnnealingLR', by_epoch=True, T_max=100, eta_min=1e-5, convert_to_iter_based=True
-    ),
+    dict(type='CosineAnnealingLR', by_epoch=True, eta_min=1e-5, convert_to_iter_based=True),
 ]
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

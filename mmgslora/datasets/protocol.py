@@ -26,7 +26,7 @@ class ClassPartition:
         task: Number of the task, from 1.
         forget: Classes asked to go now.
         retain: Classes that must stay and have training data.
-        old: Classes gone in earlier tasks.
+        old: Classes gone in earlier tasks, or from the start.
         missing: Classes that must stay and have no training data.
         classes: All classes of the model, in label order.
     """
@@ -82,11 +82,14 @@ class Protocol:
             and ``missing``. A relative path starts in the current folder.
         category_ids: Class name of every category id, see :func:`category_ids_of`. Defaults to
             None: classes have names only.
+        forgotten: Classes that the model had forgotten before the first task: they are old in
+            every task. Defaults to none.
 
     Raises:
         ForgettingError: A name or id is unknown, a class stands in two tasks or twice in the
-            order, a task is empty, a missing class is to be forgotten, nothing is left to
-            retain, order and sizes do not fit, or the file cannot be read or understood.
+            order, a task is empty, a missing class is to be forgotten, a class of either is
+            forgotten already, nothing is left to retain, order and sizes do not fit, or the file
+            cannot be read or understood.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Protocol:
         sizes: Sequence[int] | None = None,
         file: str | Path | None = None,
         category_ids: Mapping[int, str] | None = None,
+        forgotten: Sequence[str] = (),
     ) -> None:
         self.classes = tuple(classes)
         self.category_ids = category_ids
@@ -110,6 +114,7 @@ class Protocol:
         _check_list(tasks or (), 'the tasks')
         self.tasks = tuple(self._names(t, f'task {n}') for n, t in enumerate(tasks or (), 1))
         self.missing = self._names(missing, 'the missing classes')
+        self.forgotten = self._names(forgotten, 'the classes the model has forgotten')
         if not self.tasks:
             raise ForgettingError('The protocol has no tasks; give at least one list of classes.')
         asked_in: dict[str, int] = {}
@@ -131,6 +136,15 @@ class Protocol:
                     f'Class {name!r} is to be forgotten in task {asked_in[name]} and is also '
                     'listed as missing; a missing class is one that must stay.'
                 )
+        for name in self.forgotten:
+            if name in asked_in or name in self.missing:
+                wish = (
+                    f'is in task {asked_in[name]}' if name in asked_in else 'is listed as missing'
+                )
+                raise ForgettingError(
+                    f'Class {name!r} {wish}, but the model to start from has forgotten it already '
+                    f'({", ".join(self.forgotten)}); leave it out.'
+                )
         if not self.partition(len(self.tasks)).retain:
             raise ForgettingError(
                 f'The protocol forgets {len(asked_in)} of {len(self.classes)} classes and leaves '
@@ -145,7 +159,7 @@ class Protocol:
         if not 1 <= task <= len(self.tasks):
             raise ForgettingError(f'Task {task} does not exist; there are 1 to {len(self.tasks)}.')
         forget = self.tasks[task - 1]
-        gone = {name for earlier in self.tasks[: task - 1] for name in earlier}
+        gone = {name for earlier in (self.forgotten, *self.tasks[: task - 1]) for name in earlier}
         return ClassPartition(
             task=task,
             forget=forget,

@@ -13,7 +13,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.errors import ForgettingError
 from mmgslora.lora import check_live_adapters, save_adapter
 
 
@@ -22,23 +21,13 @@ class AdapterHook(Hook):
     """Saves ``adapters/task_XX/`` before a task is merged and ``merged/task_XX.pth`` after it.
 
     The merged file is a checkpoint of the plain model with its config in ``meta['cfg']``: a
-    detector's is loaded by MMDetection with nothing of mmgslora. Where the loop seals, there is
-    the same as ``sealed/task_XX.pth`` with all classes that must be gone sealed.
+    detector's is loaded by MMDetection with nothing of mmgslora. ``meta['forgotten']`` lists the
+    classes that are gone, which a run that starts from the file leaves gone. Where the loop
+    seals, there is the same as ``sealed/task_XX.pth`` with all classes that must be gone sealed.
 
     Raises:
-        ForgettingError: The work_dir holds the adapters of another run, or an adapter gets no
-            gradient.
+        ForgettingError: An adapter gets no gradient.
     """
-
-    @master_only
-    def before_run(self, runner) -> None:
-        found = sorted(Path(runner.work_dir, 'adapters').glob('task_*'))
-        if found and not runner._resume:
-            raise ForgettingError(
-                f'{runner.work_dir} already holds the adapters of another run '
-                f'({", ".join(f.name for f in found)}); resume it with --resume, '
-                'choose another --work-dir, or remove that folder.'
-            )
 
     def before_forget_task(self, runner) -> None:
         model = runner.train_loop.model
@@ -62,15 +51,16 @@ class AdapterHook(Hook):
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
         loop, partition = runner.train_loop, ClassPartition.current()
-        self._save(runner, 'merged', partition.task)
+        self._save(runner, 'merged')
         if loop.seal:
             gone = partition.labels('forget') + partition.labels('old')
             with loop.model.sealed(gone):
                 names = list(partition.forget + partition.old)
-                self._save(runner, 'sealed', partition.task, sealed=names)
+                self._save(runner, 'sealed', sealed=names)
 
-    def _save(self, runner, folder: str, task: int, **meta) -> None:
-        path = Path(runner.work_dir, folder, f'task_{task:02d}.pth')
+    def _save(self, runner, folder: str, **meta) -> None:
+        partition = ClassPartition.current()
+        path = Path(runner.work_dir, folder, f'task_{partition.task:02d}.pth')
         path.parent.mkdir(exist_ok=True)
         state = runner.train_loop.model.plain_model.state_dict()
         checkpoint = dict(
@@ -78,7 +68,8 @@ class AdapterHook(Hook):
             meta=dict(
                 dataset_meta=dict(runner.train_loop.views.metainfo),
                 cfg=_plain_config(runner),
-                task=task,
+                task=partition.task,
+                forgotten=[*partition.old, *partition.forget],
                 seed=runner.seed,
                 **meta,
             ),

@@ -30,6 +30,7 @@ class FiniteLossHook(Hook):
             number = float(value.detach() if isinstance(value, Tensor) else value)
             if not math.isfinite(number):
                 raise ForgettingError(
-                    f'loss term {name!r} became {number}; the last good checkpoint is kept, '
-                    'so lower the learning rate or beta and use --resume.'
+                    f'loss term {name!r} became {number}; start again with a lower learning rate '
+                    'or beta in another --work-dir, from merged/task_XX.pth of the last finished '
+                    'task if there is one.'
                 )

@@ -85,6 +85,7 @@ class GroupSparsityHook(Hook):
             for matrix in group.B:
                 matrix.zero_()
 
+    @torch.no_grad()
     def before_merge(self, runner) -> None:
         method = runner.train_loop.model.method
         if method.sparsity['mode'] == 'penalty':

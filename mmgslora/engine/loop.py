@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -13,9 +13,9 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmgslora.datasets.files import check_files
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.datasets.views import check_held_out
+from mmgslora.engine.start_check import HUB_KEY, check_start, made_with
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
 from mmgslora.lora import merge_adapters, reset_adapters
@@ -46,7 +46,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         dataloader: Config of the training data loader; its data set is a
             :class:`~mmgslora.datasets.ForgettingViews`.
         protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
-        epochs_per_task: Passes over the retain view per task.
+        epochs_per_task: Passes over the retain view per task. A cosine schedule over epochs that
+            has neither ``T_max`` nor ``end`` takes a task from its first epoch to its last.
         evaluate_on: The split that the pre-trained model and every task are measured on: 'test',
             or 'val' for choosing settings. Its data loader and evaluator must be in the config.
             Defaults to 'test'.
@@ -55,7 +56,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     Raises:
         ForgettingError: The protocol does not fit the classes or the data (before any training),
             the split to evaluate on is unknown or not in the config, a head that cannot be sealed
-            is to be, or no trained detector was loaded.
+            is to be, no trained model was loaded, or see
+            :func:`~mmgslora.engine.start_check.check_start`.
     """
 
     def __init__(
@@ -71,22 +73,28 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
         if evaluate_on not in ('test', 'val'):
             raise ForgettingError(f"evaluate_on is {evaluate_on!r}; it can be 'test' or 'val'.")
-        held_out = runner.cfg.get(f'{evaluate_on}_dataloader')
-        if not held_out:
+        if not runner.cfg.get(f'{evaluate_on}_dataloader'):
             raise ForgettingError(
                 f'evaluate_on is {evaluate_on!r} and the config has no {evaluate_on}_dataloader; '
                 f'give it, {evaluate_on}_evaluator and {evaluate_on}_cfg, or evaluate on another '
                 'split.'
             )
-        _check_checkpoint(runner._load_from)
-        for loader in (dataloader, held_out):
-            check_files(loader['dataset'])
         self.evaluate_on = evaluate_on
         self.seal = seal
+        forgotten = check_start(runner.cfg)
         self.views = DATASETS.build(dataloader['dataset'])
         self.protocol = Protocol(
-            self.views.classes, category_ids=self.views.category_ids, **protocol
+            self.views.classes,
+            category_ids=self.views.category_ids,
+            forgotten=forgotten,
+            **protocol,
         )
+        self._made_with = made_with(runner.cfg, self.protocol)
+        if forgotten and not runner.cfg.get('resume'):
+            runner.logger.info(
+                f'The model to start from has forgotten {", ".join(forgotten)}: classes that are '
+                'old from the first task on and have no training images.'
+            )
         self.epochs_per_task = epochs_per_task
         if seal:
             with _unwrapped(runner.model).sealed([]):  # refuses now what it cannot seal later
@@ -126,6 +134,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Serve all requests."""
+        self.runner.message_hub.update_info(HUB_KEY, self._made_with)
         self.runner.call_hook('before_train')
         if self._epoch == 0:
             self._evaluate_pretrained()
@@ -158,7 +167,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _evaluate_pretrained(self) -> None:
-        unseen = check_held_out(self.runner.val_loop.dataloader.dataset, self.protocol.tasks)
+        unseen = check_held_out(self.evaluation_loop.dataloader.dataset, self.protocol.tasks)
         if unseen:
             self.runner.logger.warning(
                 f'No object of {", ".join(unseen)} in the data to measure on: '
@@ -171,6 +180,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             )
         self.protocol.partition(1).publish()
         publish_tasks(self.protocol.tasks)
+        self.runner.logger.info('Measuring the model before the first task')
         remember_pretrained(self.evaluation_loop.run())
 
     def _has_pretrained_init(self) -> bool:
@@ -205,9 +215,13 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.cfg.get('param_scheduler'):
-            runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+            schedulers = _over_a_task(runner.cfg.param_scheduler, self.epochs_per_task)
+            runner.param_schedulers = runner.build_param_scheduler(schedulers)
         self._count_steps()
-        # MMEngine copies the whole history of a scalar whenever it adds to it.
+        # MMEngine copies the whole history of a scalar whenever it adds to it. It also keeps a
+        # list of them, and would warn of each that is gone when a checkpoint is resumed.
+        for key in runner.message_hub.log_scalars:
+            runner.message_hub._resumed_keys.pop(key, None)
         runner.message_hub.log_scalars.clear()
         for key in ('train_seconds', 'eval_seconds'):
             runner.message_hub.update_info(key, 0.0)
@@ -221,6 +235,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def _end_task(self) -> None:
         self.runner.call_hook('before_merge')
         merge_adapters(self.model, self._generator())
+        # MMEngine's own lines count the epochs of all tasks: Epoch(val) [15].
+        self.runner.logger.info(f'Measuring after task {self.task} of {len(self.protocol)}')
         started = time.perf_counter()
         metrics = self.evaluation_loop.run()
         self._add_time('eval_seconds', time.perf_counter() - started)
@@ -251,9 +267,12 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _check_checkpoint(load_from: str | None) -> None:
-    if load_from and '://' not in load_from and not Path(load_from).is_file():
-        raise ForgettingError(
-            f'The checkpoint to start from, {load_from!r}, does not exist; '
-            'train the detector first, or set load_from.'
-        )
+def _over_a_task(schedulers: dict | list[dict], epochs: int) -> list[dict]:
+    """The schedulers' configs, with a cosine over epochs that names no end reaching over a task."""
+    filled = []
+    for scheduler in copy.deepcopy([schedulers] if isinstance(schedulers, dict) else schedulers):
+        ends = scheduler.get('T_max') or scheduler.get('end')
+        if 'Cosine' in str(scheduler['type']) and scheduler.get('by_epoch', True) and not ends:
+            scheduler['end'] = epochs
+        filled.append(scheduler)
+    return filled

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import set_random_seed
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,7 @@ from mmgslora.lora import adapters_disabled, fingerprint
 
 _KEY = 'original_fingerprint'
 _FILE = 'prototypes.safetensors'
+_TELL_EVERY = 10.0  # seconds
 
 
 @HOOKS.register_module()
@@ -28,7 +31,8 @@ class PrototypeHook(Hook):
     the first task's two views (which hold every class but the missing ones) as the training
     pipeline varies them; or the class's row in the classifier's weight, as the method asks. They
     are written to ``prototypes.safetensors`` together with the fingerprint of the original, which
-    is checked when a resumed run, or another one, reads them.
+    is checked when a resumed run, or another one, reads them. The seconds it took go to the
+    message hub (``prototype_seconds``) and are in the record.
 
     The authors' code takes the model of the moment instead, or one that is still random.
 
@@ -47,6 +51,7 @@ class PrototypeHook(Hook):
         model, method = loop.model, loop.model.method
         if loop.task > 1 or method.prototype_source is None:
             return
+        started = time.perf_counter()
         original = fingerprint(model.plain_model)
         hub.update_info(_KEY, original)
         if method.prototype_file is not None:
@@ -62,6 +67,7 @@ class PrototypeHook(Hook):
             tensors = dict(prototypes=method.prototypes.cpu().contiguous())
             draft.write_bytes(save(tensors, metadata))  # save_file would shut others out
             draft.replace(own)
+        hub.update_info('prototype_seconds', time.perf_counter() - started)
 
     def before_train_epoch(self, runner) -> None:
         loop, method = runner.train_loop, runner.train_loop.model.method
@@ -76,9 +82,16 @@ class PrototypeHook(Hook):
         sums, counts = torch.zeros_like(weight), weight.new_zeros(len(weight))
         model.eval()
         set_random_seed(runner.seed, diff_rank_seed=True)  # the pipeline's variations
+        loader = runner.train_loop.dataloader
+        steps, done, told = self.passes * len(loader), 0, time.perf_counter()
+        print_log(f'Prototypes: {self.passes} passes of {len(loader)} batches', logger='current')
         with adapters_disabled(model.plain_model):
             for _ in range(self.passes):
-                for batch in runner.train_loop.dataloader:
+                for batch in loader:
+                    done += 1
+                    if time.perf_counter() - told >= _TELL_EVERY:
+                        told = time.perf_counter()
+                        print_log(f'Prototypes: batch {done} of {steps}', logger='current')
                     for view in model.views(**model.data_preprocessor(batch, True)).values():
                         sums.index_add_(0, view.labels, view.embeddings.to(sums))
                         counts += torch.bincount(view.labels, minlength=len(counts))

@@ -175,6 +175,7 @@ class RecordHook(Hook):
             thresholds=runner.cfg.get('thresholds'),
             audit=runner.cfg.get('audit'),
             versions=versions(),
+            prototype_seconds=runner.message_hub.get_info('prototype_seconds'),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),
         )

@@ -266,8 +266,8 @@ class ForgettingDetector(ForgettingModel):
             if not torch.isfinite(value).all():  # matching would fail with less to say
                 raise ForgettingError(
                     f'loss term {side}_{name} cannot be computed, the predictions it is made '
-                    'of became NaN or infinite; the last good checkpoint is kept, so lower the '
-                    'learning rate or beta and use --resume.'
+                    'of became NaN or infinite; start again with a lower learning rate or beta in '
+                    'another --work-dir.'
                 )
         kept = None if kept is None else kept[rows]
         with _recorded_targets(head, kept) as targets:

@@ -17,7 +17,14 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 
 from mmgslora.report.png import write_png
-from mmgslora.report.record import mean_before, metric, metric_prefix, number, tasks_of
+from mmgslora.report.record import (
+    mean_before,
+    metric,
+    metric_prefix,
+    number,
+    run_title,
+    tasks_of,
+)
 
 # From the Okabe-Ito palette: told apart with every common kind of colour blindness. Marker and
 # dash differ too, for lines that lie on each other near zero and for print without colour.
@@ -91,6 +98,7 @@ def forgetting_figure(record: dict) -> Figure:
     if not rows:
         figure = Figure(figsize=(left_width + 0.6, 4.2), layout='constrained', facecolor='white')
         _draw_metrics(figure.subplots(), record)
+        _draw_title(figure, record)
         return figure
 
     labels = short_group_names(blocks.groups)
@@ -106,7 +114,13 @@ def forgetting_figure(record: dict) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=[left_width, right_width])
     _draw_metrics(left, record)
     _draw_map(figure, right, blocks, labels)
+    _draw_title(figure, record)
     return figure
+
+
+def _draw_title(figure: Figure, record: dict) -> None:
+    # A name is text, whatever signs it has: '$' would begin a formula.
+    figure.suptitle(run_title(record), fontsize=9, color=_FAINT, parse_math=False)
 
 
 def plot_forgetting(record: dict, path: str | os.PathLike[str]) -> Path:

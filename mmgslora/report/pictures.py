@@ -1,4 +1,4 @@
-"""The same test images with what the detector finds before and after forgetting."""
+"""The same images with what the detector finds before and after forgetting."""
 
 from __future__ import annotations
 
@@ -280,8 +280,9 @@ def _draw_boxes(
         if name_forgotten:
             labels.append((classes[int(label)], (x1, y1, x2, y2), 'white'))
 
-    for text, corners, colour in labels:
-        _place_label(axes, text, corners, colour, taken, pixels_per_point)
+    for index, (text, corners, colour) in enumerate(labels):
+        others = [Bbox([c[:2], c[2:]]) for i, (_, c, _) in enumerate(labels) if i != index]
+        _place_label(axes, text, corners, colour, taken, others, pixels_per_point)
 
 
 def _inside(
@@ -303,9 +304,14 @@ def _place_label(
     corners: tuple[float, float, float, float],
     colour: str,
     taken: list[Bbox],
+    others: list[Bbox],
     pixels_per_point: float,
 ) -> None:
-    """Write a label at its box, inside the picture and, where possible, on no other label."""
+    """Write a label at an edge of its own box, inside the image.
+
+    Where the edges leave a choice it covers as little as possible of the labels that are
+    ``taken``, and then of the ``others``, the boxes that are not its own.
+    """
     x1, y1, x2, y2 = corners
     pad = 1.6 * pixels_per_point
     label = axes.text(
@@ -328,26 +334,26 @@ def _place_label(
     shift_x, shift_y = left, top
 
     limit_x, limit_y = axes.get_xlim()[1], axes.get_ylim()[0]
-    starts = [x1, x2 - wide, (x1 + x2 - wide) / 2]
     wishes = [
         (x, y)
         for y in (y1 - high - pad, y2 + pad, y1 + pad, y2 - high - pad)
-        for x in starts
-        # Above or below the box, but not where the picture has ended.
+        for x in (x1, x2 - wide, (x1 + x2 - wide) / 2)
+        # Above or below the box, but not where the image has ended.
         if y >= 0 and y + high <= limit_y
-    ]
-    wishes += [(x, y1 + step * high) for step in range(1, 8) for x in (x2 + pad, x1 - wide - pad)]
+    ] or [(x1, y1)]
     places = [
         (min(max(x, 0.0), max(limit_x - wide, 0.0)), min(max(y, 0.0), max(limit_y - high, 0.0)))
         for x, y in wishes
     ]
 
-    def covered(place: tuple[float, float]) -> float:
-        x, y = place
-        return sum(
-            max(0.0, min(x + wide, other.x1) - max(x, other.x0))
-            * max(0.0, min(y + high, other.y1) - max(y, other.y0))
-            for other in taken
+    def covered(place: tuple[float, float]) -> tuple[float, float]:
+        return tuple(
+            sum(
+                max(0.0, min(place[0] + wide, box.x1) - max(place[0], box.x0))
+                * max(0.0, min(place[1] + high, box.y1) - max(place[1], box.y0))
+                for box in boxes
+            )
+            for boxes in (taken, others)
         )
 
     # min() takes the first of equals: the wishes stand in order of preference.

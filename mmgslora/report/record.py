@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmgslora.errors import ForgettingError
+from mmgslora.report.format import short
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,24 @@ class ClassChange:
     def share(self) -> float:
         """The part of the pre-trained value that is left, 1.0 for all of it."""
         return self.now / self.before
+
+
+def method_name(record: dict) -> str | None:
+    """The class name of the method that forgot; None in a record that does not say."""
+    return (record.get('method') or {}).get('type')
+
+
+def run_title(record: dict) -> str:
+    """What tells one run from another: config, method, seed."""
+    parts = [Path(record.get('config') or '').name, method_name(record)]
+    return ', '.join([*filter(None, parts), f'seed {record.get("seed")}'])
+
+
+def run_settings(record: dict) -> list[tuple[str, str]]:
+    """Method and LoRA with their settings, as far as the record has them."""
+    lora = {k: v for k, v in (record.get('lora') or {}).items() if k != 'targets'}  # many names
+    settings = {'Method': record.get('method'), 'LoRA': lora}
+    return [(name, short(value)) for name, value in settings.items() if value]
 
 
 def number(value: Any) -> float | None:

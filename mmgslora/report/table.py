@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 from rich import box
 from rich.cells import cell_len
@@ -17,6 +16,8 @@ from mmgslora.report.record import (
     metric,
     metric_prefix,
     number,
+    run_settings,
+    run_title,
     share_kept,
     tasks_of,
 )
@@ -95,7 +96,7 @@ def forgetting_table(record: dict) -> Table:
         show_edge=False,
         # The box already puts one column between cells.
         padding=(0, 0),
-        title=Text(f'{Path(record.get("config") or "").name}, seed {record.get("seed")}'),
+        title=Text(run_title(record)),
         caption=_caption(prefix, found, 'every_query/per_class' in record['pretrained']),
         caption_justify='left',
     )
@@ -131,6 +132,7 @@ def summary_lines(record: dict) -> list[str]:
         f'{_count(len(tasks), "forgetting task")}: {gone} of {_count(known, "class")} '
         'asked to be forgotten.'
     ]
+    lines += [f'{name}: {value}.' for name, value in run_settings(record)]
 
     trained = max((task.get('trainable_params') or 0 for task in tasks), default=0)
     total = max((task.get('total_params') or 0 for task in tasks), default=0)
@@ -150,7 +152,11 @@ def summary_lines(record: dict) -> list[str]:
     train, evaluate = (
         sum(task.get(key) or 0 for task in tasks) for key in ('train_seconds', 'eval_seconds')
     )
-    lines.append(f'Training took {_duration(train)} in all, evaluation {_duration(evaluate)}.')
+    prototypes = number(record.get('prototype_seconds'))
+    before = '' if prototypes is None else f'the prototypes before it {_duration(prototypes)}, '
+    lines.append(
+        f'Training took {_duration(train)} in all, {before}evaluation {_duration(evaluate)}.'
+    )
 
     hit = hardest_hit(record, last)
     if hit:

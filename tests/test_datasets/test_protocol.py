@@ -18,6 +18,19 @@ def test_partitions_of_a_sequence():
     assert second.labels('old') == [0, 1]
 
 
+def test_what_was_forgotten_before_is_old_from_the_start():
+    protocol = Protocol(CLASSES, [['dog'], ['pig']], forgotten=['hen'])
+    assert protocol.partition(1).old == ('hen',)
+    assert protocol.partition(1).retain == ('cat', 'cow', 'pig')
+    assert protocol.partition(2).old == ('dog', 'hen')
+
+
+@pytest.mark.parametrize('wish', [dict(tasks=[['hen']]), dict(tasks=[['dog']], missing=['hen'])])
+def test_what_was_forgotten_before_cannot_be_asked_for(wish):
+    with pytest.raises(ForgettingError, match="Class 'hen'.*forgotten it already .hen, pig."):
+        Protocol(CLASSES, forgotten=['hen', 'pig'], **wish)
+
+
 def test_partition_goes_through_the_message_hub():
     assert ClassPartition.current() is None
     partition = Protocol(CLASSES, [['dog']]).partition(1)

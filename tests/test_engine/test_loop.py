@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 from pathlib import Path
 
@@ -317,3 +318,32 @@ def test_plain_model_from_the_merged_file_alone(finished):
     model = MODELS.build(cfg.model)
     model.load_state_dict(checkpoint['state_dict'])
     assert type(model).__name__ == 'DeformableDETR'
+
+
+def test_a_cosine_without_an_end_takes_a_task():
+    """The rate after each epoch of a task of four is the half cosine of 1."""
+    from mmengine.optim import CosineAnnealingLR
+
+    from mmgslora.engine.loop import _over_a_task
+
+    written = dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True)
+    warmup = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10)
+    filled = _over_a_task([warmup, written, {**written, 'T_max': 9}], epochs=4)
+    assert filled == [warmup, {**written, 'end': 4}, {**written, 'T_max': 9}]
+    assert _over_a_task(written, 4) == [{**written, 'end': 4}] and 'end' not in written
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = CosineAnnealingLR(optimizer, by_epoch=True, end=4)
+    for epoch in (1, 2, 3):
+        optimizer.step()
+        scheduler.step()
+        expected = (1 + math.cos(math.pi * epoch / 4)) / 2
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(expected)
+
+
+def test_the_log_of_a_resumed_run_has_no_needless_warnings(finished):
+    """Every number that a checkpoint lists as kept is in it: MMEngine warns of those that are not.
+
+    The history was cleared before task 2, with numbers that only the pre-trained model has.
+    """
+    hub = torch.load(Path(finished.work_dir, 'epoch_4.pth'))['message_hub']
+    assert hub['resumed_keys'].keys() == hub['log_scalars'].keys() | hub['runtime_info'].keys()

@@ -75,6 +75,18 @@ def test_means_of_the_original(runner):
     torch.testing.assert_close(kept, found, equal_nan=True)
 
 
+def test_progress_and_seconds_are_told(runner, monkeypatch, capsys):
+    monkeypatch.setattr('mmgslora.engine.prototype_hook._TELL_EVERY', 0.0)
+    monkeypatch.setattr(
+        'mmgslora.engine.prototype_hook.print_log', lambda text, logger: print(text)
+    )
+    PrototypeHook(passes=2).before_forget_task(runner)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == 'Prototypes: 2 passes of 2 batches'
+    assert said[1:] == [f'Prototypes: batch {n} of 4' for n in (1, 2, 3, 4)]
+    assert runner.message_hub.get_info('prototype_seconds') > 0
+
+
 def test_rows_of_the_head(runner):
     model = runner.train_loop.model
     model.method.prototype_source = 'head'

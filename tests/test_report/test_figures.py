@@ -149,3 +149,13 @@ def test_group_names_lose_what_they_share(groups, expected):
 def test_spread_keeps_order_and_distance():
     assert spread([80.0, 0.5, 0.3], 10.0, 2.0, 96.0) == [80.0, 12.0, 2.0]
     assert spread([95.0, 96.0], 10.0, 2.0, 96.0) == [86.0, 96.0]
+
+
+def test_the_title_says_which_run_it_is():
+    record = shapes_record()
+    assert forgetting_figure(record).get_suptitle().endswith('forget.py, seed 3')
+    record['method'] = dict(type='GSLoRA')
+    record['config'] = 'configs/$my_x$.py'
+    figure = forgetting_figure(record)
+    assert figure.get_suptitle() == '$my_x$.py, GSLoRA, seed 3'
+    FigureCanvasAgg(figure).draw()

@@ -149,3 +149,25 @@ def test_lists_that_do_not_belong_together_are_refused():
         before_after_figure(images, before, after, truth, CLASSES, ['dog'])
     with pytest.raises(ForgettingError, match='no images'):
         before_after_figure([], [], [], [], CLASSES, ['circle'])
+
+
+def test_every_label_is_at_its_own_box():
+    """In a crowd too: a label beside its box would stand on a neighbour."""
+    rng = np.random.default_rng(0)
+    names = [f'class {i}' for i in range(14)]
+    corners = rng.integers(0, 90, (len(names), 2))
+    rows = [
+        (x, y, x + w, y + h, 0.9, i)
+        for i, ((x, y), (w, h)) in enumerate(zip(corners, rng.integers(12, 38, (len(names), 2))))
+    ]
+    image = np.full((128, 128, 3), 120, np.uint8)
+    figure = before_after_figure([image], [boxes(*rows)], [boxes()], [boxes()], names, [])
+    (axes,) = panels(figure, 'before')
+    renderer = figure.canvas.get_renderer()
+    assert len(labels(axes)) == len(names)
+    for text in labels(axes):
+        x1, y1, x2, y2 = rows[names.index(text.get_text().rpartition(' ')[0])][:4]
+        text.update_bbox_position_size(renderer)
+        extent = text.get_bbox_patch().get_window_extent(renderer)
+        (left, bottom), (right, top) = axes.transData.inverted().transform(extent.get_points())
+        assert left <= x2 and right >= x1 and top <= y2 + 2 and bottom >= y1 - 2

@@ -165,3 +165,20 @@ def test_a_record_without_a_forget_metric_is_refused():
         task['metrics'] = {'H': 1.0}
     with pytest.raises(ForgettingError, match='they are: H'):
         forgetting_table(record)
+
+
+def test_runs_of_different_methods_do_not_look_alike():
+    record = shapes_record()
+    plain = printed(record)
+    record.update(
+        method=dict(type='GSLoRA', beta=0.2, sparsity=dict(mode='proximal')),
+        lora=dict(rank=8, targets=['encoder.layers.0.ffn']),
+        prototype_seconds=90.0,
+    )
+    assert 'forget.py, GSLoRA, seed 3' in printed(record) and 'GSLoRA' not in plain
+    lines = summary_lines(record)
+    assert lines[1:3] == [
+        'Method: GSLoRA(beta=0.2, sparsity=mode=proximal).',
+        'LoRA: rank=8.',
+    ]
+    assert any('in all, the prototypes before it 90.0 s, evaluation' in line for line in lines)

@@ -202,3 +202,26 @@ def test_bad_input_is_one_sentence(run, tmp_path, what):
     assert last.startswith('error: ') and sentence in last
     assert 'Traceback' not in result.stderr
     assert not list(tmp_path.glob('run/**/*.pth')) and not (tmp_path / 'run/adapters').exists()
+
+
+def test_a_refused_command_leaves_a_finished_run_as_it_was(run, tmp_path):
+    """Not even the config is written: report and audit read the finished run's."""
+    work_dir = tmp_path / 'run'
+    (work_dir / 'merged').mkdir(parents=True)
+    (work_dir / 'config.py').write_text('# of the finished run')
+    (work_dir / 'merged/task_01.pth').write_bytes(b'')
+    before = sorted(work_dir.rglob('*'))
+    result = run('--work-dir', str(work_dir))
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ') and 'already holds a forgetting run (task_01)' in last
+    assert '--work-dir' in last and 'Traceback' not in result.stderr
+    assert sorted(work_dir.rglob('*')) == before
+    assert (work_dir / 'config.py').read_text() == '# of the finished run'
+
+
+def test_data_that_do_not_fit_leave_no_work_dir(run, tmp_path):
+    options = ('--cfg-options', 'test_evaluator.ann_file=nowhere.json')
+    result = run('--work-dir', str(tmp_path / 'run'), *options)
+    assert result.returncode == 1 and not (tmp_path / 'run').exists()
+    assert "error: test_evaluator.ann_file is 'nowhere.json'" in result.stderr

@@ -1,0 +1,34 @@
+"""tools/split.py as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+
+def test_one_command_writes_two_files_mmdetection_reads(repo_root, tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    images = [dict(id=i, file_name=f'{i}.jpg', width=9, height=9) for i in range(20)]
+    boxes = [
+        dict(id=i, image_id=i, category_id=1 + i % 2, bbox=[1, 1, 5, 5], area=25, iscrowd=0)
+        for i in range(20)
+    ]
+    categories = [dict(id=1, name='cat'), dict(id=2, name='dog')]
+    content = dict(images=images, annotations=boxes, categories=categories)
+    (tmp_path / 'all.json').write_text(json.dumps(content))
+    command = [sys.executable, 'tools/split.py', str(tmp_path / 'all.json'), '--val', '0.2']
+    result = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 'all_train.json: 16 images, 16 boxes' in result.stdout
+    for name, count in (('train', 16), ('val', 4)):
+        dataset = CocoDataset(
+            ann_file=str(tmp_path / f'all_{name}.json'),
+            data_prefix=dict(img=''),
+            metainfo=dict(classes=('cat', 'dog')),
+            pipeline=[],
+        )
+        labels = [dataset.get_data_info(i)['instances'][0]['bbox_label'] for i in range(count)]
+        assert len(dataset) == count and labels.count(0) == labels.count(1) == count // 2
+    again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
+    assert again.returncode == 1 and "all_train.json' exists already" in again.stderr
+    assert 'Traceback' not in again.stderr
