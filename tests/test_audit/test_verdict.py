@@ -33,7 +33,8 @@ def record_of(forgotten, kept=60.0, latest=None):
     first['retain'] = ['c'] if latest is None else ['b', 'c']
     first['per_class'] = dict(a=forgotten, b=80.0, c=kept)
     first['metrics'] = dict(AP_f=forgotten, AP_r=kept)
-    record = dict(config='run.py', seed=0, pretrained=dict(per_class=before), tasks=[first])
+    record = dict(config='run.py', seed=0, versions={}, tasks=[first])
+    record['pretrained'] = dict(per_class=before)
     if latest is not None:
         second = dict(task=2, forget=['b'], old=['a'], retain=['c'], missing=[])
         second['per_class'] = dict(a=latest, b=0.0, c=kept)
