@@ -5,8 +5,7 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    # Embeddings are neither moved nor held: no prototypes.
-    method=dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0),
+    method=dict(type='GuidedGSLoRA'),
 )
 load_from = 'work_dirs/deformable-detr_bccd/epoch_60.pth'
 train_dataloader = dict(

@@ -23,23 +23,34 @@ from mmgslora.methods.base import Method, check_choice, number, per_task
 if TYPE_CHECKING:
     from mmgslora.families.view import View
 
+NEGLIGIBLE = -9.0
+"""A log-probability under which no class is looked for any more, in nats (ours)."""
+
 
 @MODELS.register_module()
 class GuidedGSLoRA(Method):
     r"""Group sparse LoRA guided by the teacher, the model at the start of the task (ours).
 
-    .. math:: L = \beta\, L_f + L_r + \lambda\, (D_f + D_r) + w_p\, P + w_h\, H
+    .. math:: L = \beta\, L_f + L_r + \lambda\, (D_f + D_r) + w_b\, B + w_p\, P + w_h\, H
 
     :math:`L_r` is the task loss of the retain view, :math:`D` the distance of each view's outputs
     from the teacher's in everything but the classes to forget (``View.drift``). Let
-    :math:`\hat p_{qc}` be the teacher's probability of class c in prediction q.
+    :math:`\hat p_{qc}` be the teacher's probability of class c in prediction q, and
+    :math:`\hat b_q = 1 - \max_c \hat p_{qc}` that of nothing being there.
 
-    - :math:`L_f` with ``forget_loss='predictions'``, for sigmoid heads:
+    - :math:`L_f` with ``forget_loss='predictions'``, for detectors:
       :math:`\sum_{q,\,c \in forget} \hat p_{qc}\,
-      \mathrm{ReLU}(BND + \log p_{qc}) / \sum \hat p_{qc}`,
-      a hinge on every prediction and every class to forget. No query is left that could name the
-      class, whichever it is matched to; scores of other classes are not raised or lowered, and
-      predictions that never meant the class stay where they are.
+      \mathrm{ReLU}(\log p_{qc} - \ell_c + m) / \sum \hat p_{qc}`,
+      a hinge on every prediction and every class to forget. :math:`\ell_c = \sum_q \hat b_q \log
+      \hat p_{qc} / \sum_q \hat b_q` is the log-probability that the teacher gives the class where
+      there is nothing: an object must rank below that by the margin m, for AP is a ranking, and
+      further down nothing is gained. No query is left that could name the class, whichever it is
+      matched to, and predictions that never meant the class stay where they are.
+    - :math:`B = \sum_q \hat b_q \operatorname{mean}_{c\,gone} (\log p_{qc} - \log \hat p_{qc})^2 /
+      \sum_q \hat b_q`, over all classes that must be gone, holds their scores where there is
+      nothing. The cheapest way to lower a class is to lower it everywhere, which leaves the ranking
+      as it was; and a class that is gone would come up again while others are forgotten. Where
+      both log-probabilities are under :data:`NEGLIGIBLE` their difference counts as 0.
     - :math:`L_f` with ``forget_loss='odds'``, for softmax heads: :math:`\sum_q \hat P_q\,
       \mathrm{ReLU}(BND + \log P_q - \log(1 - P_q)) / \sum \hat P_q`, one hinge on each prediction's
       odds of naming any class that must be gone, P, weighted by the teacher's probability of
@@ -62,12 +73,13 @@ class GuidedGSLoRA(Method):
     processes is that of the joint batch.
 
     Args:
-        forget_loss: 'predictions' (sigmoid heads) or 'odds' (softmax heads). Defaults to
-            'predictions'.
-        bound: BND, in nats. Defaults to 9.
+        forget_loss: 'predictions' (detectors) or 'odds' (classifiers). Defaults to 'predictions'.
+        margin: m, in nats; 'predictions' only. Defaults to 2.
+        bound: BND, in nats; 'odds' only. Defaults to 9.
         beta: Weight of the forget term, one number or one per task (the last one serves all
-            further tasks). Defaults to 0.2.
-        distill_weight: :math:`\lambda`. Defaults to 1.
+            further tasks). Defaults to 0.8.
+        distill_weight: :math:`\lambda`. Defaults to 4.
+        background_weight: :math:`w_b`. Defaults to 0.2.
         prototype_weight: :math:`w_p`, one number or one per task. Defaults to 2; with 0 no
             prototypes are computed.
         feature_distill_weight: :math:`w_h`. Defaults to 0.5.
@@ -89,10 +101,12 @@ class GuidedGSLoRA(Method):
     def __init__(
         self,
         forget_loss: str = 'predictions',
+        margin: float = 2.0,
         bound: float = 9.0,
-        beta: float | Sequence[float] = 0.2,
-        distill_weight: float = 1.0,
-        prototype_weight: float | Sequence[float] = 2.0,
+        beta: float | Sequence[float] = 0.8,
+        distill_weight: float = 4.0,
+        background_weight: float = 0.2,
+        prototype_weight: float | Sequence[float] = 1.0,
         feature_distill_weight: float = 0.5,
         prototypes: str = 'embeddings',
         prototype_file: str | None = None,
@@ -103,9 +117,10 @@ class GuidedGSLoRA(Method):
         check_choice('forget_loss', forget_loss, ('predictions', 'odds'))
         check_choice('prototypes', prototypes, ('embeddings', 'head'))
         self.forget_loss = forget_loss
-        self.bound = number('bound', bound)
+        self.margin, self.bound = number('margin', margin), number('bound', bound)
         self.betas = per_task('beta', beta)
         self.distill_weight = number('distill_weight', distill_weight)
+        self.background_weight = number('background_weight', background_weight)
         self.prototype_weights = per_task('prototype_weight', prototype_weight)
         self.feature_distill_weight = number('feature_distill_weight', feature_distill_weight)
         self.prototype_source = prototypes if any(self.prototype_weights) else None
@@ -124,10 +139,13 @@ class GuidedGSLoRA(Method):
     def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
         """See :class:`Method`."""
         losses = self.retain_losses(retain)
-        losses['forget_loss_cls'] = self.beta * self._hinge(forget)
+        hinge = self._odds(forget) if self.forget_loss == 'odds' else self._hinge(forget, retain)
+        losses['forget_loss_cls'] = self.beta * hinge
         if self.distill_weight:
             losses['forget_loss_drift'] = self.distill_weight * forget.drift
             losses['retain_loss_drift'] = self.distill_weight * retain.drift
+        if self.background_weight:
+            losses['loss_background'] = self.background_weight * self._background(forget, retain)
         if self.prototype_weight:
             losses['forget_loss_prototype'] = self.prototype_weight * self._off_centre(forget)
         if self.feature_distill_weight:
@@ -135,17 +153,31 @@ class GuidedGSLoRA(Method):
             losses['retain_loss_prototype'] = self.feature_distill_weight * moved
         return losses
 
-    def _hinge(self, view: View) -> Tensor:
-        """The forget term, L_f."""
-        log_probs = _at_least_float32(view.log_probs)
-        teacher_prob = _at_least_float32(view.teacher_log_probs[:, view.classes]).exp()
-        if self.forget_loss == 'odds':
-            nll, teacher_prob = -log_odds(log_probs, view.gone), teacher_prob.sum(-1)
-        else:
-            nll = -log_probs[:, view.classes]
-        # The joint sum is clamped at 1, so the mean over processes at their share of that.
-        total = mean_over_processes(teacher_prob.sum()).clamp(min=1 / get_world_size())
-        return (teacher_prob * bounded_ascent(nll, self.bound)).sum() / total
+    def _hinge(self, forget: View, retain: View) -> Tensor:
+        """L_f of 'predictions'."""
+        teacher, empty = _teacher(forget, retain)
+        empty_sum = mean_over_processes(empty.sum()).clamp(min=1e-9)
+        level = mean_over_processes(empty @ teacher[:, forget.classes]) / empty_sum
+        log_probs = _at_least_float32(forget.log_probs[:, forget.classes])
+        teacher_prob = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp()
+        nll = level - log_probs
+        return _per_expected(teacher_prob, bounded_ascent(nll, self.margin))
+
+    def _odds(self, forget: View) -> Tensor:
+        """L_f of 'odds'."""
+        teacher_prob = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp().sum(-1)
+        nll = -log_odds(_at_least_float32(forget.log_probs), forget.gone)
+        return _per_expected(teacher_prob, bounded_ascent(nll, self.bound))
+
+    def _background(self, forget: View, retain: View) -> Tensor:
+        """How far the gone classes are from the teacher's where there is nothing, squared, B."""
+        teacher, empty = _teacher(forget, retain)
+        gone = forget.gone
+        now = _at_least_float32(torch.cat([forget.log_probs, retain.log_probs])[:, gone])
+        apart = (now - teacher[:, gone]).masked_fill(
+            (now < NEGLIGIBLE) & (teacher[:, gone] < NEGLIGIBLE), 0.0
+        )
+        return joint_weighted_mean(apart.square().mean(-1), empty)
 
     def _off_centre(self, view: View) -> Tensor:
         """How far the means of the classes to forget are from the centre, squared, P."""
@@ -165,6 +197,19 @@ class GuidedGSLoRA(Method):
         teacher_prob = torch.cat([view.teacher_log_probs for view in views]).exp()
         teacher_prob[:, gone] = 0
         return joint_weighted_mean(moves.square().mean(-1), teacher_prob.max(-1).values)
+
+
+def _teacher(*views: View) -> tuple[Tensor, Tensor]:
+    """The teacher's log-probabilities (m, C) of all views, and (m,) that nothing is there."""
+    log_probs = _at_least_float32(torch.cat([view.teacher_log_probs for view in views]))
+    return log_probs, 1 - log_probs.max(-1).values.exp()
+
+
+def _per_expected(teacher_prob: Tensor, values: Tensor) -> Tensor:
+    """Sum of values weighted by the teacher's probability, per object that it expects."""
+    # The joint sum is clamped at 1, so the mean over processes at their share of that.
+    total = mean_over_processes(teacher_prob.sum()).clamp(min=1 / get_world_size())
+    return (teacher_prob * values).sum() / total
 
 
 def log_odds(log_probs: Tensor, classes: Tensor) -> Tensor:

@@ -56,9 +56,10 @@ def test_type_alone_on_the_command_line(repo_root, override):
 
 
 def test_type_alone_over_settings_of_another_method(repo_root):
-    cfg = Config.fromfile(repo_root / 'configs/gslora_shapes_few_shot.py')
+    cfg = Config.fromfile(repo_root / 'configs/gslora_shapes_few_shot_plain.py')
     cfg.merge_from_dict({'model.method.type': 'GSLoRA'})
-    with pytest.raises(ForgettingError, match="no setting 'distill_weight'; allowed are bound"):
+    allowed = "no setting 'prototype_weight'; allowed are bound"
+    with pytest.raises(ForgettingError, match=allowed):
         build_method(cfg.model.method)
 
 

@@ -46,7 +46,9 @@ def model():
 
 def without_prototypes(**settings):
     return GuidedGSLoRA(
+        margin=1.0,
         bound=4.0,
+        background_weight=0.0,
         prototype_weight=0.0,
         feature_distill_weight=0.0,
         sparsity=dict(mode='none'),
@@ -54,22 +56,57 @@ def without_prototypes(**settings):
     )
 
 
-def test_prediction_ascent_by_hand(model):
-    """Two predictions, classes to forget 1 and 2; the teacher's probability weighs it."""
+def test_hinge_by_hand(model):
+    """Classes to forget 1 and 2. Where nothing is, the teacher gives them e^-4 and e^-6."""
     method = without_prototypes(beta=0.5, distill_weight=2.0)
     method.bind(model)
-    log_probs = [[-9.0, -1.0, -5.0], [-9.0, -3.0, -0.5]]
-    teacher = [[0.0, math.log(0.9), math.log(0.1)], [0.0, math.log(0.2), math.log(0.8)]]
+    # Two predictions of the forget view hold a class; one of the retain view is empty.
+    teacher = [[-20.0, math.log(1.0), -20.0], [math.log(1.0), -20.0, math.log(1.0)]]
+    log_probs = [[-9.0, -3.0, -5.0], [-9.0, -30.0, -8.0]]
+    empty = [[-50.0, -4.0, -6.0]]
     forget = view(1.0, log_probs, teacher, drift=0.3, classes=(1, 2))
-    losses = method.losses(forget, view(0.9, log_probs, teacher, drift=0.1))
-    # hinges: 3, 0 (beyond the bound), 1, 3.5; probabilities .9, .1, .2, .8 sum to 2
-    expected = 0.5 * (0.9 * 3 + 0.2 * 1 + 0.8 * 3.5) / 2
-    assert losses['forget_loss_cls'].item() == pytest.approx(expected)
+    retain = view(0.9, empty, empty, drift=0.1, classes=(0,))
+    losses = method.losses(forget, retain)
+    # Class 1 must come down to -4 - 1 from -3; class 2 to -6 - 1 and is at -8. Weights: 1 and 1.
+    assert losses['forget_loss_cls'].item() == pytest.approx(0.5 * 2 / 2, rel=1e-4)
     assert losses['forget_loss_drift'].item() == pytest.approx(0.6)
     assert losses['retain_loss_drift'].item() == pytest.approx(0.2)
     assert 'forget_loss_bbox' not in losses and method.needs_teacher
     assert method.prototype_source is None  # none are computed
-    assert not any('prototype' in name for name in losses)
+    assert not any('prototype' in name or 'background' in name for name in losses)
+
+
+def test_hinge_is_weighted_by_the_teacher(model):
+    """Both predictions are half empty, so the level is the mean of their log-probabilities."""
+    method = without_prototypes(beta=1.0, distill_weight=0.0)
+    method.bind(model)
+    half, low = math.log(0.5), math.log(0.25)
+    both = view(1.0, [[-9.0, 0.0], [-9.0, -2.5]], [[half, low], [half, half]], classes=(1,))
+    level = (half + low) / 2
+    loss = method.losses(both, both)['forget_loss_cls'].item()
+    expected = (0.25 * (0.0 - level + 1) + 0.5 * max(0, -2.5 - level + 1)) / 1
+    assert loss == pytest.approx(expected)  # the sum of probabilities, .75, counts as 1
+
+
+def test_background_by_hand():
+    """Held where nothing is, for what goes now and what went before; not where an object is."""
+    method = GuidedGSLoRA(
+        beta=0.0,
+        distill_weight=0.0,
+        background_weight=0.5,
+        prototype_weight=0.0,
+        feature_distill_weight=0.0,
+        sparsity=dict(mode='none'),
+    )
+    half = math.log(0.5)
+    forget = view(1.0, [[-1.0, -7.0, -5.0]], [[math.log(1.0), -4.0, -5.0]], old=(2,))
+    retain = view(
+        1.0, [[half, -6.0, -30.0], [half, -20.0, -8.0]], [[half, -4.0, -12.0], [half, -4.0, -9.5]]
+    )
+    loss = method.losses(forget, retain)['loss_background'].item()
+    # Weights 0, .5, .5. Row 1: (-2)^2 and nothing, both being negligible. Row 2: (-16)^2, 1.5^2.
+    expected = 0.5 * (0.5 * (4 + 0) / 2 + 0.5 * (256 + 2.25) / 2) / 1
+    assert loss == pytest.approx(expected)
 
 
 def test_odds_by_hand(model):
@@ -117,7 +154,13 @@ def predictions(states, teacher_states, teacher_probs, classes=(1,)):
 
 
 def means(prototypes, **settings):
-    made = GuidedGSLoRA(beta=0.0, distill_weight=0.0, sparsity=dict(mode='none'), **settings)
+    made = GuidedGSLoRA(
+        beta=0.0,
+        distill_weight=0.0,
+        background_weight=0.0,
+        sparsity=dict(mode='none'),
+        **settings,
+    )
     made.prototypes = torch.tensor(prototypes)
     return made
 
