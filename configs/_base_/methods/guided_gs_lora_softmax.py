@@ -1,5 +1,5 @@
-# Our method for classifiers and face recognisers: a softmax has no background to rank against, so the
-# hinge is on the odds of the classes that must be gone; embeddings are neither moved nor held.
+# Our method for classifiers and face recognisers: a softmax has no background to rank against, so
+# the hinge is on the odds of the classes that must be gone; embeddings are neither moved nor held.
 guided = dict(
     type='GuidedGSLoRA',
     forget_loss='odds',
