@@ -48,7 +48,7 @@ def cfg(request, repo_root, tmp_path, monkeypatch):
         plain.backbone = dict(type='VisionTransformer', image_size=SIDE, patch_size=16, **sizes)
         # Without published weights it is a head of random rows, as many as there are folders.
         plain.head = dict(type='LinearHead', embed_dims=16, num_classes=100)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         dataset = loader.dataset.get('dataset', loader.dataset)
         for step in dataset.transforms:
             if step.type in ('Resize', 'CenterCrop'):

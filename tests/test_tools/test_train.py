@@ -184,7 +184,8 @@ BAD = {
         "nowhere.json' does not exist",
     ),
     'image folder': (
-        ['val_dataloader.dataset.type=CocoDataset', 'val_dataloader.dataset.data_prefix.img=gone/'],
+        ['test_dataloader.dataset.type=CocoDataset']
+        + ['test_dataloader.dataset.data_prefix.img=gone/'],
         "gone' does not exist",
     ),
     'regex': (['model.lora.target=nothing.*'], "'nothing.*' matches no Linear"),
