@@ -126,6 +126,22 @@ def test_the_summary_holds_the_values_beside_the_pretrained_ones(tmp_path):
     assert 'AP_m' not in head
 
 
+def test_the_head_names_the_method_and_the_split_of_the_images(tmp_path):
+    def html_of(folder, record):
+        (tmp_path / folder).mkdir()
+        work_dir = write_run(tmp_path / folder, record)
+        cv2.imwrite(str(work_dir / 'before_after.png'), np.zeros((4, 4, 3), np.uint8))
+        return report_page(FinishedRun(work_dir))
+
+    method = dict(type='GSLoRA', beta=0.2)
+    html = html_of('one', dict(shapes_record(), method=method, split='test'))
+    assert '· GSLoRA · seed 3' in html and '<li>Method: GSLoRA(beta=0.2).</li>' in html
+    assert 'The first test images in which the model found' in html
+    html = html_of('other', shapes_record())
+    assert 'GSLoRA' not in html.partition('</header>')[0]
+    assert 'The first validation images in which the model found' in html
+
+
 def test_every_class_has_its_values_and_the_chart_has_the_same(tmp_path):
     page = read(tmp_path)
     head, *rows = page.table('classes-table')
