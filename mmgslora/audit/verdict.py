@@ -279,4 +279,4 @@ def _in_words(check: Mapping[str, Any]) -> str:
     value, limit = check['value'], check['limit']
     if check['threshold'] == 'retained_min_share':
         return f'{check["measure"]}: {100 * value:.1f} % (at least {100 * limit:.3g} %)'
-    return f'{check["measure"]}: {value:.1f} (allowed: {limit:.3g})'
+    return f'{check["measure"]}: {value:.3g} (allowed: {limit:.3g})'

@@ -148,7 +148,7 @@ def test_the_reason_names_what_decided():
     reason = judged(0.5, oracle=0, probe=(92.3, 80), relearning=(23, 20)).reason
     assert reason == (
         'probe/last, above the oracle: 12.3 (allowed: 2); '
-        'relearning/k16/step20, above the oracle: 3.0 (allowed: 0).'
+        'relearning/k16/step20, above the oracle: 3 (allowed: 0).'
     )
     reason = judged(0.5, oracle=0, probe=(80, 80)).reason
     assert reason.startswith('AP_f after task 1: 0.5 (allowed: 2); share of their pre-trained')
@@ -160,3 +160,7 @@ def test_a_run_is_as_good_as_its_worst_request():
     verdicts = [judged(value, oracle=0, **NEAR) for value in (0.0, 9.0, 1.0)]
     assert [v.verdict for v in verdicts] == [FORGOTTEN, NOT_FORGOTTEN, FORGOTTEN]
     assert worst(verdicts) is verdicts[1]
+
+
+def test_a_small_gap_does_not_read_as_none():
+    assert 'above the oracle: 0.048 (allowed: 0)' in judged(0, oracle=0, new_head=(1.048, 1)).reason
