@@ -1,9 +1,28 @@
 # gslora_shapes_forget.py with exactly four images of every class per task (k = 1, 2, 8, ...:
-# --cfg-options train_dataloader.dataset.few_shot=8). The method is the demo's, untouched.
+# --cfg-options train_dataloader.dataset.few_shot=8). The method is the demo's, untouched; flips in
+# three directions and colours make more of so few images.
 #   python tools/train.py configs/gslora_shapes_few_shot.py
+# Expected: docs/results/few_shot.md; about 40 s a task on two CPU cores.
 _base_ = './gslora_shapes_forget.py'
 epochs_per_task = 40  # of two or three steps
-train_dataloader = dict(dataset=dict(few_shot=4))
+train_dataloader = dict(
+    dataset=dict(
+        few_shot=4,
+        dataset=dict(
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations', with_bbox=True),
+                dict(
+                    type='RandomFlip',
+                    prob=[0.25, 0.25, 0.25],
+                    direction=['horizontal', 'vertical', 'diagonal'],
+                ),
+                dict(type='PhotoMetricDistortion'),
+                dict(type='PackDetInputs'),
+            ]
+        ),
+    )
+)
 train_cfg = dict(epochs_per_task=epochs_per_task)
 # A checkpoint at the end of every task and once in between, rather than after every few steps.
 default_hooks = dict(checkpoint=dict(interval=epochs_per_task // 2))

@@ -74,11 +74,11 @@ class GuidedGSLoRA(Method):
 
     Args:
         forget_loss: 'predictions' (detectors) or 'odds' (classifiers). Defaults to 'predictions'.
-        margin: m, in nats; 'predictions' only. Defaults to 2.
+        margin: m, in nats; 'predictions' only. Defaults to 3.
         bound: BND, in nats; 'odds' only. Defaults to 9.
         beta: Weight of the forget term, one number or one per task (the last one serves all
-            further tasks). Defaults to 0.8.
-        distill_weight: :math:`\lambda`. Defaults to 4.
+            further tasks). Defaults to 1.
+        distill_weight: :math:`\lambda`. Defaults to 5.
         background_weight: :math:`w_b`. Defaults to 0.2.
         prototype_weight: :math:`w_p`, one number or one per task. Defaults to 2; with 0 no
             prototypes are computed.
@@ -101,10 +101,10 @@ class GuidedGSLoRA(Method):
     def __init__(
         self,
         forget_loss: str = 'predictions',
-        margin: float = 2.0,
+        margin: float = 3.0,
         bound: float = 9.0,
-        beta: float | Sequence[float] = 0.8,
-        distill_weight: float = 4.0,
+        beta: float | Sequence[float] = 1.0,
+        distill_weight: float = 5.0,
         background_weight: float = 0.2,
         prototype_weight: float | Sequence[float] = 1.0,
         feature_distill_weight: float = 0.5,
