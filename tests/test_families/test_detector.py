@@ -12,7 +12,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families import ForgettingDetector
 from mmgslora.families.detector import predict_every_query
 from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
-from mmgslora.methods.gs_lora import log_odds
+from mmgslora.methods.guided_gs_lora import log_odds
 
 
 @pytest.fixture
