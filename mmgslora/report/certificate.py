@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from mmgslora.audit.verdict import Verdict, judge_request, limits_of
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import merged_file, unfinished
+from mmgslora.report.record import merged_file, unfinished, values_before
 from mmgslora.report.run import FinishedRun, find_file, read_json, sha256, write_text
 
 REQUEST_FIELDS = ('requested_by', 'reason', 'reference', 'date')
@@ -118,6 +118,7 @@ def _certificate(run: FinishedRun, task: dict, request: dict, verdict: Verdict) 
         record=run.file('forgetting.json'),
         audit=run.file('audit.json') if run.audit else dict(path=None, sha256=None),
     )
+    asked = {name for one in run.tasks for name in one['forget']}
     certificate = dict(
         certificate='mmgslora forgetting certificate',
         version=1,
@@ -133,7 +134,7 @@ def _certificate(run: FinishedRun, task: dict, request: dict, verdict: Verdict) 
         sealed=_sealed_part(run, task),
         per_class={
             name: dict(
-                before=run.record['pretrained']['per_class'].get(name),
+                before=values_before(run.record, gone=name in asked).get(name),
                 after=task['per_class'].get(name),
                 latest=last['per_class'].get(name),
             )

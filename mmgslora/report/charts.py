@@ -9,7 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mmgslora.report.audit_rows import MODEL_NAMES, AuditRows
-from mmgslora.report.record import mean_before, metric, metric_prefix, number, tasks_of
+from mmgslora.report.record import (
+    mean_before,
+    metric,
+    metric_prefix,
+    number,
+    tasks_of,
+    values_before,
+)
 
 # From the Okabe-Ito palette, as in forgetting.png; marker and dash differ as well.
 _SERIES = {
@@ -94,7 +101,8 @@ def classes_chart(record: dict, order: Sequence[str]) -> go.Figure:
         order: The classes from left to right.
     """
     tasks, prefix = tasks_of(record), metric_prefix(record)
-    before = record['pretrained']['per_class']
+    asked = {name for task in tasks for name in task['forget']}
+    before = {name: values_before(record, gone=name in asked).get(name) for name in order}
     figure = go.Figure()
     figure.add_bar(
         x=[plain(name) for name in order],

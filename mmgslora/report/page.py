@@ -33,6 +33,7 @@ from mmgslora.report.record import (
     number,
     share_kept,
     unfinished,
+    values_before,
 )
 from mmgslora.report.run import FinishedRun, write_text
 from mmgslora.report.table import summary_lines
@@ -223,8 +224,8 @@ def _class_order(run: FinishedRun) -> list[str]:
 
 def _class_row(run: FinishedRun, name: str) -> dict[str, Any]:
     """A class before forgetting and after every task, with the colour of each cell."""
-    before = number(run.record['pretrained']['per_class'].get(name))
     asked_in = next((t['task'] for t in run.tasks if name in t['forget']), None)
+    before = number(values_before(run.record, gone=asked_in is not None).get(name))
     cells = []
     for task in run.tasks:
         now = number(task['per_class'].get(name))
