@@ -28,8 +28,8 @@ CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
 # What stands beside the default: name -> options on top of its config, or another config.
 OTHERS = {
-    'GS-LoRA': [GS],
-    'GS-LoRA++': [GS_PP],
+    'GS-LoRA': GS,
+    'GS-LoRA++': GS_PP,
     'no prototypes': NO_PROTOTYPES,
     'retain only': RETAIN_ONLY,
     'embeddings not moved': ['model.method.prototype_weight=0'],

@@ -58,11 +58,24 @@ def test_studies_name_configs_that_exist(compare, repo_root):
         assert len(set(names)) == len(names)
 
 
+def test_head_only_is_what_is_handed_out(compare):
+    """Rows taken away, nothing trained: AP_f of the sealed model, the drop from every query's."""
+    untouched = record(50.0)
+    untouched['pretrained']['every_query/per_class'] = dict(a=75.0)
+    (task,) = untouched['tasks']
+    task['per_class'] = dict(a=75.0, b=60.0, c=40.0, d=50.0)
+    task['metrics'] = {'AP_f': 75.0, 'AP_r': 50.0, 'sealed/AP_f': 0.0, 'sealed/AP_r': 50.0}
+    (row,) = compare.rows_of(untouched, 'head only', '4-shot', 0)
+    assert (row['AP_f'], row['AP_r'], row['AP_o'], row['AP_m']) == (0.0, 50.0, None, 50.0)
+    assert row['H'] == pytest.approx(2 * 50 * 75 / 125)
+
+
 TYPES = {
     'GS-LoRA': 'GSLoRA',
     'GS-LoRA++': 'GSLoRAPlusPlus',
     'ours': 'GuidedGSLoRA',
     'retain only': 'RetainOnly',
+    'head only': 'RetainOnly',
 }
 
 
@@ -72,22 +85,17 @@ def test_rows_are_the_method_they_are_called(compare, repo_root, study):
     config, variants = compare.STUDIES[study]
     steps = set()
     for name, setting, options in variants:
-        path, options = (
-            (options[0], options[1:])
-            if options and options[0].endswith('.py')
-            else (config, options)
-        )
-        cfg = Config.fromfile(repo_root / path)
+        cfg = Config.fromfile(repo_root / config)
         pairs = [option.partition('=')[::2] for option in options]
         cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
         method = build_method(cfg.model.method)
         assert type(method).__name__ == TYPES[name.partition(',')[0]]
-        no_prototypes = 'no prototypes' in name + setting or setting == 'neither'
-        if name.startswith('ours') and no_prototypes:
+        if 'no prototypes' in name:
             assert method.prototype_source is None and not method.feature_distill_weight
-        data = cfg.train_dataloader.dataset
-        protocol = cfg.train_cfg.protocol
-        schedule = cfg.param_scheduler[1].T_max
-        settings = (cfg.train_cfg.epochs_per_task, schedule, data.get('few_shot'))
+        if name == 'head only':
+            assert cfg.train_cfg.seal and cfg.optim_wrapper.optimizer.lr == 0
+            continue
+        data, protocol = cfg.train_dataloader.dataset, cfg.train_cfg.protocol
+        settings = (cfg.train_cfg.epochs_per_task, data.get('few_shot'))
         steps.add((*settings, tuple(protocol.get('missing') or ()), cfg.optim_wrapper.optimizer.lr))
     assert len(steps) == 1
