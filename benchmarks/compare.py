@@ -31,7 +31,8 @@ HEAD_ONLY += ['train_cfg.seal=True']
 NO_PROTOTYPES = ['model.method.prototype_weight=0', 'model.method.feature_distill_weight=0']
 PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
-# Study -> config, and for every row of the table: method, setting, options on top of the config. "GS-LoRA" and "GS-LoRA++" are the authors'.
+# Study -> config, and for every row of the table: method, setting, options on top of the config.
+# "GS-LoRA" and "GS-LoRA++" are the authors'.
 STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
     'default': (
         'configs/gslora_shapes_forget.py',

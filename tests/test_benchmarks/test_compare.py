@@ -84,7 +84,7 @@ def test_rows_are_the_method_they_are_called(compare, repo_root, study):
     """Every row's options give a method that can be built, and the same steps as the others'."""
     config, variants = compare.STUDIES[study]
     steps = set()
-    for name, setting, options in variants:
+    for name, _, options in variants:
         cfg = Config.fromfile(repo_root / config)
         pairs = [option.partition('=')[::2] for option in options]
         cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
