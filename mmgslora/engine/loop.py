@@ -181,7 +181,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self.protocol.partition(1).publish()
         publish_tasks(self.protocol.tasks)
         self.runner.logger.info('Measuring the model before the first task')
-        remember_pretrained(self.evaluation_loop.run())
+        remember_pretrained(self._evaluate())
 
     def _has_pretrained_init(self) -> bool:
         plain = self.model.plain_model
@@ -238,16 +238,22 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         # MMEngine's own lines count the epochs of all tasks: Epoch(val) [15].
         self.runner.logger.info(f'Measuring after task {self.task} of {len(self.protocol)}')
         started = time.perf_counter()
-        metrics = self.evaluation_loop.run()
+        metrics = self._evaluate()
         self._add_time('eval_seconds', time.perf_counter() - started)
         if self.seal:
             metrics = {**metrics, **self._evaluate_sealed()}
         self.runner.call_hook('after_forget_task', metrics=metrics)
 
+    def _evaluate(self) -> dict[str, float]:
+        metrics = self.evaluation_loop.run()
+        # MMEngine expects to come back from a ValLoop only, not from a TestLoop, to the training.
+        self.runner.message_hub.update_info('loop_stage', 'train')
+        return metrics
+
     def _evaluate_sealed(self) -> dict[str, float]:
         partition = self.protocol.partition(self.task)
         with self.model.sealed(partition.labels('forget') + partition.labels('old')):
-            metrics = self.evaluation_loop.run()
+            metrics = self._evaluate()
         return {f'sealed/{key}': metrics[key] for key in _SEALED & metrics.keys()}
 
     def _add_time(self, key: str, seconds: float) -> None:

@@ -20,11 +20,11 @@ def test_a_task_without_any_object(tiny_cfg, shapes_root, tmp_path):
     (star,) = (c['id'] for c in content['categories'] if c['name'] == 'star')
     content['annotations'] = [a for a in content['annotations'] if a['category_id'] != star]
     (tmp_path / 'val.json').write_text(json.dumps(content))
-    cfg.val_dataloader.dataset.update(
+    cfg.test_dataloader.dataset.update(
         type='CocoDataset', ann_file=str(tmp_path / 'val.json'), metainfo=dict(classes=SHAPES)
     )
-    cfg.val_dataloader.dataset.pop('generate')
-    cfg.val_evaluator.ann_file = str(tmp_path / 'val.json')
+    cfg.test_dataloader.dataset.pop('generate')
+    cfg.test_evaluator.ann_file = str(tmp_path / 'val.json')
     cfg.load_from = str(tmp_path / 'random.pth')
     detector = MODELS.build(copy.deepcopy(cfg.model.detector))
     torch.save(dict(state_dict=detector.state_dict()), cfg.load_from)
