@@ -139,13 +139,16 @@ class GuidedGSLoRA(Method):
     def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
         """See :class:`Method`."""
         losses = self.retain_losses(retain)
-        hinge = self._odds(forget) if self.forget_loss == 'odds' else self._hinge(forget, retain)
+        teacher, empty = _teacher(forget, retain)
+        odds = self.forget_loss == 'odds'
+        hinge = self._odds(forget) if odds else self._hinge(forget, teacher, empty)
         losses['forget_loss_cls'] = self.beta * hinge
         if self.distill_weight:
             losses['forget_loss_drift'] = self.distill_weight * forget.drift
             losses['retain_loss_drift'] = self.distill_weight * retain.drift
         if self.background_weight:
-            losses['loss_background'] = self.background_weight * self._background(forget, retain)
+            moved = self._background(teacher, empty, forget, retain)
+            losses['loss_background'] = self.background_weight * moved
         if self.prototype_weight:
             losses['forget_loss_prototype'] = self.prototype_weight * self._off_centre(forget)
         if self.feature_distill_weight:
@@ -153,9 +156,8 @@ class GuidedGSLoRA(Method):
             losses['retain_loss_prototype'] = self.feature_distill_weight * moved
         return losses
 
-    def _hinge(self, forget: View, retain: View) -> Tensor:
-        """L_f of 'predictions'."""
-        teacher, empty = _teacher(forget, retain)
+    def _hinge(self, forget: View, teacher: Tensor, empty: Tensor) -> Tensor:
+        """L_f of 'predictions'; the teacher's values are those of both views."""
         empty_sum = mean_over_processes(empty.sum()).clamp(min=1e-9)
         level = mean_over_processes(empty @ teacher[:, forget.classes]) / empty_sum
         log_probs = _at_least_float32(forget.log_probs[:, forget.classes])
@@ -169,11 +171,10 @@ class GuidedGSLoRA(Method):
         nll = -log_odds(_at_least_float32(forget.log_probs), forget.gone)
         return _per_expected(teacher_prob, bounded_ascent(nll, self.bound))
 
-    def _background(self, forget: View, retain: View) -> Tensor:
+    def _background(self, teacher: Tensor, empty: Tensor, *views: View) -> Tensor:
         """How far the gone classes are from the teacher's where there is nothing, squared, B."""
-        teacher, empty = _teacher(forget, retain)
-        gone = forget.gone
-        now = _at_least_float32(torch.cat([forget.log_probs, retain.log_probs])[:, gone])
+        gone = views[0].gone
+        now = _at_least_float32(torch.cat([view.log_probs for view in views])[:, gone])
         apart = (now - teacher[:, gone]).masked_fill(
             (now < NEGLIGIBLE) & (teacher[:, gone] < NEGLIGIBLE), 0.0
         )

@@ -7,41 +7,9 @@ import torch
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families import View
-from mmgslora.lora import inject_lora
 from mmgslora.methods import GuidedGSLoRA
 
-
-def view(loss_cls, log_probs, teacher=None, drift=None, classes=(1,), old=()):
-    terms = dict(
-        loss_cls=torch.tensor(loss_cls), loss_bbox=torch.tensor(0.5), loss_iou=torch.tensor(0.25)
-    )
-    return View(
-        loss=sum(terms.values()),
-        terms=terms,
-        labels=torch.tensor([1]),
-        logits=torch.zeros(1, 3),
-        embeddings=torch.zeros(1, 4),
-        log_probs=torch.tensor(log_probs),
-        states=torch.zeros(len(log_probs), 4),
-        classes=torch.tensor(classes),
-        gone=torch.tensor([*classes, *old]),
-        teacher_log_probs=None if teacher is None else torch.tensor(teacher),
-        drift=None if drift is None else torch.tensor(drift),
-    )
-
-
-class Block(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn = torch.nn.MultiheadAttention(4, 2)
-        self.up, self.down = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
-
-
-@pytest.fixture
-def model():
-    model = torch.nn.Sequential(Block(), Block())
-    inject_lora(model, rank=2)
-    return model
+from .views import view
 
 
 def without_prototypes(**settings):
