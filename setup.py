@@ -19,7 +19,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmgslora', 'mmgslora.*']),
     package_data={'mmgslora.report': ['*.j2', '*.css', '*.js']},
-    python_requires='>=3.9',
+    python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={'test': requirements('test')},
 )
