@@ -1,5 +1,6 @@
 """Import everything of mmgslora that configs name; the one line of ``custom_imports``."""
 
-from mmgslora import datasets, engine, evaluation, families, methods, models
+from mmgslora import datasets, engine, methods, models
+from mmgslora.families import classifier, detector
 
-__all__ = ['datasets', 'engine', 'evaluation', 'families', 'methods', 'models']
+__all__ = ['classifier', 'datasets', 'detector', 'engine', 'methods', 'models']

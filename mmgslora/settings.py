@@ -143,7 +143,7 @@ def _parameters(init: Callable) -> dict[str, inspect.Parameter]:
     return {p.name: p for p in parameters if p.kind not in variable}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _adapters(init: Callable) -> dict[str, tuple[TypeAdapter, str]]:
     hints = get_type_hints(inspect.unwrap(init), include_extras=True)
     hints.pop('return', None)

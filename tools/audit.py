@@ -26,8 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
-from mmgslora.audit.classifier_subject import ClassificationImages, ClassifierSubject
-from mmgslora.audit.detector_subject import DetectionImages, DetectorSubject
+from mmgslora.audit.audited_model import AuditedModel, Images, same_inside, without_rows
 from mmgslora.audit.measures import (
     HEAD_ONLY,
     MEASURES,
@@ -39,17 +38,12 @@ from mmgslora.audit.measures import (
 )
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.sentences import sentences
-from mmgslora.audit.subject import Images, Subject, same_inside, without_rows
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
+from mmgslora.families import family_of
 from mmgslora.families.checkpoint import class_names, without_extras
 from mmgslora.report.record import mean_before, merged_file, values_before
 from mmgslora.report.run import FinishedRun, find_file, sha256
-
-_FAMILIES = {
-    'detector': (DetectorSubject, DetectionImages),
-    'classifier': (ClassifierSubject, ClassificationImages),
-}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -175,42 +169,35 @@ def _audit(
 ) -> Audit:
     MMLogger.get_instance('audit', log_level='ERROR')
     DefaultScope.get_instance('audit', scope_name=cfg.get('default_scope') or 'mmengine')
-    family = next((name for name in _FAMILIES if name in cfg.model), None)
-    if family is None:
-        raise ForgettingError(
-            f'The model of the run is {cfg.model.type!r}; an audit knows '
-            f'{" and ".join(f"a {name}" for name in _FAMILIES)}.'
-        )
-    subject_type, images_type = _FAMILIES[family]
+    family = family_of(cfg.model)
     # As the run measures: with another batch size or padding the numbers would be others.
     loader, evaluator = cfg[f'{run.split}_dataloader'], cfg[f'{run.split}_evaluator']
-    size, seen_through = loader.batch_size, loader.dataset.get(images_type.seen_through)
-    held_out = images_type(loader.dataset, batch_size=size, evaluator=evaluator)
-    train = images_type(cfg.train_dataloader.dataset.dataset, seen_through, size)
-    subjects = {
-        role: subject_type(
-            _load(cfg.model[family], path, role, train), train.classes, config=cfg.model[family]
-        )
+    size, seen_through = loader.batch_size, loader.dataset.get(family.images.seen_through)
+    held_out = family.images(loader.dataset, batch_size=size, evaluator=evaluator)
+    train = family.images(cfg.train_dataloader.dataset.dataset, seen_through, size)
+    plain = cfg.model[family.name]
+    models = {
+        role: family.audited(_load(plain, path, role, train), train.classes, config=plain)
         for role, path in paths.items()
     }
     labels = [train.classes.index(name) for name in [*task['old'], *task['forget']]]
     missing = [train.classes.index(name) for name in task.get('missing') or []]
-    _check_subjects(subjects, paths, labels)
+    _check_subjects(models, paths, labels)
     if HEAD_ONLY in files:
-        subjects[HEAD_ONLY] = without_rows(subjects[ORIGINAL], labels)
+        models[HEAD_ONLY] = without_rows(models[ORIGINAL], labels)
     known = _known(run, task, files)
-    return Audit(subjects, train, held_out, labels, settings, missing, known)
+    return Audit(models, train, held_out, labels, settings, missing, known)
 
 
 def _check_subjects(
-    subjects: Mapping[str, Subject], paths: Mapping[str, Path], labels: Sequence[int]
+    models: Mapping[str, AuditedModel], paths: Mapping[str, Path], labels: Sequence[int]
 ) -> None:
     """Refuse models whose verdict would say nothing."""
     for role in (UNLEARNED, ORACLE):
-        if role in subjects and not any(w[labels].any() for w, _ in subjects[role].class_rows):
+        if role in models and not any(w[labels].any() for w, _ in models[role].class_rows):
             raise _sealed(role, paths[role])
     for role in (UNLEARNED, ORIGINAL):
-        if ORACLE in subjects and same_inside(subjects[ORACLE], subjects[role]):
+        if ORACLE in models and same_inside(models[ORACLE], models[role]):
             raise ForgettingError(
                 f'{str(paths[ORACLE])!r} is no oracle: it has the weights of the {role} model; '
                 'give a model trained without these classes.'
@@ -288,7 +275,7 @@ def _check_oracle(rows: Sequence[Mapping], path: str, audit: Audit, original: fl
     AP is a ranking, so that a class without a single example can have some; half of what the
     original has is beyond that.
     """
-    metric = f'{audit.subjects[ORACLE].metric}_gone'
+    metric = f'{audit.models[ORACLE].metric}_gone'
     found = next(row['value'] for row in rows if row['measure'] == f'output/{metric}')
     if original is not None and found > original / 2:
         raise ForgettingError(

@@ -1,22 +1,16 @@
-from .classifier_subject import ClassificationImages, ClassifierSubject
-from .detector_subject import DetectionImages, DetectorSubject
+from .audited_model import AuditedModel, Images, Objects, without_rows
 from .divergence import js_divergence, zero_retrain_forgetting
 from .membership import membership_auc
 from .outcomes import nearest_classes, outcomes
 from .probes import draw_objects, fit_probe, probe_accuracy
 from .relearning import Curve, area_between, relearning_curve, steps_to_oracle
-from .subject import Images, Objects, Subject, without_rows
 from .verdict import Verdict, judge_request, limits_of, worst
 
 __all__ = [
-    'ClassificationImages',
-    'ClassifierSubject',
     'Curve',
-    'DetectionImages',
-    'DetectorSubject',
     'Images',
     'Objects',
-    'Subject',
+    'AuditedModel',
     'Verdict',
     'area_between',
     'draw_objects',

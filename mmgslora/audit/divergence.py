@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmgslora.audit.subject import Objects
+from mmgslora.audit.audited_model import Objects
 
 
 def js_divergence(ours: Objects, theirs: Objects) -> float:

@@ -9,12 +9,12 @@ from statistics import fmean
 
 import numpy as np
 
+from mmgslora.audit.audited_model import AuditedModel, Images, Objects
 from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
 from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, relearning_curve
-from mmgslora.audit.subject import Images, Objects, Subject
 from mmgslora.errors import ForgettingError
 
 MEASURES = (
@@ -62,7 +62,7 @@ class Audit:
     """Measures the models of one audit.
 
     Args:
-        subjects: 'unlearned', the model that forgot; 'original', the one before; where there is
+        models: 'unlearned', the model that forgot; 'original', the one before; where there is
             one, 'oracle', trained without the classes; and, where it is asked for, 'head only',
             see :func:`without_rows`.
         train: Training images, of all classes.
@@ -79,7 +79,7 @@ class Audit:
 
     def __init__(
         self,
-        subjects: Mapping[str, Subject],
+        models: Mapping[str, AuditedModel],
         train: Images,
         held_out: Images,
         labels: Sequence[int],
@@ -87,7 +87,7 @@ class Audit:
         missing: Sequence[int] = (),
         known: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        self.subjects = dict(subjects)
+        self.models = dict(models)
         self.train, self.held_out = train, held_out
         self.labels = list(labels)
         self.settings = settings or Settings()
@@ -116,7 +116,7 @@ class Audit:
                 units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
             for unit in units if measure in measures else ():
                 for model in (UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY):
-                    if model in self.subjects:
+                    if model in self.models:
                         yield unit, model
 
     def measure(self, unit: str, model: str) -> list[dict]:
@@ -138,16 +138,16 @@ class Audit:
         images = np.arange(len(data))
         if count < len(data):
             images = np.sort(data.draw(range(len(self.classes)), count, seed=0))
-        return self.subjects[model].objects(data, images)
+        return self.models[model].objects(data, images)
 
     def _output(self, model: str) -> Iterator[tuple[str, None, float]]:
-        subject = self.subjects[model]
-        per_class = self.known.get(model) or subject.evaluate(self.held_out, gone=self.labels)
+        audited = self.models[model]
+        per_class = self.known.get(model) or audited.evaluate(self.held_out, gone=self.labels)
         groups = dict(gone=self.labels, r=self.retained, m=self.missing)
         for group, labels in groups.items():
             values = [per_class[self.classes[i]] for i in labels if self.classes[i] in per_class]
             if values:
-                yield f'output/{subject.metric}_{group}', None, fmean(values)
+                yield f'output/{audited.metric}_{group}', None, fmean(values)
         for name, value in per_class.items():
             yield f'output/per_class/{name}', None, value
 
@@ -189,7 +189,7 @@ class Audit:
     def _divergence(self, model: str) -> Iterator[tuple[str, int | None, float]]:
         objects = self.objects(model, 'held_out')
         sides = dict(forget=self.labels, retain=self.retained)
-        if ORACLE in self.subjects and model != ORACLE:
+        if ORACLE in self.models and model != ORACLE:
             oracle = self.objects(ORACLE, 'held_out')
             for side, labels in sides.items():
                 value = js_divergence(objects.of(labels), oracle.of(labels))
@@ -205,13 +205,13 @@ class Audit:
     @cache  # noqa: B019  an audit lives as long as its process
     def _untrained(self, seed: int) -> Objects:
         images = np.unique(self.objects(UNLEARNED, 'held_out').images)
-        return self.subjects[UNLEARNED].untrained(seed).objects(self.held_out, images)
+        return self.models[UNLEARNED].untrained(seed).objects(self.held_out, images)
 
     def _relearning(self, model: str, images: int) -> Iterator[tuple[str, int, float]]:
         settings = self.settings
         for seed in settings.seeds:
             curve = relearning_curve(
-                self.subjects[model],
+                self.models[model],
                 self.train,
                 self.held_out,
                 self.labels,
@@ -233,7 +233,7 @@ class Audit:
         settings = self.settings
         for seed in settings.seeds:
             curve = relearning_curve(
-                self.subjects[model].with_new_rows(self.labels, seed),
+                self.models[model].with_new_rows(self.labels, seed),
                 self.train,
                 self.held_out,
                 self.labels,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mmgslora.audit.subject import Images, Subject
+from mmgslora.audit.audited_model import AuditedModel, Images
 
 STEPS = (0, 5, 10, 20)
 
@@ -24,7 +24,7 @@ class Curve:
 
 
 def relearning_curve(
-    subject: Subject,
+    audited: AuditedModel,
     train: Images,
     held_out: Images,
     labels: Sequence[int],
@@ -38,11 +38,11 @@ def relearning_curve(
 ) -> Curve:
     """Train a copy on a few images of the classes and watch them come back.
 
-    All subjects given the same arguments relearn the same images in the same order. How many
+    All models given the same arguments relearn the same images in the same order. How many
     images one needs is the question of Golatkar et al. (arXiv 1911.04933), who asked it of time.
 
     Args:
-        subject: The model under attack; it is left as it is.
+        audited: The model under attack; it is left as it is.
         train: Images to relearn from, with the true objects of ``labels`` alone.
         held_out: Images to measure on, those with an object of ``labels``.
         labels: The classes to bring back.
@@ -62,7 +62,7 @@ def relearning_curve(
         at_start
         if step == 0 and at_start is not None
         else _mean_of(copy.evaluate(held_out, where, gone=labels), labels, held_out.classes)
-        for step, copy in subject.relearn(train, shown, labels, steps, lr, batch_size, seed)
+        for step, copy in audited.relearn(train, shown, labels, steps, lr, batch_size, seed)
     ]
     return Curve(tuple(steps), tuple(values))
 

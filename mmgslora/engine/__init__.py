@@ -3,7 +3,6 @@ from mmgslora.engine.averaging_hook import AveragingHook
 from mmgslora.engine.class_check_hook import ClassCheckHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
 from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
-from mmgslora.engine.imagenet900_hook import ImageNet900Hook
 from mmgslora.engine.loop import ContinualForgettingLoop
 from mmgslora.engine.picture_hook import LabelPictureHook, PictureHook
 from mmgslora.engine.prototype_hook import PrototypeHook
@@ -16,7 +15,6 @@ __all__ = [
     'ContinualForgettingLoop',
     'FiniteLossHook',
     'GroupSparsityHook',
-    'ImageNet900Hook',
     'LabelPictureHook',
     'PictureHook',
     'PrototypeHook',

@@ -1,6 +1,6 @@
-from mmgslora.families.base import ForgettingModel
-from mmgslora.families.classifier import ForgettingClassifier
-from mmgslora.families.detector import ForgettingDetector
+"""What is being trained: one folder per family, found through a registry."""
+
+from mmgslora.families.registry import FAMILIES, Family, family_of, register_family
 from mmgslora.families.view import View
 
-__all__ = ['ForgettingClassifier', 'ForgettingDetector', 'ForgettingModel', 'View']
+__all__ = ['FAMILIES', 'Family', 'View', 'family_of', 'register_family']

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgslora.audit.subject import Images, Objects, Subject
+from mmgslora.audit.audited_model import AuditedModel, Images, Objects
 
 CLASSES = ('a', 'b', 'c', 'd')
 CENTRES = np.array([[6.0, 0.0], [0.0, 6.0], [-6.0, 0.0], [0.0, -6.0]])
@@ -68,7 +68,7 @@ class Head:
         self.weight, self.bias = weight, bias
 
 
-class FlatSubject(Subject):
+class FlatModel(AuditedModel):
     metric = 'Acc'
     clip_norm = 10.0
 
@@ -115,9 +115,9 @@ class FlatSubject(Subject):
     def class_layers(self):
         return [Head(self.model.head, self.model.bias)]
 
-    def untrained(self, seed: int) -> FlatSubject:
+    def untrained(self, seed: int) -> FlatModel:
         rng = np.random.default_rng(seed)
-        return FlatSubject(rng.normal(size=2), head=rng.normal(size=(4, 2)))
+        return FlatModel(rng.normal(size=2), head=rng.normal(size=(4, 2)))
 
 
 FORGOTTEN = [0, 2]
@@ -125,19 +125,19 @@ _SEES_ALL, _SEES_B_D = (1.0, 1.0), (0.0, 1.0)
 _NEVER = (-8.0, 0.0, -8.0, 0.0)
 
 
-def original() -> FlatSubject:
-    return FlatSubject(_SEES_ALL)
+def original() -> FlatModel:
+    return FlatModel(_SEES_ALL)
 
 
-def oracle() -> FlatSubject:
+def oracle() -> FlatModel:
     """Blind to the axis on which the forgotten classes a and c lie, and without a head for them.
 
     Body and head have no gradient along that axis, so that relearning only ever calls all of them
     by one name.
     """
-    return FlatSubject(_SEES_B_D, _NEVER, head=CENTRES / 6 * [[0], [1], [0], [1]])
+    return FlatModel(_SEES_B_D, _NEVER, head=CENTRES / 6 * [[0], [1], [0], [1]])
 
 
-def head_cut() -> FlatSubject:
+def head_cut() -> FlatModel:
     """The original, with the forgotten classes cut from the head alone."""
-    return FlatSubject(_SEES_ALL, _NEVER)
+    return FlatModel(_SEES_ALL, _NEVER)

@@ -24,11 +24,11 @@ def run_of(model):
 
 
 def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS):
-    subjects = dict(original=original(), unlearned=ours)
+    models = dict(original=original(), unlearned=ours)
     if with_oracle:
-        subjects['oracle'] = oracle()
-    audit = Audit(subjects, TRAIN, HELD_OUT, GONE, settings)
-    files = {role: dict(path=role, sha256=role) for role in subjects}
+        models['oracle'] = oracle()
+    audit = Audit(models, TRAIN, HELD_OUT, GONE, settings)
+    files = {role: dict(path=role, sha256=role) for role in models}
     record = AuditRecord(
         tmp_path / 'audit.json', run_of(ours), run_of(ours)['tasks'][0], files, settings
     )

@@ -24,8 +24,8 @@ def test_steps_until_the_oracles_end():
 
 def test_what_is_only_hidden_comes_back_first():
     curves = [
-        relearning_curve(subject, TRAIN, HELD_OUT, FORGOTTEN, 8, 0, steps=(0, 5, 20), lr=0.1)
-        for subject in (head_cut(), oracle())
+        relearning_curve(audited, TRAIN, HELD_OUT, FORGOTTEN, 8, 0, steps=(0, 5, 20), lr=0.1)
+        for audited in (head_cut(), oracle())
     ]
     for curve in curves:
         assert curve.at(0) == 0
@@ -43,8 +43,8 @@ def test_start_is_not_measured_again():
             measured.append(1)
             return super().evaluate(*args, **kwargs)
 
-    subject = Counting([1.0, 1.0])
-    arguments = (subject, TRAIN, HELD_OUT, FORGOTTEN, 4, 0)
+    audited = Counting([1.0, 1.0])
+    arguments = (audited, TRAIN, HELD_OUT, FORGOTTEN, 4, 0)
     plain = relearning_curve(*arguments, steps=(0, 2), measured_on=10)
     assert len(measured) == 2
     known = relearning_curve(*arguments, steps=(0, 2), measured_on=10, at_start=12.0)
@@ -61,8 +61,8 @@ def test_curve_is_measured_on_images_of_the_classes(most):
             seen.append((list(images), list(gone)))
             return super().evaluate(data, images, gone)
 
-    subject = Spy([1.0, 1.0])
-    relearning_curve(subject, TRAIN, HELD_OUT, FORGOTTEN, 4, 0, steps=(0, 1), measured_on=most)
+    audited = Spy([1.0, 1.0])
+    relearning_curve(audited, TRAIN, HELD_OUT, FORGOTTEN, 4, 0, steps=(0, 1), measured_on=most)
     assert len(seen[0][0]) == (most or 80)
     assert {HELD_OUT.truth[i] for i in seen[0][0]} == set(FORGOTTEN)
     assert seen[0] == seen[1]

@@ -21,12 +21,8 @@ from pycocotools.cocoeval import COCOeval
 import mmgslora  # noqa: F401  (before mmdet: puts the stand-in for compiled operators in place)
 from mmgslora.datasets.protocol import ClassPartition, Protocol
 from mmgslora.errors import ForgettingError
-from mmgslora.evaluation import (
-    ForgettingCocoMetric,
-    group_by_partition,
-    publish_tasks,
-    remember_pretrained,
-)
+from mmgslora.evaluation import group_by_partition, publish_tasks, remember_pretrained
+from mmgslora.families.detector import ForgettingCocoMetric
 
 CLASSES = ('cat', 'dog', 'cup', 'car', 'bus', 'pen')
 PROTOCOL = Protocol(CLASSES, tasks=[['dog', 'pen'], ['bus']], missing=['cup'])

@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 
 from mmgslora.datasets import SHAPES, Protocol
 from mmgslora.errors import ForgettingError
-from mmgslora.families import ForgettingDetector
-from mmgslora.families.detector import predict_every_query
+from mmgslora.families.detector import ForgettingDetector
+from mmgslora.families.detector.model import predict_every_query
 from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
 from mmgslora.methods.guided_gs_lora import log_odds
 

@@ -4,9 +4,15 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmgslora.audit.subject import Images, _passes, _without_weights, same_inside, without_rows
+from mmgslora.audit.audited_model import (
+    Images,
+    _passes,
+    _without_weights,
+    same_inside,
+    without_rows,
+)
 
-from .flat import FlatImages, FlatSubject, make_objects, oracle, original
+from .flat import FlatImages, FlatModel, make_objects, oracle, original
 
 
 class Several(Images):
@@ -66,17 +72,17 @@ def test_passes_hold_every_image_once():
 
 
 def test_relearning_trains_a_copy_and_leaves_statistics():
-    data, subject = FlatImages(8, seed=0), original()
-    subject.model.norm.running_mean.fill_(0.25)
-    before = {k: v.clone() for k, v in subject.model.state_dict().items()}
+    data, audited = FlatImages(8, seed=0), original()
+    audited.model.norm.running_mean.fill_(0.25)
+    before = {k: v.clone() for k, v in audited.model.state_dict().items()}
     steps = []
-    for step, student in subject.relearn(data, range(8), [0, 2], (0, 2, 5), 0.1, 4, seed=0):
+    for step, student in audited.relearn(data, range(8), [0, 2], (0, 2, 5), 0.1, 4, seed=0):
         steps.append(step)
         assert not student.model.training
         assert torch.equal(student.model.body, before['body']) == (step == 0)
         assert torch.equal(student.model.norm.running_mean, before['norm.running_mean'])
     assert steps == [0, 2, 5]
-    assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in audited.model.state_dict().items())
 
 
 def test_relearning_shows_the_same_images_in_the_same_order():
@@ -84,13 +90,13 @@ def test_relearning_shows_the_same_images_in_the_same_order():
     seen = {}
     for name in ('one', 'other'):
 
-        class Spy(FlatSubject):
+        class Spy(FlatModel):
             def loss(self, data, images, labels, name=name):
                 seen.setdefault(name, []).append(list(images))
                 return super().loss(data, images, labels)
 
-        subject = Spy([1.0, 1.0] if name == 'one' else [-3.0, 2.0])
-        for _ in subject.relearn(data, range(12), [0, 1, 2, 3], (6,), 0.1, 5, seed=7):
+        audited = Spy([1.0, 1.0] if name == 'one' else [-3.0, 2.0])
+        for _ in audited.relearn(data, range(12), [0, 1, 2, 3], (6,), 0.1, 5, seed=7):
             pass
     assert seen['one'] == seen['other']
     assert len(seen['one']) == 6
@@ -125,7 +131,7 @@ def test_no_weights_are_left_in_a_config(kind):
 
 
 def test_untrained_model_is_drawn_from_its_seed():
-    from mmgslora.audit.classifier_subject import ClassifierSubject
+    from mmgslora.families.classifier.audited import AuditedClassifier
 
     config = dict(type='ForAuditTest')
     if 'ForAuditTest' not in MODELS:
@@ -140,34 +146,34 @@ def test_untrained_model_is_drawn_from_its_seed():
                 pass
 
     torch.manual_seed(9)
-    subject = ClassifierSubject(MODELS.build(config), ('a',), config=config)
-    weights = [subject.untrained(seed).model.weight for seed in (0, 0, 1)]
+    audited = AuditedClassifier(MODELS.build(config), ('a',), config=config)
+    weights = [audited.untrained(seed).model.weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert not torch.equal(weights[0], subject.model.weight)
+    assert not torch.equal(weights[0], audited.model.weight)
 
 
 def test_new_rows_replace_those_of_the_classes_alone():
-    subject = original()
-    before = [p.detach().clone() for p in (subject.model.head, subject.model.bias)]
-    subject.new_bias = -3.0
-    other = subject.with_new_rows([0, 2], seed=1)
-    assert torch.equal(subject.model.head, before[0])  # a copy
+    audited = original()
+    before = [p.detach().clone() for p in (audited.model.head, audited.model.bias)]
+    audited.new_bias = -3.0
+    other = audited.with_new_rows([0, 2], seed=1)
+    assert torch.equal(audited.model.head, before[0])  # a copy
     head, bias = other.model.head.detach(), other.model.bias.detach()
     assert torch.equal(head[[1, 3]], before[0][[1, 3]])
     assert bias.tolist() == [-3.0, before[1][1], -3.0, before[1][3]]
     assert head[[0, 2]].any() and head[[0, 2]].abs().max() < 0.1
-    again = subject.with_new_rows([0, 2], seed=1).model.head
+    again = audited.with_new_rows([0, 2], seed=1).model.head
     assert torch.equal(again, head)
-    assert not torch.equal(subject.with_new_rows([0, 2], seed=2).model.head, head)
+    assert not torch.equal(audited.with_new_rows([0, 2], seed=2).model.head, head)
 
 
 def test_without_rows_the_classes_are_never_named_and_the_inside_is_the_same():
-    data, subject = FlatImages(5, seed=0), original()
-    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
-    other = without_rows(subject, [0, 2])
+    data, audited = FlatImages(5, seed=0), original()
+    before = {name: value.clone() for name, value in audited.model.state_dict().items()}
+    other = without_rows(audited, [0, 2])
     assert other.objects(data).scores[:, [0, 2]].max() == 0
     assert other.evaluate(data) == {'a': 0, 'b': 100, 'c': 0, 'd': 100}
-    after = subject.model.state_dict()
+    after = audited.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert same_inside(subject, other) and not same_inside(subject, oracle())
+    assert same_inside(audited, other) and not same_inside(audited, oracle())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from mmgslora.evaluation.verification import verification_metrics
+from mmgslora.families.classifier.verification import verification_metrics
 
 
 def at(*degrees):

@@ -107,7 +107,7 @@ class Images(ABC):
         return np.array(list(drawn), dtype=int)
 
 
-class Subject(ABC):
+class AuditedModel(ABC):
     """A plain model under audit, without LoRA: what is measured of it, what can be done with it.
 
     ``images`` are always indices into the :class:`Images` beside them, None standing for all.
@@ -164,7 +164,7 @@ class Subject(ABC):
         """The layers whose scores become predictions."""
 
     @torch.no_grad()
-    def with_new_rows(self, labels: Sequence[int], seed: int) -> Subject:
+    def with_new_rows(self, labels: Sequence[int], seed: int) -> AuditedModel:
         """A copy whose head is a new one for these classes: small random rows (ours).
 
         What an attacker does who finds the rows of a class cut away or spoilt.
@@ -188,10 +188,10 @@ class Subject(ABC):
         lr: float,
         batch_size: int,
         seed: int,
-    ) -> Iterator[tuple[int, Subject]]:
+    ) -> Iterator[tuple[int, AuditedModel]]:
         """Train a copy on these images, on their objects with these labels alone.
 
-        AdamW with weight decay 1e-4; all weights learn, batch-norm statistics stay. Two subjects
+        AdamW with weight decay 1e-4; all weights learn, batch-norm statistics stay. Two models
         with the same arguments see the same images in the same order.
 
         Args:
@@ -224,7 +224,7 @@ class Subject(ABC):
                     student.model.eval()
                     yield step, student
 
-    def untrained(self, seed: int) -> Subject:
+    def untrained(self, seed: int) -> AuditedModel:
         """The same architecture with random weights, a model that never saw any data."""
         other = copy.copy(self)
         with torch.random.fork_rng():
@@ -241,27 +241,27 @@ class Subject(ABC):
 
 
 @torch.no_grad()
-def without_rows(subject: Subject, labels: Sequence[int]) -> Subject:
+def without_rows(audited: AuditedModel, labels: Sequence[int]) -> AuditedModel:
     """A copy whose head has no rows for these classes, and nothing else changed (ours).
 
     With an original it is the control of every method, for it costs nothing: AP of the classes is
     0, all others are untouched, and all that the layers below know is still there.
     """
-    other = copy.copy(subject)
-    other.model = copy.deepcopy(subject.model)
+    other = copy.copy(audited)
+    other.model = copy.deepcopy(audited.model)
     for layer in dict.fromkeys(other.class_layers):
         seal_layer(layer, labels)
     return other
 
 
-def same_inside(one: Subject, other: Subject) -> bool:
+def same_inside(one: AuditedModel, other: AuditedModel) -> bool:
     """Whether two models have the same weights, not counting the rows that score classes."""
     return all(torch.equal(*pair) for pair in zip(_inside(one), _inside(other)))
 
 
-def _inside(subject: Subject) -> list[Tensor]:
-    rows = {id(part) for layer in subject.class_rows for part in layer}
-    return [value for value in subject.model.parameters() if id(value) not in rows]
+def _inside(audited: AuditedModel) -> list[Tensor]:
+    rows = {id(part) for layer in audited.class_rows for part in layer}
+    return [value for value in audited.model.parameters() if id(value) not in rows]
 
 
 def per_class_values(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -20,9 +20,9 @@ from mmengine.registry import METRICS
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
-from mmgslora.evaluation.every_query import match_every_query
 from mmgslora.evaluation.grouping import class_groups, group_by_partition
 from mmgslora.evaluation.pretrained import pretrained_values, published_tasks
+from mmgslora.families.detector.every_query import match_every_query
 
 
 @METRICS.register_module()

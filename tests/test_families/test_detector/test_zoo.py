@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from mmgslora.datasets import SHAPES, Protocol
 from mmgslora.errors import ForgettingError
-from mmgslora.families import ForgettingDetector
+from mmgslora.families.detector import ForgettingDetector
 from mmgslora.lora import (
     adapters_disabled,
     check_live_adapters,

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmgslora.datasets import Protocol
 from mmgslora.errors import ForgettingError
-from mmgslora.families import ForgettingClassifier
+from mmgslora.families.classifier import ForgettingClassifier
 from mmgslora.lora import lora_layers
 from mmgslora.methods import GuidedGSLoRA
 from mmgslora.models import ImageClassifier, seal_layer

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from mmgslora.engine import ImageNet900Hook
 from mmgslora.errors import ForgettingError
+from mmgslora.families.classifier import ImageNet900Hook
 from mmgslora.models import ImageNetHead
 
 ALL = ['n01', 'n02', 'n05', 'n10', 'n20']

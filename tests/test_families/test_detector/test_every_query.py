@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.evaluation import ForgettingCocoMetric, publish_tasks, remember_pretrained
+from mmgslora.evaluation import publish_tasks, remember_pretrained
+from mmgslora.families.detector import ForgettingCocoMetric
 
 CLASSES = ('cat', 'dog', 'cup')
 DOG_GOES = ClassPartition(1, forget=('dog',), retain=('cup',), old=('cat',), classes=CLASSES)

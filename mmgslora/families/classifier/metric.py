@@ -15,7 +15,7 @@ from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation.grouping import group_by_partition
 from mmgslora.evaluation.pretrained import pretrained_values
-from mmgslora.evaluation.verification import verification_metrics
+from mmgslora.families.classifier.verification import verification_metrics
 
 
 @METRICS.register_module()

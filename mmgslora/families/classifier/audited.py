@@ -1,4 +1,4 @@
-"""Image classifiers and face recognisers as the subject of an audit."""
+"""Image classifiers and face recognisers under audit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmgslora.audit.subject import Images, Objects, Subject, per_class_values
+from mmgslora.audit.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.lora import find_blocks
 
 
@@ -62,15 +62,18 @@ class ClassificationImages(Images):
         return pseudo_collate([self.dataset[int(i)] for i in indices])
 
 
-class ClassifierSubject(Subject):
+class AuditedClassifier(AuditedModel):
     """An :class:`mmgslora.models.ImageClassifier`."""
 
     metric = 'Acc'
     clip_norm = 1.0
 
     def objects(self, data: ClassificationImages, images: Sequence[int] | None = None) -> Objects:
-        """See :class:`Subject`. Layers: ``block.0``, ... the class token after each transformer
-        block, and ``embedding``, what the head reads."""
+        """See :class:`AuditedModel`.
+
+        Layers: ``block.0``, ... the class token after each transformer block, and ``embedding``,
+        what the head reads.
+        """
         images = np.arange(len(data)) if images is None else np.asarray(images)
         features: dict[str, list[np.ndarray]] = {}
         log_probs = []
@@ -96,7 +99,7 @@ class ClassifierSubject(Subject):
         images: Sequence[int] | None = None,
         gone: Sequence[int] = (),
     ) -> dict[str, float]:
-        """See :class:`Subject`; an accuracy counts every image, so ``gone`` changes nothing."""
+        """See :class:`AuditedModel`; accuracy counts every image: ``gone`` changes nothing."""
         # The run's own evaluator may want more, such as images of every class to verify faces.
         config = data.evaluator if images is None else dict(type='ForgettingAccuracyMetric')
         evaluator = Evaluator(copy.deepcopy(config))

@@ -1,4 +1,4 @@
-"""DETR-like detectors of MMDetection as the subject of an audit."""
+"""DETR-like detectors of MMDetection under audit."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmgslora.audit.subject import Images, Objects, Subject, per_class_values
+from mmgslora.audit.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.families.detector import class_layers, class_rows, predict_every_query
+from mmgslora.families.detector.model import class_layers, class_rows, predict_every_query
 
 _CACHE_BYTES = 2**29
 _ON_OBJECT = 0.5
@@ -103,15 +103,16 @@ class DetectionImages(Images):
         return dict(inputs=item['inputs'], data_samples=copy.deepcopy(item['data_samples']))
 
 
-class DetectorSubject(Subject):
+class AuditedDetector(AuditedModel):
     """A DETR-like detector."""
 
     metric = 'AP'
     clip_norm = 0.1
 
     def objects(self, data: DetectionImages, images: Sequence[int] | None = None) -> Objects:
-        """See :class:`Subject`. The prediction on an object is the query whose last box has the
-        highest IoU with it (ties: the higher score). Layers: ``neck`` and ``encoder``, the mean
+        """See :class:`AuditedModel`.
+
+        The prediction on an object is the query whose last box has the highest IoU with it (ties: the higher score). Layers: ``neck`` and ``encoder``, the mean
         over the tokens under the box, levels side by side; ``decoder.0``, ... that query's state
         as the head reads it.
 
@@ -196,8 +197,8 @@ class DetectorSubject(Subject):
         images: Sequence[int] | None = None,
         gone: Sequence[int] = (),
     ) -> dict[str, float]:
-        """See :class:`Subject`; the metric of a run measures, and reads what is gone where a run
-        publishes it.
+        """See :class:`AuditedModel`; the metric of a run measures, and reads what is gone where
+        a run publishes it.
         """
         forget = tuple(self.classes[label] for label in gone)
         stay = tuple(name for name in self.classes if name not in forget)

@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 
-from mmgslora.audit.classifier_subject import ClassificationImages, ClassifierSubject
+from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages
 
 CONFIG = dict(
     type='ImageClassifier',
@@ -53,64 +53,64 @@ def data():
 
 
 @pytest.fixture
-def subject():
-    return ClassifierSubject(MODELS.build(CONFIG), CLASSES, config=CONFIG)
+def audited():
+    return AuditedClassifier(MODELS.build(CONFIG), CLASSES, config=CONFIG)
 
 
-def test_one_row_per_image(subject, data):
+def test_one_row_per_image(audited, data):
     images = [4, 0, 7]
-    objects = subject.objects(data, images)
+    objects = audited.objects(data, images)
     assert objects.labels.tolist() == [1, 0, 1]
     assert objects.images.tolist() == images
     assert list(objects.features) == ['block.0', 'block.1', 'embedding']
     pictures = torch.stack([data.dataset.pictures[i] for i in images])
     with torch.no_grad():
-        logits, embeddings = subject.model(pictures)
+        logits, embeddings = audited.model(pictures)
     np.testing.assert_allclose(objects.features['embedding'], embeddings, atol=1e-6)
     np.testing.assert_allclose(objects.scores, logits.softmax(-1), atol=1e-6)
     np.testing.assert_allclose(objects.log_probs, logits.log_softmax(-1), atol=1e-5)
     # torchvision's last LayerNorm makes the embedding of the class token after the last block.
-    last = subject.model.backbone.encoder.ln(torch.from_numpy(objects.features['block.1']))
+    last = audited.model.backbone.encoder.ln(torch.from_numpy(objects.features['block.1']))
     np.testing.assert_allclose(last.detach(), embeddings, atol=1e-5)
-    assert not subject.model.backbone.encoder.layers[0]._forward_hooks
+    assert not audited.model.backbone.encoder.layers[0]._forward_hooks
 
 
-def test_accuracy_is_counted(subject, data):
+def test_accuracy_is_counted(audited, data):
     data.batch_size = 7
     with torch.no_grad():
-        predicted = subject.model(data.dataset.pictures)[0].argmax(-1)
+        predicted = audited.model(data.dataset.pictures)[0].argmax(-1)
     labels = torch.tensor(data.dataset.labels)
     expected = {
         name: 100 * float((predicted == labels)[labels == i].float().mean())
         for i, name in enumerate(CLASSES)
     }
-    assert subject.evaluate(data) == pytest.approx(expected)
-    assert subject.evaluate(data, gone=[2]) == pytest.approx(expected)
-    assert list(subject.evaluate(data, images=[0, 3, 1])) == ['x', 'y']
+    assert audited.evaluate(data) == pytest.approx(expected)
+    assert audited.evaluate(data, gone=[2]) == pytest.approx(expected)
+    assert list(audited.evaluate(data, images=[0, 3, 1])) == ['x', 'y']
 
 
-def test_relearning_one_class(subject, data):
+def test_relearning_one_class(audited, data):
     images = data.holding([1])
     values = {
         step: student.evaluate(data)['y']
-        for step, student in subject.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
+        for step, student in audited.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0)
     }
     assert values[10] == 100
-    assert values[0] == subject.evaluate(data)['y']
+    assert values[0] == audited.evaluate(data)['y']
 
 
-def test_loss_is_that_of_the_asked_classes(subject, data):
+def test_loss_is_that_of_the_asked_classes(audited, data):
     labels = data.dataset.labels[:9]
     with torch.no_grad():
         losses = torch.nn.functional.cross_entropy(
-            subject.model(data.dataset.pictures[:9])[0], torch.tensor(labels), reduction='none'
+            audited.model(data.dataset.pictures[:9])[0], torch.tensor(labels), reduction='none'
         )
-        found = subject.loss(data, range(9), [0, 2])
+        found = audited.loss(data, range(9), [0, 2])
     expected = losses[[i for i, label in enumerate(labels) if label != 1]].mean()
     torch.testing.assert_close(found, expected)
 
 
-def test_untrained_is_random_but_reproducible(subject):
-    rows = [subject.untrained(seed).model.head.weight for seed in (0, 0, 1)]
+def test_untrained_is_random_but_reproducible(audited):
+    rows = [audited.untrained(seed).model.head.weight for seed in (0, 0, 1)]
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])

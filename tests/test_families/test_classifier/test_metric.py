@@ -14,8 +14,8 @@ from mmengine.structures import BaseDataElement
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import remember_pretrained
-from mmgslora.evaluation.forgetting_accuracy_metric import ForgettingAccuracyMetric
-from mmgslora.evaluation.verification import verification_metrics
+from mmgslora.families.classifier.metric import ForgettingAccuracyMetric
+from mmgslora.families.classifier.verification import verification_metrics
 from mmgslora.report.record import metric_prefix
 
 CLASSES = ('ann', 'bob', 'cid', 'dee', 'eve')

@@ -1,0 +1,10 @@
+"""DETR-like detectors of MMDetection."""
+
+from mmgslora.families.detector.audited import AuditedDetector, DetectionImages
+from mmgslora.families.detector.metric import ForgettingCocoMetric
+from mmgslora.families.detector.model import ForgettingDetector
+from mmgslora.families.registry import Family, register_family
+
+register_family(Family('detector', ForgettingDetector, AuditedDetector, DetectionImages))
+
+__all__ = ['AuditedDetector', 'DetectionImages', 'ForgettingCocoMetric', 'ForgettingDetector']
