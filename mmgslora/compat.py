@@ -2,8 +2,9 @@
 
 ``import mmgslora`` puts two things in place: PyTorch code for the compiled operators that detection
 transformers need, where mmcv has none (a compiled mmcv is not touched), and leave for torch's safe
-loader to read MMEngine's own checkpoints. A script that does not import mmgslora early enough gets
-both from ``python -m mmgslora.compat SCRIPT ARGS...``.
+loader to read MMEngine's own checkpoints (that it is the one used: :mod:`mmgslora.loading`). A
+script that does not import mmgslora early enough gets both from
+``python -m mmgslora.compat SCRIPT ARGS...``.
 
 torch and torchvision are imported where they are used, so that ``mmgslora.env`` can say what is
 wrong with them.
@@ -261,11 +262,11 @@ def _allow_mmengine_checkpoints() -> None:
         [HistoryBuffer, np.ndarray, np.dtype, type(np.dtype('f8')), type(np.dtype('i8'))]
         + [(reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')]
         + [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
-        + [(_statistic, 'builtins.getattr')]
+        + [(history_statistic, 'builtins.getattr')]
     )
 
 
-def _statistic(owner: type, name: str) -> Callable:
+def history_statistic(owner: type, name: str) -> Callable:
     """``getattr`` in a checkpoint: a HistoryBuffer writes down its own four methods with it.
 
     The real ``getattr`` would let a file reach any function that torch or numpy can, and have
@@ -296,6 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'mmgslora.compat: there is no script {arguments[0]!r}.', file=sys.stderr)
         return 2
     sys.argv = list(arguments)
+    if all(importlib.util.find_spec(name) is not None for name in ('torch', 'mmengine')):
+        importlib.import_module('mmgslora.loading')  # checkpoints are read safely on every torch
     if not getattr(sys.flags, 'safe_path', False):  # then python leaves sys.path alone as well
         sys.path[0] = str(script.resolve().parent)
     runpy.run_path(arguments[0], run_name='__main__')

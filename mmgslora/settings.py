@@ -47,7 +47,7 @@ def checked(init: Callable) -> Callable:
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(init).bind_partial(self, *args, **kwargs).arguments
         names = list(given)[1:]
-        wrong = _values(init, {name: given[name] for name in names}, type(self).__name__)
+        wrong = wrong_values(init, {name: given[name] for name in names}, type(self).__name__)
         if wrong:
             raise ForgettingError(' '.join(wrong))
         init(self, *args, **kwargs)
@@ -55,24 +55,29 @@ def checked(init: Callable) -> Callable:
     return wrapper
 
 
-def problems(cls: type, given: Mapping[str, Any], where: str) -> list[str]:
+def problems(
+    cls: type, given: Mapping[str, Any], where: str, supplied: Iterable[str] = ()
+) -> list[str]:
     """What is wrong with a config of a class: unknown, missing and impossible settings.
 
     Args:
         cls: The class that would be built.
         given: Its settings, without ``type``.
         where: What they are settings of, as a user would find it, e.g. 'model.method'.
+        supplied: Parameters that are no settings: the class gets them from whoever builds it.
+            Defaults to none.
 
     Returns:
         One sentence each.
     """
     inits = _inits(cls)
     allowed = {name: init for init in reversed(inits) for name in _parameters(init)}
+    allowed = {name: init for name, init in allowed.items() if name not in supplied}
     wrong = unknown_names(given, allowed, where)
     for name, init in allowed.items():
         needed = _parameters(init)[name].default is inspect.Parameter.empty
         if name in given:
-            wrong += _values(init, {name: given[name]}, where)
+            wrong += wrong_values(init, {name: given[name]}, where)
         elif needed:
             wrong.append(f'{where} lacks {name!r}, which it needs.')
     return wrong
@@ -153,10 +158,11 @@ def _adapters(init: Callable) -> dict[str, tuple[TypeAdapter, str]]:
     }
 
 
-def _values(init: Callable, given: Mapping[str, Any], where: str) -> list[str]:
+def wrong_values(init: Callable, given: Mapping[str, Any], where: str) -> list[str]:
+    """A sentence for every value that is not what the annotation of its parameter says."""
     wrong = []
     for name, value in given.items():
-        if name not in _adapters(init):
+        if name not in _adapters(init) or value is inspect.signature(init).parameters[name].default:
             continue
         adapter, allowed = _adapters(init)[name]
         try:

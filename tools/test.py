@@ -10,72 +10,75 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmengine.config import DictAction
-from mmengine.fileio import load
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from train import load_config
 
+from mmgslora.command import plain_ending
 from mmgslora.datasets.protocol import Protocol, category_ids_of
-from mmgslora.engine.start_check import forgotten_in
 from mmgslora.errors import ForgettingError
+from mmgslora.loading import read_checkpoint, read_results
+from mmgslora.preflight.checkpoint import forgotten_in
+from mmgslora.preflight.config import add_config_arguments, load_config
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config_arguments(parser, work_dir='folder for logs; by default test/ below the run')
     parser.add_argument('checkpoint', help='checkpoint file, or result file (.pkl)')
     parser.add_argument('--forget-eval', action='store_true', help='regroup a result file')
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
-    parser.add_argument('--work-dir', help='folder for logs; by default test/ below the run')
-    parser.add_argument('--amp', action='store_true', help=argparse.SUPPRESS)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    args = parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    args.auto_scale_lr, args.resume = False, None
-    cfg = load_config(args)
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    with plain_ending(args.debug):
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        test(args)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Evaluate the checkpoint, or regroup the result file."""
+    cfg = load_config(args.config, args.work_dir, args.cfg_options)
+    cfg.launcher = args.launcher
+    # Before anything is written: what is read must be what it is said to be.
+    read = (read_results if args.forget_eval else read_checkpoint)(args.checkpoint)
     if args.work_dir is None:
         # MMEngine writes the config there: a finished run's own must stay as it is.
         cfg.work_dir = str(Path(cfg.work_dir) / 'test')
     cfg.load_from = None if args.forget_eval else args.checkpoint
     # A test must not meet the training side: no adapters are written, no loop is built.
     cfg.custom_hooks = []
-    protocol = cfg.train_cfg.get('protocol')
+    settings = (cfg.get('train_cfg') or {}).get('protocol')
+    if args.task is not None and settings is None:
+        raise ForgettingError(f'--task needs a forgetting config; {args.config!r} has no protocol.')
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg[key] = None
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if protocol is not None:
+    if settings is not None:
         dataset = runner.test_loop.dataloader.dataset
         ids = category_ids_of(dataset)
-        protocol = Protocol(dataset.metainfo['classes'], category_ids=ids, **protocol)
+        protocol = Protocol(dataset.metainfo['classes'], category_ids=ids, **settings)
         if not args.forget_eval:  # what was gone before the first task is old in every task
             asked = {name for task in protocol.tasks for name in task}
-            earlier = [name for name in forgotten_in(args.checkpoint) if name not in asked]
-            protocol.forgotten = tuple(earlier)
-        protocol.partition(args.task or len(protocol)).publish()
+            protocol.forgotten = tuple(name for name in forgotten_in(read) if name not in asked)
+        protocol.partition(len(protocol) if args.task is None else args.task).publish()
     if args.forget_eval:
-        for name, value in regroup(runner, args.checkpoint).items():
+        for name, value in regroup(runner, read, args.checkpoint).items():
             print(f'{name}: {value:.4f}')
     else:
         runner.test()
 
 
-def regroup(runner: Runner, results: str) -> dict[str, float]:
+def regroup(runner: Runner, predictions: Sequence[Mapping], results: str) -> dict[str, float]:
     """Metrics of a result file of MMDetection's tools/test.py, on the test data of the config."""
-    if not Path(results).is_file():
-        raise ForgettingError(
-            f'Result file {results!r} does not exist; make it with --out of tools/test.py.'
-        )
-    predictions = load(results)
+    if not (isinstance(predictions, Sequence) and all('img_id' in p for p in predictions)):
+        raise ForgettingError(f'{results!r} holds no results of images; make it with --out.')
     dataset = runner.test_loop.dataloader.dataset
     known = {dataset.get_data_info(i)['img_id'] for i in range(len(dataset))}
     foreign = [p['img_id'] for p in predictions if p['img_id'] not in known]
@@ -89,7 +92,4 @@ def regroup(runner: Runner, results: str) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')
+    main()

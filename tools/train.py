@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import mmgslora  # noqa: F401  puts compat in place
-from mmgslora.engine.start_check import check_start
+from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
+from mmgslora.preflight import examine, prepare
+from mmgslora.preflight.config import add_config_arguments, load_config
+from mmgslora.preflight.resume import checkpoints_in, resume_in
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and results')
+    add_config_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
@@ -32,27 +33,16 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from this checkpoint, or from the latest one in the work_dir',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, e.g. train_cfg.epochs_per_task=2',
-    )
+    parser.add_argument('--check-data', action='store_true', help='open every image first')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The config file with the command line's wishes merged in."""
-    if not Path(args.config).is_file():
-        raise ForgettingError(f'Config {args.config!r} does not exist.')
-    cfg = Config.fromfile(args.config)
+def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Put what the flags ask for into the config."""
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if args.amp:
+    if args.amp and isinstance(cfg.get('optim_wrapper'), dict):
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
@@ -61,16 +51,6 @@ def load_config(args: argparse.Namespace) -> Config:
                 '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config.'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume == 'auto':
-        # Killed before its first checkpoint, a run starts again from load_from.
-        cfg.resume = True
-        if find_latest_checkpoint(cfg.work_dir) is not None:
-            cfg.load_from = None
-        else:
-            cfg.resume = False
-    elif args.resume:
-        cfg.resume, cfg.load_from = True, args.resume
-    return cfg
 
 
 def start_on_cpu(cfg: Config) -> None:
@@ -95,20 +75,34 @@ def leave_group() -> None:
         os._exit(0)
 
 
-def main() -> None:
-    args = parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args)
-    if args.launcher == 'pytorch' and get_device() == 'cpu':
-        start_on_cpu(cfg)
-    check_start(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
+    """The line for a run that was stopped: what is saved, and the command that goes on."""
+    command = f'python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume'
+    saved = checkpoints_in(cfg.work_dir)
+    what = f'{saved[0]} is saved' if saved else 'No checkpoint was saved yet'
+    return f'Stopped. {what}; go on with: {command}'
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    with plain_ending(args.debug):
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        cfg = load_config(args.config, args.work_dir, args.cfg_options)
+        apply_flags(cfg, args)
+        restart = resume_in(cfg, args.resume)
+    with plain_ending(
+        args.debug,
+        lambda: how_to_go_on(cfg, args),
+        lambda: examine(cfg, restart, every_image=True).problems.get('images', []),
+    ):
+        if args.launcher == 'pytorch' and get_device() == 'cpu':
+            start_on_cpu(cfg)
+        for note in prepare(cfg, restart, args.check_data).notes:
+            print(f'note: {note}')
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.train()
+        leave_group()
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')
-    leave_group()
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from mmgslora.datasets.protocol import ClassPartition, category_ids_of
 from mmgslora.errors import ForgettingError
+from mmgslora.settings import Count, NonNegativeCount, PositiveShare, checked
 
 
 @DATASETS.register_module()
@@ -45,19 +47,14 @@ class ForgettingViews(Dataset):
             ``few_shot``, or no image is left to retain.
     """
 
+    @checked
     def __init__(
         self,
-        dataset: BaseDataset | dict,
-        data_ratio: float = 0.1,
-        few_shot: int | None = None,
-        seed: int = 0,
+        dataset: Any,
+        data_ratio: PositiveShare = 0.1,
+        few_shot: Count | None = None,
+        seed: NonNegativeCount = 0,
     ) -> None:
-        if not 0 < data_ratio <= 1:
-            raise ForgettingError(f'data_ratio is {data_ratio}; it must be above 0, at most 1.')
-        if few_shot is not None and (not isinstance(few_shot, int) or few_shot < 1):
-            raise ForgettingError(
-                f'few_shot is {few_shot!r}; it must be a number of images per class, 1 or more.'
-            )
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.base.full_init()
         self.data_ratio = data_ratio
@@ -166,7 +163,13 @@ class ForgettingViews(Dataset):
             info = copy.deepcopy(self.base.get_data_info(image))
             if 'instances' in info:
                 info['instances'] = [x for x in info['instances'] if x['bbox_label'] in kept]
-            data = self.base.pipeline(info)
+            try:
+                data = self.base.pipeline(info)
+            except Exception as error:  # the steps of a pipeline fail in ways of their own
+                raise ForgettingError(
+                    f'Image {info.get("img_path")!r} of the {side} view cannot be used: '
+                    f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+                ) from error
             if data is not None:
                 data['data_samples'].set_metainfo(dict(view=side))
                 return data

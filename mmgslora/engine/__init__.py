@@ -1,5 +1,6 @@
 from mmgslora.engine.adapter_hook import AdapterHook
 from mmgslora.engine.averaging_hook import AveragingHook
+from mmgslora.engine.checkpoint_hook import CheckpointHook
 from mmgslora.engine.class_check_hook import ClassCheckHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
 from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
@@ -11,6 +12,7 @@ from mmgslora.engine.record_hook import RecordHook
 __all__ = [
     'AdapterHook',
     'AveragingHook',
+    'CheckpointHook',
     'ClassCheckHook',
     'ContinualForgettingLoop',
     'FiniteLossHook',

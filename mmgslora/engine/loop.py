@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import time
 from functools import partial
+from typing import Literal
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.registry import DATASETS, LOOPS
+from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmgslora.datasets.protocol import Protocol
-from mmgslora.datasets.views import check_held_out
-from mmgslora.engine.start_check import HUB_KEY, check_start, made_with
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
 from mmgslora.lora import merge_adapters, reset_adapters
+from mmgslora.preflight import HUB_KEY, begin, made_with
+from mmgslora.settings import Count
 
 _SEALED = {f'{kind}_{group}' for kind in ('AP', 'Acc') for group in 'for'}
 
@@ -54,10 +54,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         seal: Whether each task also leaves a sealed checkpoint, and its metrics. Defaults to False.
 
     Raises:
-        ForgettingError: The protocol does not fit the classes or the data (before any training),
-            the split to evaluate on is unknown or not in the config, a head that cannot be sealed
-            is to be, no trained model was loaded, or see
-            :func:`~mmgslora.engine.start_check.check_start`.
+        ForgettingError: There is a reason not to start (:mod:`mmgslora.preflight`).
     """
 
     def __init__(
@@ -65,40 +62,18 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         runner,
         dataloader: dict,
         protocol: dict,
-        epochs_per_task: int,
-        evaluate_on: str = 'test',
+        epochs_per_task: Count,
+        evaluate_on: Literal['test', 'val'] = 'test',
         seal: bool = False,
     ) -> None:
-        if epochs_per_task < 1:
-            raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
-        if evaluate_on not in ('test', 'val'):
-            raise ForgettingError(f"evaluate_on is {evaluate_on!r}; it can be 'test' or 'val'.")
-        if not runner.cfg.get(f'{evaluate_on}_dataloader'):
-            raise ForgettingError(
-                f'evaluate_on is {evaluate_on!r} and the config has no {evaluate_on}_dataloader; '
-                f'give it, {evaluate_on}_evaluator and {evaluate_on}_cfg, or evaluate on another '
-                'split.'
-            )
         self.evaluate_on = evaluate_on
         self.seal = seal
-        forgotten = check_start(runner.cfg)
-        self.views = DATASETS.build(dataloader['dataset'])
-        self.protocol = Protocol(
-            self.views.classes,
-            category_ids=self.views.category_ids,
-            forgotten=forgotten,
-            **protocol,
-        )
+        plan = begin(runner.cfg)
+        self.views, self.protocol = plan.views, plan.protocol
         self._made_with = made_with(runner.cfg, self.protocol)
-        if forgotten and not runner.cfg.get('resume'):
-            runner.logger.info(
-                f'The model to start from has forgotten {", ".join(forgotten)}: classes that are '
-                'old from the first task on and have no training images.'
-            )
+        for note in plan.notes:
+            runner.logger.info(note)
         self.epochs_per_task = epochs_per_task
-        if seal:
-            with _unwrapped(runner.model).sealed([]):  # refuses now what it cannot seal later
-                pass
         # Workers that outlive an epoch would not take the seeds of the next one.
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
         self._runner = runner  # BaseLoop would set it too late
@@ -167,27 +142,10 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _evaluate_pretrained(self) -> None:
-        unseen = check_held_out(self.evaluation_loop.dataloader.dataset, self.protocol.tasks)
-        if unseen:
-            self.runner.logger.warning(
-                f'No object of {", ".join(unseen)} in the data to measure on: '
-                'whether they are forgotten is not measured.'
-            )
-        if not self.runner._has_loaded and not self._has_pretrained_init():
-            raise ForgettingError(
-                'No trained model was loaded, and a random one has nothing to forget; '
-                'set load_from to its checkpoint.'
-            )
         self.protocol.partition(1).publish()
         publish_tasks(self.protocol.tasks)
         self.runner.logger.info('Measuring the model before the first task')
         remember_pretrained(self._evaluate())
-
-    def _has_pretrained_init(self) -> bool:
-        plain = self.model.plain_model
-        return getattr(plain, 'init_cfg', None) is not None or getattr(
-            plain, 'is_pretrained', False
-        )
 
     def _build_loader(self, task: int) -> DataLoader:
         self.views.set_partition(self.protocol.partition(task))

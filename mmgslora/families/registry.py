@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mmgslora.errors import ForgettingError
 
 if TYPE_CHECKING:  # the families fill the registry
+    from mmengine.evaluator import BaseMetric
+
     from mmgslora.audit.audited_model import AuditedModel, Images
     from mmgslora.families.base import ForgettingModel
 
@@ -26,12 +28,14 @@ class Family:
         model: The wrapper that makes the two views of a step.
         audited: The plain model under audit.
         images: The data that an audit shows it.
+        metric: What measures every class of it by itself.
     """
 
     name: str
     model: type[ForgettingModel]
     audited: type[AuditedModel]
     images: type[Images]
+    metric: type[BaseMetric]
 
 
 def register_family(family: Family) -> Family:

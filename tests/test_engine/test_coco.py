@@ -5,7 +5,6 @@ import importlib.util
 import json
 import shutil
 import socket
-import sys
 from pathlib import Path
 
 import cv2
@@ -160,7 +159,7 @@ def test_trainable_share(finished):
 
 
 @pytest.fixture
-def load(repo_root, monkeypatch):
+def load(repo_root):
     """The config that tools/train.py makes of a command line."""
     spec = importlib.util.spec_from_file_location('train_tool', repo_root / 'tools/train.py')
     tool = importlib.util.module_from_spec(spec)
@@ -169,8 +168,10 @@ def load(repo_root, monkeypatch):
     def load(name, *options):
         config = str(repo_root / f'configs/{name}.py')
         extra = ['--cfg-options', *options] if options else []
-        monkeypatch.setattr(sys, 'argv', ['train.py', config, *extra])
-        return tool.load_config(tool.parse_args())
+        args = tool.parse_args([config, *extra])
+        cfg = tool.load_config(args.config, args.work_dir, args.cfg_options)
+        tool.apply_flags(cfg, args)
+        return cfg
 
     return load
 

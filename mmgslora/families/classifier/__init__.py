@@ -6,7 +6,15 @@ from mmgslora.families.classifier.metric import ForgettingAccuracyMetric
 from mmgslora.families.classifier.model import ForgettingClassifier
 from mmgslora.families.registry import Family, register_family
 
-register_family(Family('classifier', ForgettingClassifier, AuditedClassifier, ClassificationImages))
+register_family(
+    Family(
+        'classifier',
+        ForgettingClassifier,
+        AuditedClassifier,
+        ClassificationImages,
+        ForgettingAccuracyMetric,
+    )
+)
 
 __all__ = [
     'AuditedClassifier',

@@ -5,6 +5,8 @@ from mmgslora.families.detector.metric import ForgettingCocoMetric
 from mmgslora.families.detector.model import ForgettingDetector
 from mmgslora.families.registry import Family, register_family
 
-register_family(Family('detector', ForgettingDetector, AuditedDetector, DetectionImages))
+register_family(
+    Family('detector', ForgettingDetector, AuditedDetector, DetectionImages, ForgettingCocoMetric)
+)
 
 __all__ = ['AuditedDetector', 'DetectionImages', 'ForgettingCocoMetric', 'ForgettingDetector']

@@ -8,8 +8,18 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmgslora.engine.start_check import check_start, forgotten_in
 from mmgslora.errors import ForgettingError
+from mmgslora.loading import read_checkpoint
+from mmgslora.preflight import examine
+from mmgslora.preflight.checkpoint import forgotten_in
+
+
+def check_start(cfg):
+    plan = examine(cfg)
+    if plan.sentences:
+        raise ForgettingError('\n'.join(plan.sentences))
+    return plan.forgotten
+
 
 TASKS = [['circle', 'square'], ['star']]
 
@@ -134,7 +144,7 @@ def test_a_later_request_in_the_same_run(cfg, finished, tmp_path):
     assert after['tasks'][2]['forget'] == ['ring']
     assert after['tasks'][2]['old'] == ['circle', 'square', 'star']
     merged = tmp_path / 'run/merged/task_03.pth'
-    assert set(forgotten_in(str(merged))) == {'circle', 'square', 'star', 'ring'}
+    assert set(forgotten_in(read_checkpoint(merged))) == {'circle', 'square', 'star', 'ring'}
     with pytest.raises(ForgettingError, match='"ring"'):  # now a part of its history
         check_start(cfg_with(cfg, [*TASKS, ['arrow']]))
 

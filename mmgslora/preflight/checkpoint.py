@@ -1,0 +1,106 @@
+"""The model that a run starts from: that it can be built, and that its checkpoint is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mmgslora.errors import ForgettingError
+from mmgslora.families.checkpoint import class_names
+from mmgslora.loading import read_checkpoint
+from mmgslora.preflight.plan import Plan, reason
+
+
+def model(plan: Plan) -> Iterator[str]:
+    """The model can be built, and what is kept from adapters is in it."""
+    try:
+        names = [name for name, _ in plan.model.plain_model.named_modules()]
+    except ForgettingError:
+        raise
+    except Exception as error:  # models of others fail in ways of their own
+        yield f'model cannot be built: {reason(error)}'
+        return
+    if plan.plain['train_cfg'].get('seal') is True:
+        with plan.model.sealed([]):  # refuses now what it cannot seal later
+            pass
+    for key in ('lora', 'tune'):
+        excluded = (plan.plain['model'].get(key) or {}).get('exclude') or ()
+        for name in [excluded] if isinstance(excluded, str) else excluded:
+            if name not in names:
+                parts = ', '.join(name for name, _ in plan.model.plain_model.named_children())
+                yield (
+                    f'model.{key}.exclude has {name!r}, which is no part of the model; its parts '
+                    f'are {parts}.'
+                )
+
+
+def start(plan: Plan) -> Iterator[str]:
+    """The checkpoint that a new run starts from: whole, finite, of this model and these classes."""
+    if plan.cfg.get('resume'):
+        return
+    path = plan.cfg.get('load_from')
+    if not path:
+        plain = plan.model.plain_model
+        if plain.init_cfg is None and not getattr(plain, 'is_pretrained', False):
+            yield (
+                'No trained model is loaded, and a random one has nothing to forget; set load_from '
+                'to its checkpoint.'
+            )
+        return
+    if not isinstance(path, str):
+        yield f'load_from is {path!r}; it can be the path of a checkpoint.'
+        return
+    if '://' in path:  # fetched when the run starts
+        return
+    checkpoint = read_checkpoint(path, 'The checkpoint to start from, load_from,')
+    plan.forgotten = forgotten_in(checkpoint)
+    if plan.forgotten:
+        plan.notes.append(
+            f'The model to start from has forgotten {", ".join(plan.forgotten)}: classes that are '
+            'old from the first task on and have no training images.'
+        )
+    state = checkpoint.get('state_dict', checkpoint)
+    broken = [
+        name
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not value.isfinite().all()
+    ]
+    if broken:
+        yield (
+            f'load_from {path!r} has NaN or infinite values in {len(broken)} weights, the first is '
+            f'{broken[0]!r}; take a checkpoint of a training that went well.'
+        )
+    differs = class_difference(checkpoint, plan.views.classes)
+    if differs:
+        yield differs
+    plan.model.load_state_dict(dict(state))
+
+
+def forgotten_in(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a run of ours has made a merged checkpoint forget; empty for any other."""
+    return tuple((checkpoint.get('meta') or {}).get('forgotten', ()))
+
+
+def class_difference(checkpoint: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
+    """A sentence where a checkpoint names other classes than the data, or in another order.
+
+    Equal shapes do not make equal classes: with another order the wrong class would be forgotten.
+    A checkpoint without class names has none to differ.
+    """
+    known = class_names(checkpoint)
+    if not known or known == tuple(wanted):
+        return None
+    if len(known) != len(wanted):
+        count = f'{len(known)} class{"es" if len(known) > 1 else ""}'
+        differs = f'{count}, the data set {len(wanted)}'
+    else:
+        label = next(i for i in range(len(wanted)) if known[i] != wanted[i])
+        differs = f'{known[label]!r} as class {label}, the data set {wanted[label]!r}'
+    return (
+        f'The checkpoint to forget from has {differs}; it must be trained on this data set, or '
+        'metainfo.classes of the data set must name its classes in its order.'
+    )

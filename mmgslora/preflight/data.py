@@ -1,0 +1,129 @@
+"""The data of a run: files, categories, boxes, images, and what each task finds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmengine.registry import DATASETS
+
+from mmgslora.datasets.views import check_held_out
+from mmgslora.errors import ForgettingError
+from mmgslora.preflight.annotations import (
+    annotation_file,
+    category_problems,
+    dropped_boxes,
+    image_problems,
+)
+from mmgslora.preflight.plan import Plan, find_class
+
+
+def files(plan: Plan) -> Iterator[str]:
+    """Annotation files, image folders and images that a data set's config names.
+
+    Wrapped data sets (``dataset=dict(...)``) are followed; remote paths are left to MMEngine.
+    """
+    for split, loader in plan.loaders.items():
+        dataset = _innermost(loader['dataset'])
+        kind = find_class(dataset['type'], DATASETS)
+        made = getattr(kind, 'makes_its_files', False)
+        if not made:
+            yield from _absent(dataset)
+        file = annotation_file(dataset)
+        content = plan.annotations.get(file.resolve()) if file is not None else None
+        if isinstance(content, ForgettingError):
+            yield str(content)
+        # Other data sets in COCO's format, such as LVIS, number their labels in their own way.
+        elif content is not None and kind.load_data_list is CocoDataset.load_data_list:
+            classes = kind._load_metainfo(dataset.get('metainfo')).get('classes') or ()
+            names = [category['name'] for category in content['categories']]
+            yield from category_problems(file, names, tuple(classes))
+            _note_dropped(plan, split, file, dropped_boxes(content, classes))
+            folder = Path(dataset.get('data_root') or '', *dataset.get('data_prefix', {}).values())
+            if folder.is_dir():
+                yield from image_problems(content, folder, file)
+
+
+def evaluated_files(plan: Plan) -> Iterator[str]:
+    """The file that an evaluator reads is that of its data loader."""
+    for split, loader in plan.loaders.items():
+        evaluators = plan.plain.get(f'{split}_evaluator') or []
+        loaded = annotation_file(loader['dataset'])
+        for metric in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+            read = metric.get('ann_file')
+            if not read or '://' in read or loaded is None:
+                continue
+            if Path(read).resolve() != loaded.resolve():
+                yield (
+                    f'{split}_evaluator.ann_file is {read!r}, but {split}_dataloader loads '
+                    f'{str(loaded)!r}; both must be the same file.'
+                )
+
+
+def images(plan: Plan) -> Iterator[str]:
+    """Every image that is trained or measured on can be decoded (``--check-data``)."""
+    if not plan.every_image:
+        return
+    for split, dataset in (('training', plan.views.base), (plan.measured_on, plan.held_out)):
+        paths = [dataset.get_data_info(i).get('img_path') for i in range(len(dataset))]
+        broken = [path for path in paths if path and not _decodes(path)]
+        if broken:
+            yield (
+                f'{len(broken)} of {len(paths)} {split} images cannot be decoded, the first is '
+                f'{broken[0]!r}; replace them, or take them out of the data.'
+            )
+
+
+def protocol(plan: Plan) -> Iterator[str]:
+    """Each task names known classes and finds images to train on and objects to be measured on."""
+    try:
+        asked = plan.protocol
+    except ForgettingError as error:
+        yield str(error)
+        return
+    for task in range(1, len(asked) + 1):
+        try:
+            plan.views.set_partition(asked.partition(task))
+        except ForgettingError as error:
+            yield str(error)
+    unseen = check_held_out(plan.held_out, asked.tasks)
+    if unseen:
+        plan.notes.append(
+            f'No object of {", ".join(unseen)} in the data to measure on: whether they are '
+            'forgotten is not measured.'
+        )
+
+
+def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _innermost(dataset['dataset']) if 'dataset' in dataset else dataset
+
+
+def _absent(dataset: Mapping[str, Any]) -> Iterator[str]:
+    root = dataset.get('data_root') or ''
+    folders = dataset.get('data_prefix', {}).values()
+    wanted = [('Annotation file', dataset.get('ann_file'))] + [('Image folder', f) for f in folders]
+    for what, name in wanted:
+        if name and '://' not in f'{root}{name}' and not Path(root, name).exists():
+            yield (
+                f'{what} {str(Path(root, name))!r} does not exist; put the data there, or set '
+                'data_root, ann_file and data_prefix in the config.'
+            )
+
+
+def _note_dropped(plan: Plan, split: str, file: Path, dropped: Mapping[str, int]) -> None:
+    if dropped:
+        counts = ', '.join(f'{count} {why}' for why, count in dropped.items())
+        plan.notes.append(f'Left out of the boxes of {str(file)!r} ({split}): {counts}.')
+
+
+def _decodes(path: str) -> bool:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return False
+    whole = data.size and (data[-2:].tobytes() == b'\xff\xd9' or data[:2].tobytes() != b'\xff\xd8')
+    return bool(whole) and cv2.imdecode(data, cv2.IMREAD_COLOR) is not None

@@ -1,0 +1,146 @@
+"""The folder of a run: whose it is, what lies in it, and whether the run fits on its disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmgslora.atomic import write_text
+from mmgslora.preflight.plan import Plan
+from mmgslora.preflight.resume import HUB_KEY, checkpoints_in, differences, made_with
+
+LOCK = 'run.lock'
+"""Names the process that writes to a work_dir; there as long as the run is not finished."""
+
+_DRAFT = re.compile(r'\..+\.[0-9a-f]{32}(\.\w+)?|\.(epoch|iter)_\d+\.pth')
+
+
+def work_dir(plan: Plan) -> Iterator[str]:
+    """The work_dir can be written to, no other process does, and no other run lies in it."""
+    folder = plan.work_dir
+    if folder.exists() and not folder.is_dir():
+        yield f'The work_dir {str(folder)!r} is a file; give a folder.'
+        return
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield f'The work_dir {str(folder)!r} cannot be written to: {str(there)!r} is read-only.'
+        return
+    holder = _holder(folder)
+    if holder is not None and _is_another_live_process(holder):
+        yield (
+            f'Process {holder["pid"]} on {holder["host"]} is writing to {str(folder)!r}; wait for '
+            f'its end, or give another --work-dir. If there is no such process, delete {LOCK!r} '
+            'there.'
+        )
+        return
+    if not plan.cfg.get('resume'):
+        yield from _another_run(plan, holder)
+
+
+def disk_space(plan: Plan) -> Iterator[str]:
+    """What the run will write fits on the disk of its work_dir."""
+    weights = sum(
+        value.numel() * value.element_size()
+        for value in plan.model.plain_model.state_dict().values()
+    )
+    loop, keep = plan.plain['train_cfg'], _dict(plan.plain.get('default_hooks')).get('checkpoint')
+    kept = _dict(keep).get('max_keep_ckpts', -1)
+    tasks = len(plan.protocol)
+    epochs = tasks * loop['epochs_per_task']
+    files = tasks * (2 if loop.get('seal') else 1) + (epochs if kept < 0 else min(kept, epochs)) + 1
+    there = next(p for p in (plan.work_dir, *plan.work_dir.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if files * weights > free:
+        yield (
+            f'The run writes about {files * weights / 1e9:.1f} GB, and the disk of '
+            f'{str(plan.work_dir)!r} has {free / 1e9:.1f} GB free; make room, or give another '
+            '--work-dir.'
+        )
+
+
+def hold(folder: Path, made: Mapping[str, Any]) -> None:
+    """Write down that this process writes to a work_dir; what a dead process left is taken over.
+
+    Args:
+        folder: The work_dir.
+        made: What :func:`~mmgslora.preflight.resume.made_with` says of the run.
+    """
+    holder = dict(pid=os.getpid(), host=socket.gethostname(), began=_began(os.getpid()))
+    write_text(folder / LOCK, json.dumps({**holder, HUB_KEY: made}))
+    for inner in ('', 'adapters', 'merged', 'sealed'):  # what a kill left half written
+        for path in (folder / inner).glob('.*'):
+            if _DRAFT.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def release(folder: Path) -> None:
+    """The run is finished: its work_dir belongs to nobody."""
+    holder = _holder(folder)
+    if holder is not None and holder['pid'] == os.getpid():
+        (folder / LOCK).unlink()
+
+
+def _another_run(plan: Plan, holder: Mapping[str, Any] | None) -> Iterator[str]:
+    """A new run must not mix its files with those of an earlier one."""
+    patterns = ('forgetting.json', 'adapters/task_*', 'merged/task_*.pth', 'sealed/task_*.pth')
+    found = {file.name for pattern in patterns for file in plan.work_dir.glob(pattern)}
+    checkpoints = checkpoints_in(plan.work_dir)
+    if not found and not (holder and checkpoints):
+        return
+    names = sorted({name.removesuffix('.pth') for name in found}) or [checkpoints[0].name]
+    if checkpoints:
+        advice = 'go on with it with --resume, or give this run another --work-dir.'
+    elif holder is None:
+        advice = 'it has no checkpoint to resume, so give this run another --work-dir.'
+    elif plan.restart:
+        # Killed before its first checkpoint: it starts again, and writes the same files anew.
+        now = json.loads(json.dumps(made_with(plan.cfg, plan.protocol)))
+        yield from differences(holder[HUB_KEY], now)
+        return
+    else:
+        advice = (
+            'it was killed before its first checkpoint, so start it again with --resume, or give '
+            'this run another --work-dir.'
+        )
+    yield f'{str(plan.work_dir)!r} already holds a forgetting run ({", ".join(names)}); {advice}'
+
+
+def _holder(folder: Path) -> dict[str, Any] | None:
+    """What the lock file says; None where there is none, or none that can be read."""
+    try:
+        content = json.loads((folder / LOCK).read_text(encoding='utf-8'))
+        return content if {'pid', 'host', 'began', HUB_KEY} <= content.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_another_live_process(holder: Mapping[str, Any]) -> bool:
+    if holder['host'] != socket.gethostname():
+        return True  # nothing can be known of it from here
+    if holder['pid'] == os.getpid():
+        return False
+    try:
+        os.kill(holder['pid'], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # alive, of another user
+    return holder['began'] == _began(holder['pid'])
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, where the system says so: numbers of processes are used again."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _dict(value: Any) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
