@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,6 +210,15 @@ class Protocol:
     def _name(self, entry: str | int, where: str) -> str:
         if entry in self.classes:
             return entry
+        number_name = str(entry) in self.classes and _is_integer(entry)
+        if number_name and (self.category_ids or {}).get(entry, str(entry)) == str(entry):
+            return str(entry)
+        if number_name:
+            raise ForgettingError(
+                f'{entry} in {where} is the name of a class and the category id of '
+                f'{self.category_ids[entry]!r}; write the name in quotes in a config or a protocol '
+                'file, or the id of the class that is meant.'
+            )
         if not _is_integer(entry):
             near = difflib.get_close_matches(str(entry), self.classes, n=1, cutoff=0)
             raise ForgettingError(
@@ -249,6 +259,21 @@ def _check_list(value: object, where: str) -> None:
         raise ForgettingError(f'{value!r} is given for {where}; give a list, such as [{value!r}].')
 
 
+class _Loader(yaml.SafeLoader):
+    """Of two values under one key YAML would silently take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        _without_doubles([(key.value, value) for key, value in node.value])
+        return super().construct_mapping(node, deep)
+
+
+def _without_doubles(pairs: Sequence[tuple]) -> dict:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f'the key {key!r} is there {count} times')
+    return dict(pairs)
+
+
 def _read(file: Path) -> dict:
     """The content of a protocol file."""
     name = f'Protocol file {str(file)!r}'
@@ -258,7 +283,10 @@ def _read(file: Path) -> dict:
         raise ForgettingError(f'{name} does not exist; a relative path starts in {Path.cwd()}.')
     try:
         text = file.read_text(encoding='utf-8')
-        content = json.loads(text) if file.suffix == '.json' else yaml.safe_load(text)
+        if file.suffix == '.json':
+            content = json.loads(text, object_pairs_hook=_without_doubles)
+        else:
+            content = yaml.load(text, _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         kind = 'JSON' if file.suffix == '.json' else 'YAML'
         reason = ' '.join(str(error).split())

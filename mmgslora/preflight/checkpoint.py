@@ -14,26 +14,17 @@ from mmgslora.preflight.plan import Plan, reason
 
 
 def model(plan: Plan) -> Iterator[str]:
-    """The model can be built, and what is kept from adapters is in it."""
+    """The model can be built, and sealed where that is asked for."""
     try:
-        names = [name for name, _ in plan.model.plain_model.named_modules()]
+        built = plan.model
     except ForgettingError:
         raise
     except Exception as error:  # models of others fail in ways of their own
         yield f'model cannot be built: {reason(error)}'
         return
     if plan.plain['train_cfg'].get('seal') is True:
-        with plan.model.sealed([]):  # refuses now what it cannot seal later
+        with built.sealed([]):  # refuses now what it cannot seal later
             pass
-    for key in ('lora', 'tune'):
-        excluded = (plan.plain['model'].get(key) or {}).get('exclude') or ()
-        for name in [excluded] if isinstance(excluded, str) else excluded:
-            if name not in names:
-                parts = ', '.join(name for name, _ in plan.model.plain_model.named_children())
-                yield (
-                    f'model.{key}.exclude has {name!r}, which is no part of the model; its parts '
-                    f'are {parts}.'
-                )
 
 
 def start(plan: Plan) -> Iterator[str]:

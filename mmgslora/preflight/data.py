@@ -11,6 +11,7 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 
+from mmgslora.audit.verdict import limits_of
 from mmgslora.datasets.views import check_held_out
 from mmgslora.errors import ForgettingError
 from mmgslora.preflight.annotations import (
@@ -20,6 +21,7 @@ from mmgslora.preflight.annotations import (
     image_problems,
 )
 from mmgslora.preflight.plan import Plan, find_class
+from mmgslora.report.certificate import requests_of
 
 
 def files(plan: Plan) -> Iterator[str]:
@@ -90,12 +92,25 @@ def protocol(plan: Plan) -> Iterator[str]:
             plan.views.set_partition(asked.partition(task))
         except ForgettingError as error:
             yield str(error)
+    yield from _asked_of_report(plan, len(asked))
     unseen = check_held_out(plan.held_out, asked.tasks)
     if unseen:
         plan.notes.append(
             f'No object of {", ".join(unseen)} in the data to measure on: whether they are '
             'forgotten is not measured.'
         )
+
+
+def _asked_of_report(plan: Plan, tasks: int) -> Iterator[str]:
+    """What the config says for report and certificates: requests and thresholds."""
+    for check, arguments in (
+        (requests_of, (plan.plain.get('requests'), tasks)),
+        (limits_of, (plan.plain.get('thresholds'),)),
+    ):
+        try:
+            check(*arguments)
+        except ForgettingError as error:
+            yield str(error)
 
 
 def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ HUB_KEY = 'made_with'
 # What a run keeps from its first to its last task; dicts are compared setting by setting.
 _KEPT = (
     'model.method',
-    'model.lora',
+    'model.tune',
     'train_cfg.epochs_per_task',
     'train_cfg.evaluate_on',
     'train_dataloader.batch_size',
@@ -144,16 +144,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 def _lost_files(plan: Plan, checkpoint: Mapping[str, Any]) -> Iterator[str]:
     """Files of the finished part that are gone or broken: nothing would write them again."""
-    hub = checkpoint['message_hub']['runtime_info']
     lost = []
-    for task in hub.get('finished_tasks', []):
+    for task in checkpoint['message_hub']['runtime_info'].get('finished_tasks', []):
         name = f'task_{task["task"]:02d}'
         if not _whole_checkpoint(plan.work_dir / f'merged/{name}.pth'):
             lost.append(f'merged/{name}.pth')
-        if not _whole_adapter(plan.work_dir / f'adapters/{name}'):
+        if not _whole_folder(plan.work_dir / f'adapters/{name}'):
             lost.append(f'adapters/{name}')
-    if 'original_fingerprint' in hub and not _tensors(plan.work_dir / 'prototypes.safetensors'):
-        lost.append('prototypes.safetensors')
     if lost:
         yield (
             f'{" and ".join(lost)} of {str(plan.work_dir)!r} {"are" if lost[1:] else "is"} missing '
@@ -169,20 +166,18 @@ def _whole_checkpoint(file: Path) -> bool:
         return False
 
 
-def _whole_adapter(folder: Path) -> bool:
+def _whole_folder(folder: Path) -> bool:
+    """Whether there are tensors in a folder, and all of its files can be read."""
     try:
-        config = json.loads((folder / 'adapter_config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        for file in folder.glob('*.json'):
+            json.loads(file.read_text(encoding='utf-8'))
+        found = list(folder.glob('*.safetensors'))
+        for file in found:
+            with safe_open(file, framework='pt') as content:
+                content.keys()
+    except (OSError, ValueError, SafetensorError):
         return False
-    return isinstance(config, dict) and _tensors(folder / 'adapter_model.safetensors')
-
-
-def _tensors(file: Path) -> bool:
-    try:
-        with safe_open(file, framework='pt') as content:
-            return bool(list(content.keys()))
-    except (OSError, SafetensorError):
-        return False
+    return bool(found)
 
 
 def _settings(cfg: Config) -> dict[str, Any]:

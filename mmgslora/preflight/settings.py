@@ -26,7 +26,9 @@ from mmengine.runner import Runner
 
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.datasets.views import ForgettingViews, PairedSampler
-from mmgslora.families.registry import FAMILIES, family_of
+from mmgslora.families.registry import family_of
+from mmgslora.methods.base import METHODS
+from mmgslora.methods.sparsity import Sparsity
 from mmgslora.preflight.plan import Plan, find_class
 from mmgslora.settings import (
     Count,
@@ -36,14 +38,17 @@ from mmgslora.settings import (
     nearest,
     problems,
     settings_of,
+    unknown_names,
     wrong_values,
 )
+from mmgslora.tuning.base import TUNERS
 
 # Read by the tools, the reports and MMEngine's config system, beside what the Runner takes.
 TOP_LEVEL = {'auto_scale_lr', 'custom_imports', 'runner_type', 'requests', 'thresholds', 'audit'}
 TOP_LEVEL |= {'tta_model', 'compile', 'vis_backends', 'work_dir'}
 TOP_LEVEL |= set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 
+_NEEDED = ('MethodHook', 'AdapterHook', 'RecordHook')
 _PASSED_ON = ('type', '_scope_', 'priority')
 
 
@@ -94,9 +99,13 @@ def model_settings(plan: Plan) -> Iterator[str]:
     if not isinstance(model, Mapping):
         return
     yield from _of_class(model, 'model', MODELS)
-    inner = [key for key, value in model.items() if isinstance(value, Mapping) and 'type' in value]
-    for key in inner:
-        yield from _of_class(model[key], f'model.{key}', MODELS, ours_only=key in FAMILIES)
+    method = _dict(model.get('method'))
+    if method:
+        yield from _of_class(method, 'model.method', METHODS)
+    if isinstance(method.get('sparsity'), Mapping):
+        yield from problems(Sparsity, method['sparsity'], 'model.method.sparsity')
+    if _dict(model.get('tune')):
+        yield from _of_class({'type': 'LoRA', **model['tune']}, 'model.tune', TUNERS)
 
 
 def data_settings(plan: Plan) -> Iterator[str]:
@@ -196,7 +205,7 @@ def hooks(plan: Plan) -> Iterator[str]:
         _checkpoints, _dict(defaults.get('checkpoint')), 'default_hooks.checkpoint'
     )
     names = {base.__name__ for kind in there if kind for base in kind.__mro__}
-    missing = [name for name in _needed_hooks(plan.plain.get('model')) if name not in names]
+    missing = [name for name in _NEEDED if name not in names]
     if missing:
         yield (
             f'custom_hooks lacks {", ".join(missing)}, without which the run would not do or leave '
@@ -222,23 +231,8 @@ def evaluators(plan: Plan) -> Iterator[str]:
             )
 
 
-def _needed_hooks(model: Any) -> list[str]:
-    needed = ['AdapterHook', 'RecordHook']
-    method = find_class(_dict(_dict(model).get('method')).get('type'), MODELS)
-    if method is not None:
-        if 'sparsity' in settings_of(method):
-            needed.append('GroupSparsityHook')
-        if getattr(method, 'prototype_source', None) is not None:
-            needed.append('PrototypeHook')
-    return needed
-
-
 def _of_class(
-    config: Any,
-    where: str,
-    registry: Registry,
-    supplied: tuple[str, ...] = (),
-    ours_only: bool = False,
+    config: Any, where: str, registry: Registry, supplied: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """What is wrong with the settings of a class; of the values only ours say what they may be."""
     if not isinstance(config, Mapping) or ('type' not in config and config):
@@ -254,11 +248,9 @@ def _of_class(
     ours = kind.__module__.startswith('mmgslora.')
     if ours:
         yield from problems(kind, given, where, supplied)
-    elif not ours_only and _is_closed(kind):
+    elif _is_closed(kind):
         allowed = [name for name in settings_of(kind) if name not in supplied]
-        for name in given:
-            if name not in allowed:
-                yield f'{where} has no setting {name!r}{nearest(name, allowed)}.'
+        yield from unknown_names(given, allowed, where)
 
 
 def _known(kind: Any, registry: Registry) -> str:
