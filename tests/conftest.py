@@ -1,6 +1,7 @@
 """A tiny detector on a tiny data set: what whole runs of seconds are made of."""
 
 import copy
+import runpy
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope='session')
 def repo_root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope='session')
+def tools(repo_root):
+    """The ``main`` of each tool."""
+    paths = {name: repo_root / f'tools/{name}.py' for name in ('train', 'test')}
+    return {name: runpy.run_path(str(path))['main'] for name, path in paths.items()}
 
 
 @pytest.fixture(autouse=True)

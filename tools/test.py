@@ -13,13 +13,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 from mmgslora.command import plain_ending
 from mmgslora.datasets.protocol import Protocol, category_ids_of
 from mmgslora.errors import ForgettingError
 from mmgslora.loading import read_checkpoint, read_results
+from mmgslora.preflight import Plan
 from mmgslora.preflight.checkpoint import forgotten_in
 from mmgslora.preflight.config import add_config_arguments, load_config
 
@@ -59,15 +60,19 @@ def test(args: argparse.Namespace) -> None:
         raise ForgettingError(f'--task needs a forgetting config; {args.config!r} has no protocol.')
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg[key] = None
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    partition = None
     if settings is not None:
-        dataset = runner.test_loop.dataloader.dataset
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            dataset = Plan(cfg).dataset('test')
         ids = category_ids_of(dataset)
         protocol = Protocol(dataset.metainfo['classes'], category_ids=ids, **settings)
         if not args.forget_eval:  # what was gone before the first task is old in every task
             asked = {name for task in protocol.tasks for name in task}
             protocol.forgotten = tuple(name for name in forgotten_in(read) if name not in asked)
-        protocol.partition(len(protocol) if args.task is None else args.task).publish()
+        partition = protocol.partition(len(protocol) if args.task is None else args.task)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if partition is not None:
+        partition.publish()
     if args.forget_eval:
         for name, value in regroup(runner, read, args.checkpoint).items():
             print(f'{name}: {value:.4f}')

@@ -96,12 +96,12 @@ class Plan:
     @cached_property
     def views(self) -> Any:
         """The :class:`~mmgslora.datasets.ForgettingViews` that the run trains on."""
-        return self._dataset('train')
+        return self.dataset('train')
 
     @cached_property
     def held_out(self) -> Any:
         """The data set that is measured on."""
-        return self._dataset(self.measured_on)
+        return self.dataset(self.measured_on)
 
     @cached_property
     def protocol(self) -> Protocol:
@@ -145,7 +145,8 @@ class Plan:
         for name in ('annotations', 'model', 'held_out'):
             self.__dict__.pop(name, None)
 
-    def _dataset(self, split: str) -> Any:
+    def dataset(self, split: str) -> Any:
+        """The data set of a loader, built from the files as they were read."""
         dataset = copy.deepcopy(self.cfg[f'{split}_dataloader'].dataset)
         contents = {k: v for k, v in self.annotations.items() if isinstance(v, dict)}
         try:

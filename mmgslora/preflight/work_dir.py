@@ -18,7 +18,7 @@ from mmgslora.preflight.resume import HUB_KEY, checkpoints_in, differences, made
 LOCK = 'run.lock'
 """Names the process that writes to a work_dir; there as long as the run is not finished."""
 
-_DRAFT = re.compile(r'\..+\.[0-9a-f]{32}(\.\w+)?|\.(epoch|iter)_\d+\.pth')
+_DRAFT = re.compile(r'\..+\.[0-9a-f]{32}(\.\w+)?|\.(epoch|iter)_\d+\.pth|\.\w+-\w{8}\.png')
 
 
 def work_dir(plan: Plan) -> Iterator[str]:
