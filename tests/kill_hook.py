@@ -10,12 +10,12 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kills the process after the given global iteration, unless ``flag`` exists already."""
+    """Sends the process a signal after the given global iteration, unless ``flag`` exists."""
 
-    def __init__(self, after_iter: int, flag: str) -> None:
-        self.after_iter, self.flag = after_iter, Path(flag)
+    def __init__(self, after_iter: int, flag: str, number: int = signal.SIGKILL) -> None:
+        self.after_iter, self.flag, self.number = after_iter, Path(flag), number
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter + 1 == self.after_iter and not self.flag.exists():
             self.flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)

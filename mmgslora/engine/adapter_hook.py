@@ -59,8 +59,9 @@ class AdapterHook(Hook):
                 **meta,
             ),
         )
-        with replacing(path) as draft:
-            torch.save(checkpoint, draft)
+        # By a file and not by its name, which torch would write into it: equal runs, equal bytes.
+        with replacing(path) as draft, draft.open('wb') as file:
+            torch.save(checkpoint, file)
 
 
 def _plain_config(runner) -> str:

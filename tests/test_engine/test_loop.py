@@ -190,7 +190,7 @@ def test_the_split_that_is_measured_on(run_cfg, shapes_root, tmp_path, split):
 
 def test_splits_that_cannot_be_measured_on(run_cfg):
     run_cfg.train_cfg.evaluate_on = 'train'
-    with pytest.raises(ForgettingError, match="evaluate_on is 'train'; it can be 'test' or 'val'"):
+    with pytest.raises(ForgettingError, match="evaluate_on is 'train'; it can be test or val"):
         Runner.from_cfg(run_cfg).train()
     run_cfg.train_cfg.pop('evaluate_on')
     run_cfg.experiment_name += '_without_a_test_loader'

@@ -132,7 +132,7 @@ def results_in(work_dir):
 def states(camera):
     """One copy of each state that a resumed run can tell apart: logs and drafts are not read."""
     seen = {}
-    for number, shot in enumerate(camera.shots):
+    for number in range(len(camera.shots)):
         folder = camera.album / f'{number:03d}'
         content = sorted((str(p), p.stat().st_mtime_ns) for p in results_in(folder))
         content = [(name.removeprefix(str(folder)), time) for name, time in content]

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.loading import read_checkpoint
 from mmgslora.preflight import examine
 from mmgslora.preflight.checkpoint import forgotten_in
+from mmgslora.preflight.resume import resume_in
 
 
 def check_start(cfg):
@@ -131,8 +134,6 @@ def test_an_evaluator_of_another_file(run_cfg):
 
 def test_a_later_request_in_the_same_run(cfg, finished, tmp_path):
     """--resume with one more task: the first two stay as they were, the third is served."""
-    import shutil
-
     shutil.copytree(finished, tmp_path / 'run')
     last = tmp_path / 'run/epoch_2.pth'
     (tmp_path / 'run/last_checkpoint').write_text(str(last))
@@ -176,3 +177,66 @@ def test_a_run_from_a_merged_file_leaves_gone_what_is_gone(run_cfg, finished):
     # A resumed run knows it too, though its own checkpoint is no merged file.
     run_cfg.update(resume=True, load_from=None)
     assert check_start(run_cfg) == ('circle', 'square', 'star')
+
+
+@pytest.fixture
+def copied(cfg, finished, tmp_path):
+    """A copy of the finished run, whose last_checkpoint still names the old folder."""
+    shutil.copytree(finished, tmp_path / 'copy')
+    cfg.work_dir = str(tmp_path / 'copy')
+    return tmp_path / 'copy'
+
+
+@pytest.mark.parametrize('left', ['last_checkpoint', 'nothing', 'empty'])
+def test_a_copied_run_goes_on_from_itself(cfg, copied, left):
+    assert str(copied) not in (copied / 'last_checkpoint').read_text()
+    if left == 'nothing':
+        (copied / 'last_checkpoint').unlink()
+    elif left == 'empty':
+        (copied / 'last_checkpoint').write_text('')
+    assert not resume_in(cfg, 'auto')
+    assert cfg.load_from == str(copied / 'epoch_2.pth') and check_start(cfg) == ()
+    cfg.load_from = None  # as MMDetection's own script leaves it
+    assert check_start(cfg) == ()
+
+
+LOST = {
+    'merged file': ('merged/task_01.pth', None),
+    'merged file cut off': ('merged/task_02.pth', 100),
+    'adapter': ('adapters/task_01/adapter_model.safetensors', None),
+    'adapter cut off': ('adapters/task_02/adapter_model.safetensors', 100),
+    'config of an adapter': ('adapters/task_02/adapter_config.json', 5),
+}
+
+
+@pytest.mark.parametrize('what', LOST)
+def test_results_that_are_lost_are_said(cfg, copied, what):
+    name, size = LOST[what]
+    (copied / name).unlink() if size is None else os.truncate(copied / name, size)
+    part = name if 'merged' in name else str(Path(name).parent)
+    with pytest.raises(ForgettingError, match=f'{part} of .* is missing or broken'):
+        check_start(cfg)
+
+
+def test_prototypes_are_in_the_checkpoint(cfg, copied):
+    (copied / 'prototypes.safetensors').unlink()
+    assert check_start(cfg) == ()
+
+
+@pytest.mark.parametrize('size', [0, 1000])
+def test_a_checkpoint_that_is_cut_off(cfg, copied, size):
+    os.truncate(copied / 'epoch_2.pth', size)
+    with pytest.raises(ForgettingError, match='cut off or no checkpoint.*another --work-dir'):
+        check_start(cfg)
+    shutil.copy(copied / 'epoch_2.pth', copied / 'epoch_1.pth')
+    with pytest.raises(ForgettingError, match="resume from '.*epoch_1.pth', or start again"):
+        check_start(cfg)
+
+
+def test_nothing_to_resume(cfg, tmp_path):
+    cfg.work_dir = str(tmp_path / 'new')
+    with pytest.raises(ForgettingError, match='no checkpoint in .*new. to resume'):
+        check_start(cfg)
+    cfg.load_from = str(tmp_path / 'gone.pth')
+    with pytest.raises(ForgettingError, match='checkpoint to resume .*gone.pth. does not exist'):
+        check_start(cfg)

@@ -44,7 +44,7 @@ def numbers(work_dir):
     """What a run must reproduce: everything in forgetting.json but times and versions."""
     record = json.loads(Path(work_dir, 'forgetting.json').read_text())
     for task in record['tasks']:
-        del task['train_seconds'], task['eval_seconds']
+        del task['train_seconds'], task['eval_seconds'], task['prepare_seconds']
     return record['pretrained'], record['tasks']
 
 
@@ -93,7 +93,7 @@ def test_merged_checkpoint_in_plain_mmdetection(run, run_cfg, tmp_path, repo_roo
         '    out[path] = (found.scores, found.bboxes, found.labels)\n'
         'torch.save(out, sys.argv[3])\n'
         'assert not any(m.startswith("mmgslora.") and m not in '
-        '("mmgslora.compat",) for m in sys.modules), sys.modules\n'
+        '("mmgslora.compat", "mmgslora.loading", "mmgslora.errors") for m in sys.modules)\n'
     )
     merged, out = tmp_path / 'run/merged/task_02.pth', tmp_path / 'found.pth'
     root = run_cfg.val_dataloader.dataset.data_root
@@ -168,41 +168,31 @@ def test_mmdetections_test_script_and_its_result_file(run, run_cfg, tmp_path):
     assert wrong.returncode == 1 and "no.pkl' does not exist" in wrong.stderr
 
 
-BAD = {
-    'unknown class': (
-        ['train_cfg.protocol.tasks=[[cirle]]'],
-        "Class 'cirle' in task 1 is unknown; did you mean 'circle'?",
-    ),
-    'class in two tasks': (
-        ['train_cfg.protocol.tasks=[[circle],[star,circle]]'],
-        "Class 'circle' is to be forgotten in task 1 and again in task 2",
-    ),
-    'empty task': (['train_cfg.protocol.tasks=[[circle],[]]'], 'Task 2 of the protocol is empty'),
-    'annotation file': (
-        ['train_dataloader.dataset.dataset.type=CocoDataset']
-        + ['train_dataloader.dataset.dataset.ann_file=nowhere.json'],
-        "nowhere.json' does not exist",
-    ),
-    'image folder': (
-        ['test_dataloader.dataset.type=CocoDataset']
-        + ['test_dataloader.dataset.data_prefix.img=gone/'],
-        "gone' does not exist",
-    ),
-    'regex': (['model.tune.target=nothing.*'], "'nothing.*' matches no Linear"),
-    'checkpoint': (['load_from=nowhere.pth'], "'nowhere.pth'"),
-    'data ratio': (['train_dataloader.dataset.data_ratio=2'], 'data_ratio is 2'),
-}
-
-
-@pytest.mark.parametrize('what', BAD)
-def test_bad_input_is_one_sentence(run, tmp_path, what):
-    options, sentence = BAD[what]
+def test_bad_input_is_one_sentence(run, tmp_path):
+    """All others: tests/test_preflight/test_mistakes.py, without a process each."""
+    options = ('train_cfg.protocol.tasks=[[cirle]]', 'load_from=nowhere.pth')
     result = run('--work-dir', str(tmp_path / 'run'), '--cfg-options', *options)
-    assert result.returncode == 1
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('error: ') and sentence in last
-    assert 'Traceback' not in result.stderr
-    assert not list(tmp_path.glob('run/**/*.pth')) and not (tmp_path / 'run/adapters').exists()
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+    assert len(said) == 2 and "'nowhere.pth' does not exist" in said[0]
+    assert "Class 'cirle' in task 1 is unknown; did you mean 'circle'?" in said[1]
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_says_how_to_go_on(run, run_cfg, tmp_path, number, code):
+    """One line, and no traceback: what is saved, and the command."""
+    stop = dict(type='KillHook', after_iter=1, flag=str(tmp_path / 'stopped'), number=int(number))
+    run_cfg.custom_imports = dict(imports=['mmgslora.register', 'kill_hook'])
+    run_cfg.custom_hooks.append(stop)
+    result = run('--work-dir', str(tmp_path / 'run'))
+    assert result.returncode == code and 'Traceback' not in result.stderr
+    *_, last = result.stderr.strip().splitlines()
+    assert last.startswith(
+        'Stopped. No checkpoint was saved yet; go on with: python tools/train.py'
+    )
+    assert last.endswith(f'--work-dir {tmp_path}/run --resume')
+    assert run('--work-dir', str(tmp_path / 'run'), '--resume').returncode == 0
 
 
 def test_a_refused_command_leaves_a_finished_run_as_it_was(run, tmp_path):
@@ -219,10 +209,3 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(run, tmp_path):
     assert '--work-dir' in last and 'Traceback' not in result.stderr
     assert sorted(work_dir.rglob('*')) == before
     assert (work_dir / 'config.py').read_text() == '# of the finished run'
-
-
-def test_data_that_do_not_fit_leave_no_work_dir(run, tmp_path):
-    options = ('--cfg-options', 'test_evaluator.ann_file=nowhere.json')
-    result = run('--work-dir', str(tmp_path / 'run'), *options)
-    assert result.returncode == 1 and not (tmp_path / 'run').exists()
-    assert "error: test_evaluator.ann_file is 'nowhere.json'" in result.stderr

@@ -1,0 +1,88 @@
+"""Who holds a work_dir, and what a copied or killed one goes on from."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmgslora.preflight.resume import checkpoints_in
+from mmgslora.preflight.work_dir import LOCK, hold, release
+
+MADE = dict(tasks=[], settings={}, missing=[], classes=[])
+
+
+@pytest.fixture
+def held(command):
+    """A work_dir with a lock file; what it says can be changed."""
+    folder = command().work_dir
+    hold(folder, MADE)
+
+    def change(**values):
+        content = json.loads((folder / LOCK).read_text())
+        (folder / LOCK).write_text(json.dumps(content | values))
+
+    return change
+
+
+def test_a_process_holds_and_releases_its_own_work_dir(tmp_path):
+    (tmp_path / 'merged').mkdir()
+    left = [tmp_path / f'merged/.task_01.{"a" * 32}.pth', tmp_path / '.epoch_2.pth']
+    kept = [tmp_path / '.hidden', tmp_path / 'merged/task_01.pth']
+    for file in left + kept:
+        file.touch()
+    hold(tmp_path, MADE)
+    content = json.loads((tmp_path / LOCK).read_text())
+    assert (content['pid'], content['host']) == (os.getpid(), socket.gethostname())
+    assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
+    release(tmp_path)
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_another_process_is_named_while_it_lives(command, held):
+    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    stat = Path(f'/proc/{other.pid}/stat').read_text()
+    began = stat.rpartition(')')[2].split()[19]
+    held(pid=other.pid, began=began)
+    result = command()
+    assert result.code == 1 and f'Process {other.pid} on ' in result.err
+    held(pid=other.pid, began='1')  # its number was given to this one
+    assert command().code == 0
+    held(pid=other.pid, began=began)
+    other.communicate()
+    assert command().code == 0
+
+
+def test_a_process_of_another_machine_may_live(command, held):
+    held(host='elsewhere')
+    result = command()
+    assert result.code == 1 and 'on elsewhere is writing to' in result.err
+    assert f"delete '{LOCK}'" in result.err
+
+
+def test_a_lock_that_is_none(command, held):
+    (command().work_dir / LOCK).write_text('{')
+    assert command().code == 0
+
+
+def test_the_latest_checkpoint_is_that_of_the_folder(tmp_path):
+    for name in ('epoch_2.pth', 'epoch_10.pth', '.epoch_11.pth', 'best.pth', 'epoch_12.pth.tmp'):
+        (tmp_path / name).touch()
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
+    assert [file.name for file in checkpoints_in(tmp_path)] == ['epoch_10.pth', 'epoch_2.pth']
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint(command, held, cfg):
+    """--resume starts it again; without, or with other settings, nothing is overwritten."""
+    folder = command().work_dir
+    (folder / 'merged').mkdir()
+    (folder / 'merged/task_01.pth').touch()
+    assert 'killed before its first checkpoint, so start it again with --resume' in command().err
+    result = command('--resume')
+    assert result.code == 1 and 'The run to resume has the classes' in result.err
+    (folder / LOCK).unlink()
+    result = command('--resume')
+    assert result.code == 1 and 'it has no checkpoint to resume' in result.err
