@@ -5,6 +5,6 @@ custom_hooks = [
     dict(type='PrototypeHook'),
     dict(type='GroupSparsityHook'),
     dict(type='AdapterHook'),
-    dict(type='PictureHook'),
+    dict(type='ImageHook'),
     dict(type='RecordHook'),
 ]

@@ -4,11 +4,12 @@ from .membership import membership_auc
 from .outcomes import nearest_classes, outcomes
 from .probes import draw_objects, fit_probe, probe_accuracy
 from .relearning import Curve, area_between, relearning_curve, steps_to_oracle
-from .verdict import Verdict, judge_request, limits_of, worst
+from .verdict import Limits, Verdict, judge_request, limits_of, worst
 
 __all__ = [
     'Curve',
     'Images',
+    'Limits',
     'Objects',
     'AuditedModel',
     'Verdict',

@@ -7,21 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from mmgslora.audit.rows import AuditRows
 from mmgslora.errors import ForgettingError
-from mmgslora.report.audit_rows import AuditRows
 from mmgslora.report.record import mean_before, merged_file, metric_prefix, number, share_kept
+from mmgslora.settings import Share, problems
 
-LIMITS = {
-    'forgotten_max': (2.0, 'Highest mean AP (or accuracy) of the forgotten classes, in %'),
-    'retained_min_share': (0.95, 'Smallest share of their own value that retained classes keep'),
-    'probe_gap_max': (2.0, "Most points by which a probe may name more than the oracle's"),
-    'relearning_gap_max': (0.0, 'Most points by which relearning may lead the oracle'),
-}
-"""Name -> (default, meaning). ``forgotten_max`` gives way to the oracle's AP on the same classes
-where that was measured and is higher: AP is a ranking, and a class without a single example can
-have some. All defaults are ours."""
+Percent = Annotated[float, Field(ge=0, le=100, description='a number from 0 to 100')]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request must keep to; all defaults are ours.
+
+    Attributes:
+        forgotten_max: Highest mean AP (or accuracy) of the forgotten classes, in %. It gives way
+            to the oracle's on the same classes where that was measured and is higher: AP is a
+            ranking, and a class without a single example can have some.
+        retained_min_share: Smallest share of their own value that retained classes keep.
+        probe_gap_max: Most points by which a probe may name more than the oracle's.
+        relearning_gap_max: Most points by which relearning may lead the oracle.
+    """
+
+    forgotten_max: Percent = 2.0
+    retained_min_share: Share = 0.95
+    probe_gap_max: Percent = 2.0
+    relearning_gap_max: Percent = 0.0
+
 
 RELEARNING_POINT = (16, 20)
 """Images and steps at which relearning is compared."""
@@ -97,30 +112,17 @@ class Verdict:
 
 
 def limits_of(thresholds: Mapping[str, Any] | None) -> dict[str, float]:
-    """The user's thresholds over the defaults of :data:`LIMITS`.
+    """The user's thresholds over the defaults of :class:`Limits`.
 
     Raises:
-        ForgettingError: A name is unknown, or a value is no number or out of range (0 to 1 for a
-            share, else 0 to 100).
+        ForgettingError: A name is unknown, or a value is no number or out of range.
     """
-    limits = {name: default for name, (default, _) in LIMITS.items()}
-    if thresholds is not None and not isinstance(thresholds, Mapping):
-        raise ForgettingError(
-            f'thresholds is {thresholds!r}; it must be a dict with {", ".join(LIMITS)}.'
-        )
-    for name, value in (thresholds or {}).items():
-        if name not in limits:
-            raise ForgettingError(f'thresholds has {name!r}; allowed are {", ".join(LIMITS)}.')
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ForgettingError(f'thresholds.{name} is {value!r}; it must be a number.')
-        most = 1 if name == 'retained_min_share' else 100
-        if not 0 <= value <= most:
-            raise ForgettingError(
-                f'thresholds.{name} is {value!r}; it must lie between 0 and {most}'
-                f'{", a share of 1" if most == 1 else ""}.'
-            )
-        limits[name] = float(value)
-    return limits
+    if not isinstance(thresholds, (Mapping, type(None))):
+        allowed = ', '.join(asdict(Limits()))
+        raise ForgettingError(f'thresholds is {thresholds!r}; it must be a dict with {allowed}.')
+    if wrong := problems(Limits, thresholds or {}, 'thresholds'):
+        raise ForgettingError(' '.join(wrong))
+    return asdict(Limits(**{name: float(value) for name, value in (thresholds or {}).items()}))
 
 
 def judge_request(
@@ -176,8 +178,7 @@ def judge_request(
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict that a run as a whole deserves: that of its worst request."""
-    order = list(_SAYS)
-    return min(verdicts, key=lambda verdict: order.index(verdict.verdict))
+    return min(verdicts, key=lambda verdict: list(_SAYS).index(verdict.verdict))
 
 
 def _output_checks(

@@ -3,8 +3,8 @@ from mmgslora.engine.averaging_hook import AveragingHook
 from mmgslora.engine.class_check_hook import ClassCheckHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
 from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
+from mmgslora.engine.image_hook import ImageHook
 from mmgslora.engine.loop import ContinualForgettingLoop
-from mmgslora.engine.picture_hook import LabelPictureHook, PictureHook
 from mmgslora.engine.prototype_hook import PrototypeHook
 from mmgslora.engine.record_hook import RecordHook
 
@@ -15,8 +15,7 @@ __all__ = [
     'ContinualForgettingLoop',
     'FiniteLossHook',
     'GroupSparsityHook',
-    'LabelPictureHook',
-    'PictureHook',
+    'ImageHook',
     'PrototypeHook',
     'RecordHook',
 ]
