@@ -137,12 +137,12 @@ def _settings(
 
 
 def _paths(run: FinishedRun, task: Mapping, oracle: str | None) -> dict[str, Path]:
-    if run.record.get('original') is None:
+    if run.original is None:
         raise ForgettingError(
             f'The record in {str(run.work_dir)!r} names no original model (load_from), which the '
             'audit compares with.'
         )
-    wanted = {UNLEARNED: merged_file(task['task']), ORIGINAL: run.record['original']}
+    wanted = {UNLEARNED: merged_file(task['task']), ORIGINAL: run.original}
     if oracle is not None:
         wanted[ORACLE] = oracle
     found = {role: find_file(path, run.work_dir) for role, path in wanted.items()}

@@ -110,7 +110,7 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
             request=request,
             run=dict(config=run.record.get('config'), seed=run.record.get('seed')),
             files=dict(
-                original=run.original,
+                original=run.original_file,
                 adapter=run.file(f'adapters/task_{n:02d}/adapter_model.safetensors'),
                 merged=run.file(merged_file(n)),
                 latest=run.file(merged_file(last['task'])),

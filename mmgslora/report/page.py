@@ -38,7 +38,7 @@ from mmgslora.report.table import summary_lines
 
 _TASKS_PER_TABLE = 10
 _MOST_DAMAGED = 12
-_SETTINGS = ('family', 'method', 'tune', 'lora', 'schedule', 'split', 'seal', 'protocol', 'audit')
+_SETTINGS = ('family', 'method', 'tune', 'schedule', 'split', 'seal', 'protocol', 'audit')
 
 
 def write_report(
@@ -215,7 +215,7 @@ def _section(run: FinishedRun, kind: str, measures: list[str]) -> dict[str, Any]
 
 def _files(run: FinishedRun, certificates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every file the report rests on, with its hash, each once."""
-    found = [dict(run.original, role='original model (load_from)')]
+    found = [dict(run.original_file, role='original model (load_from)')]
     for certificate in certificates:
         task = certificate['task']
         found.append(dict(certificate['files']['adapter'], role=f'adapter of task {task}'))

@@ -20,10 +20,9 @@ def run_title(record: dict) -> str:
 
 
 def run_settings(record: dict) -> list[tuple[str, str]]:
-    """Method and what it trains with their settings, as far as the record has them."""
-    tune = record.get('tune') or {'type': 'LoRA', **(record.get('lora') or {})}
-    tune = {k: v for k, v in tune.items() if k != 'targets'}  # many names
-    settings = {'Method': record.get('method'), 'Trained': tune if len(tune) > 1 else None}
+    """Method and what it trains, with their settings, as far as the record has them."""
+    tune = {k: v for k, v in (record.get('tune') or {}).items() if k != 'targets'}  # many names
+    settings = {'Method': record.get('method'), 'Trained': tune}
     return [(name, short(value)) for name, value in settings.items() if value]
 
 

@@ -78,12 +78,17 @@ class FinishedRun:
         return dict(path=path, sha256=self._hashes[path])
 
     @property
-    def original(self) -> dict[str, str | None]:
-        """The checkpoint that the run started from (``load_from``), as the run recorded it.
+    def original(self) -> str | None:
+        """The checkpoint that the run started from (``load_from``)."""
+        return self.record.get('original')
+
+    @property
+    def original_file(self) -> dict[str, str | None]:
+        """The original with its hash, as the run recorded it.
 
         A record may name any file of the machine, so it is hashed here only inside the work_dir.
         """
-        path, recorded = self.record.get('original'), self.record.get('original_sha256')
+        path, recorded = self.original, self.record.get('original_sha256')
         inside = path and not Path(path).is_absolute() and '..' not in Path(path).parts
         if recorded or not inside:
             return dict(path=path, sha256=recorded)
@@ -117,7 +122,7 @@ class FinishedRun:
     def _other_files(self, audit: AuditRows) -> str:
         """Which role of the audit was played by another file than the run's."""
         hashes = {role: file.get('sha256') for role, file in audit.files.items()}
-        merged, original = self.file(merged_file(audit.task)), self.original
+        merged, original = self.file(merged_file(audit.task)), self.original_file
         if hashes.get('unlearned') != merged['sha256']:
             return f'audit.json was made of another file than {merged["path"]}'
         if None not in (hashes.get('original'), self.record.get('original_sha256')) and (

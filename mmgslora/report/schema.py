@@ -40,6 +40,7 @@ class _Task(_Strict):
     train_images: dict[str, int] | None = None
     train_seconds: float | None = None
     eval_seconds: float | None = None
+    prepare_seconds: float | None = None
     merged: _File | None = None
 
 
@@ -65,10 +66,8 @@ class Record(_Strict):
     protocol: _Protocol | None = None
     method: dict[str, Any] | None = None
     tune: dict[str, Any] | None = None
-    lora: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
     images: str | None = None
-    prototype_seconds: float | None = None
 
 
 class _Unit(_Strict):

@@ -26,7 +26,7 @@ def test_no_file_outside_the_work_dir_is_hashed(tmp_path, absolute):
     (tmp_path / 'secret').write_bytes(b'secret')
     path = str(tmp_path / 'secret') if absolute else '../secret'
     run = FinishedRun(make_run(tmp_path, dict(shapes_record(), original=path)))
-    assert run.original == dict(path=path, sha256=None)
+    assert run.original_file == dict(path=path, sha256=None)
     assert SECRET not in json.dumps(certificates_of(run)) + report_page(run)
 
 

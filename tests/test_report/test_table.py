@@ -172,13 +172,16 @@ def test_runs_of_different_methods_do_not_look_alike():
     plain = printed(record)
     record.update(
         method=dict(type='GSLoRA', beta=0.2, sparsity=dict(mode='proximal')),
-        lora=dict(rank=8, targets=['encoder.layers.0.ffn']),
-        prototype_seconds=90.0,
+        tune=dict(type='LoRA', rank=8, targets=['encoder.layers.0.ffn']),
     )
+    for task in record['tasks']:
+        task['prepare_seconds'] = 45.0
     assert 'forget.py, GSLoRA, seed 3' in printed(record) and 'GSLoRA' not in plain
     lines = summary_lines(record)
     assert lines[1:3] == [
         'Method: GSLoRA(beta=0.2, sparsity=mode=proximal).',
         'Trained: LoRA(rank=8).',
     ]
-    assert any('in all, the prototypes before it 90.0 s, evaluation' in line for line in lines)
+    assert any(
+        'in all, what the method prepares before it 90.0 s, evaluation' in line for line in lines
+    )
