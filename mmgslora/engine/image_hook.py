@@ -74,7 +74,7 @@ class ImageHook(Hook):
         )
 
     def _drawing(self, runner) -> Drawing:
-        return FAMILIES[runner.train_loop.model.part].drawing(self.score_thr)
+        return FAMILIES[runner.train_loop.model.model_key].drawing(self.score_thr)
 
 
 def _dataset(runner) -> Dataset:
