@@ -27,17 +27,9 @@ from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.audited_model import AuditedModel, Images, same_inside, without_rows
-from mmgslora.audit.measures import (
-    HEAD_ONLY,
-    MEASURES,
-    ORACLE,
-    ORIGINAL,
-    UNLEARNED,
-    Audit,
-    Settings,
-)
+from mmgslora.audit.measures import MEASURES, Audit, Settings
 from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.rows import Spread
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Spread
 from mmgslora.audit.sentences import sentence, text_of
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError

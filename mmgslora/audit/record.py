@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mmgslora.atomic import write_text
-from mmgslora.audit.measures import ORACLE, ORIGINAL, UNLEARNED, Settings
+from mmgslora.audit.measures import Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
-from mmgslora.audit.rows import AuditRows, curve_point, digest, unit_key
+from mmgslora.audit.rows import (
+    ORACLE,
+    ORIGINAL,
+    UNLEARNED,
+    AuditRows,
+    curve_point,
+    digest,
+    unit_key,
+)
 from mmgslora.audit.verdict import Verdict, judge_request, limits_of, worst
 from mmgslora.report.record import unfinished
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from mmgslora.audit.measures import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED
 from mmgslora.errors import ForgettingError
 from mmgslora.report.record import number
 
+ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
+HEAD_ONLY = 'head only'
+"""A control: the original without the head's rows of the classes, nothing trained."""
 MODEL_NAMES = {
     ORIGINAL: 'before forgetting',
     UNLEARNED: 'after forgetting',

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from mmgslora.audit.measures import ORACLE, ORIGINAL, UNLEARNED
-from mmgslora.audit.rows import MODEL_NAMES, AuditRows, curve_point
+from mmgslora.audit.rows import (
+    MODEL_NAMES,
+    ORACLE,
+    ORIGINAL,
+    UNLEARNED,
+    AuditRows,
+    curve_point,
+)
 from mmgslora.audit.verdict import RELEARNING_POINT
 from mmgslora.report.format import points, value_text
 

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mmgslora.audit.measures import ORACLE
-from mmgslora.audit.rows import AuditRows
+from mmgslora.audit.rows import ORACLE, AuditRows
 from mmgslora.errors import ForgettingError
 from mmgslora.report.record import mean_before, merged_file, metric_prefix, number, share_kept
 from mmgslora.settings import Share, problems
