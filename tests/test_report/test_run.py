@@ -5,12 +5,19 @@ from hashlib import sha256
 
 import pytest
 
+from mmgslora.report import charts
 from mmgslora.report.certificate import certificates_of
 from mmgslora.report.page import report_page
 from mmgslora.report.run import FinishedRun
 
 from .records import shapes_record
 from .runs import ABC, audit_of, make_run, with_units
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(monkeypatch):
+    monkeypatch.setattr(charts, 'as_svg', lambda figure: 'data:,')  # they take most of the time
+
 
 SECRET = sha256(b'secret').hexdigest()
 
