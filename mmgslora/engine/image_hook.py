@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import Dataset
 
-from mmgslora.families.drawing import Drawing, Found
+from mmgslora.families.drawing import BeforeAfter, Drawing, Found
 from mmgslora.families.registry import FAMILIES
 from mmgslora.report.charts import write_image
 from mmgslora.settings import Count, Share, checked
@@ -62,16 +62,15 @@ class ImageHook(Hook):
             return
         drawing, loop = self._drawing(runner), runner.train_loop
         after = [_look(runner, drawing, index) for index in before['indices']]
-        write_image(
-            Path(runner.work_dir, 'before_after.png'),
-            lambda: drawing.figure(
-                [_dataset(runner).get_data_info(index) for index in before['indices']],
-                before['found'],
-                after,
-                loop.protocol.classes,
-                [name for task in loop.protocol.tasks[: loop.task] for name in task],
-            ),
+        shown = BeforeAfter(
+            [_dataset(runner).get_data_info(index) for index in before['indices']],
+            before['found'],
+            after,
+            loop.protocol.classes,
+            [name for task in loop.protocol.tasks[: loop.task] for name in task],
         )
+        path = Path(runner.work_dir, 'before_after.png')
+        write_image(path, lambda: drawing.figure(shown))
 
     def _drawing(self, runner) -> Drawing:
         return FAMILIES[runner.train_loop.model.model_key].drawing(self.score_thr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,6 +14,25 @@ from mmgslora.datasets.protocol import Protocol
 
 Found = dict[str, Any]
 """What is kept of a prediction: plain numbers and lists, which a checkpoint can hold."""
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """What is to be drawn.
+
+    Attributes:
+        infos: What the data set says of each image, from its ``get_data_info``.
+        before: What was found in each before any forgetting.
+        after: The same now.
+        classes: Class names in label order.
+        forget: Names of the classes forgotten so far.
+    """
+
+    infos: Sequence[dict]
+    before: Sequence[Found]
+    after: Sequence[Found]
+    classes: Sequence[str]
+    forget: Collection[str]
 
 
 class Drawing(ABC):
@@ -41,20 +61,5 @@ class Drawing(ABC):
         """What of a predicted data sample is drawn."""
 
     @abstractmethod
-    def figure(
-        self,
-        infos: Sequence[dict],
-        before: Sequence[Found],
-        after: Sequence[Found],
-        classes: Sequence[str],
-        forget: Collection[str],
-    ) -> Figure:
-        """The images with both answers.
-
-        Args:
-            infos: What the data set says of each image, from its ``get_data_info``.
-            before: What was found in each before any forgetting.
-            after: The same now.
-            classes: Class names in label order.
-            forget: Names of the classes forgotten so far.
-        """
+    def figure(self, shown: BeforeAfter) -> Figure:
+        """The images with both answers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from itertools import zip_longest
 
 import cv2
@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from mmgslora.datasets.protocol import Protocol
-from mmgslora.families.drawing import Drawing, Found
+from mmgslora.families.drawing import BeforeAfter, Drawing, Found
 from mmgslora.report.charts import as_text
 
 _COLUMNS = 6
@@ -41,24 +41,18 @@ class LabelDrawing(Drawing):
         scores = sample.pred_scores
         return dict(label=int(scores.argmax()), score=float(scores.max()))
 
-    def figure(
-        self,
-        infos: Sequence[dict],
-        before: Sequence[Found],
-        after: Sequence[Found],
-        classes: Sequence[str],
-        forget: Collection[str],
-    ) -> Figure:
+    def figure(self, shown: BeforeAfter) -> Figure:
         """True names of forgotten classes are red, the others green."""
+        infos, classes = shown.infos, shown.classes
         columns = min(_COLUMNS, len(infos))
         rows = -(-len(infos) // columns)
         figure = Figure(figsize=(1.9 * columns, 2.6 * rows), layout='constrained')
-        for place, (info, then, now) in enumerate(zip(infos, before, after), 1):
+        for place, (info, then, now) in enumerate(zip(infos, shown.before, shown.after), 1):
             axes = figure.add_subplot(rows, columns, place)
             axes.imshow(cv2.imread(info['img_path'])[..., ::-1])
             axes.set(xticks=[], yticks=[])
             name = classes[int(info['gt_label'])]
-            gone = name in forget
+            gone = name in shown.forget
             title = f'{as_text(name)}{" (forgotten)" if gone else ""}'
             axes.set_title(title, fontsize=9, color=_FORGOTTEN if gone else _STAYS)
             lines = [

@@ -16,7 +16,7 @@ from mmdet.visualization import DetLocalVisualizer
 from torch.utils.data import Dataset
 
 from mmgslora.datasets.protocol import Protocol
-from mmgslora.families.drawing import Drawing, Found
+from mmgslora.families.drawing import BeforeAfter, Drawing, Found
 from mmgslora.report.charts import DPI, INK, as_text
 
 _TRIES = 5  # images asked about at most, for each that is drawn
@@ -68,17 +68,11 @@ class DetectionDrawing(Drawing):
         instances = instances[instances.scores >= self.score_thr]
         return {key: instances[key].tolist() for key in ('bboxes', 'scores', 'labels')}
 
-    def figure(
-        self,
-        infos: Sequence[dict],
-        before: Sequence[Found],
-        after: Sequence[Found],
-        classes: Sequence[str],
-        forget: Collection[str],
-    ) -> Figure:
+    def figure(self, shown: BeforeAfter) -> Figure:
+        infos, classes, forget = shown.infos, shown.classes, shown.forget
         drawn = [
             [_drawn(info, found, classes, forget, name) for found, name in ((a, False), (b, True))]
-            for info, a, b in zip(infos, before, after)
+            for info, a, b in zip(infos, shown.before, shown.after)
         ]
         # Narrow pages get one pair to a row; six pairs would make a very long one.
         per_row = 2 if len(infos) > 3 else 1

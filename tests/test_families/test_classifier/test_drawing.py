@@ -4,6 +4,7 @@ import pytest
 
 from mmgslora.datasets import Protocol
 from mmgslora.families.classifier.drawing import LabelDrawing
+from mmgslora.families.drawing import BeforeAfter
 from mmgslora.report.charts import write_image
 
 
@@ -16,7 +17,9 @@ def draw(folder, classes, forget, count=7):
     target = folder / 'new' / 'drawn.png'
     write_image(
         target,
-        lambda: drawing.figure(infos, [before] * count, [after] * count, classes, forget),
+        lambda: drawing.figure(
+            BeforeAfter(infos, [before] * count, [after] * count, classes, forget)
+        ),
     )
     return cv2.imread(str(target))
 

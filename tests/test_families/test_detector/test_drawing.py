@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from mmgslora.families.detector.drawing import DetectionDrawing, _drawn, palette
+from mmgslora.families.drawing import BeforeAfter
 from mmgslora.report.charts import write_image
 
 CLASSES = ['circle', 'square', 'fire hydrant', 'star']
@@ -88,7 +89,7 @@ def test_labels_of_boxes_on_one_spot_stand_below_each_other(tmp_path):
 def test_the_file_is_an_image_of_sensible_size(tmp_path, height, width, count):
     infos, before, after = scene(tmp_path, height, width, count)
     path = tmp_path / 'drawn' / 'image.png'
-    figure = DRAWING.figure(infos, before, after, CLASSES, ['circle'])
+    figure = DRAWING.figure(BeforeAfter(infos, before, after, CLASSES, ['circle']))
     write_image(path, lambda: figure)
     shown = cv2.imread(str(path))
     assert 900 < shown.shape[1] < 2400 and 300 < shown.shape[0] < 2400
@@ -107,7 +108,7 @@ def test_the_file_is_an_image_of_sensible_size(tmp_path, height, width, count):
 def test_an_image_without_detections_or_objects_is_drawn(tmp_path):
     (info,), _, _ = scene(tmp_path, 64, 64)
     info = dict(info, instances=[])
-    figure = DRAWING.figure([info], [found()], [found()], CLASSES, ['circle'])
+    figure = DRAWING.figure(BeforeAfter([info], [found()], [found()], CLASSES, ['circle']))
     assert all((image.get_array() == 120).all() for image in figure.images)
 
 
@@ -116,5 +117,5 @@ def test_every_class_name_can_be_drawn(tmp_path, name):
     infos, before, after = scene(tmp_path, 64, 64)
     path = tmp_path / 'drawn.png'
     names = [name, *CLASSES[1:]]
-    write_image(path, lambda: DRAWING.figure(infos, before, after, names, [name]))
+    write_image(path, lambda: DRAWING.figure(BeforeAfter(infos, before, after, names, [name])))
     assert cv2.imread(str(path)) is not None
