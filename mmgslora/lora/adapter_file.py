@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
+from mmgslora.lora.adapter import merged_weight
 from mmgslora.lora.inject import require_lora_layers
-from mmgslora.lora.layer import merged_weight
 
 _WEIGHTS = 'adapter_model.safetensors'
 _CONFIG = 'adapter_config.json'
