@@ -59,6 +59,7 @@ class Subject:
 
 
 _R50 = {
+    'model.method.prototypes': 'head',  # where they come from is not part of a step
     'train_cfg.protocol.tasks': [['circle 1', 'square 1']],
     'train_cfg.epochs_per_task': 3,
     'train_dataloader.dataset.data_ratio': 1.0,

@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,11 +27,12 @@ from mmengine.registry import LOOPS, MODELS, DefaultScope
 from mmengine.runner import Runner, TestLoop
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor
 
 import mmgslora.register  # noqa: F401
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
+from mmgslora.methods.prototypes import Prototypes
 from mmgslora.report.format import DASH
 
 try:
@@ -180,41 +182,43 @@ class _Enough(Exception):
 
 
 class _Pace(Hook):
-    """Notes when each step of a run ends, and ends the run after some."""
+    """Times the steps of a run, and ends the run after some."""
 
     priority = 'VERY_HIGH'
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.times: list[float] = []
+        self.seconds: list[float] = []
+        self._since = 0.0
 
     def before_train_epoch(self, runner) -> None:
-        self.times = self.times or [_now()]
+        self._since = _now()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.times.append(_now())
-        if len(self.times) > self.steps + 1:
+        at = _now()
+        self.seconds.append(at - self._since)
+        self._since = at
+        if len(self.seconds) > self.steps:
             raise _Enough
 
     def before_merge(self, runner) -> None:
         raise _Enough  # the task has fewer steps than that
 
-    def seconds(self) -> float:
-        """The median step, the first left out if there is another."""
-        steps = [after - before for before, after in zip(self.times, self.times[1:])]
-        return median(steps[1:] or steps)
-
 
 def _seconds_of_a_step(runner: Runner, steps: int) -> float:
-    method = runner.train_loop.model.method
-    if getattr(method, 'prototype_source', None):
-        method.prototype_source = 'head'  # of what prototypes are made does not matter to a step
-        method.prototype_file = None
+    """The median of some first steps with their batches; the very first does not count."""
+    loop = runner.train_loop
+    # What a method does before a task, it does with few images, or without any.
+    images = (steps + 1) * (loop.dataloader.batch_size or 1)
+    loop.views.data_ratio = min(loop.views.data_ratio, images / len(loop.views.base))
+    for part in loop.model.method.parts:
+        if isinstance(part, Prototypes):
+            part.source, part.file = 'head', None
     pace = _Pace(steps)
     runner.register_hook(pace)
     with contextlib.suppress(_Enough):
         runner.train()
-    return pace.seconds()
+    return median(pace.seconds[1:] or pace.seconds)
 
 
 @torch.no_grad()
@@ -245,19 +249,19 @@ def _peak_memory() -> int | None:
 
 def _disk(runner: Runner, cfg: Config) -> tuple[int, int]:
     """Bytes that each task leaves, and bytes of the checkpoints to resume from."""
-    loop, plain = runner.train_loop, runner.train_loop.model.plain_model
-    learned = sum(p.numel() for p in plain.parameters() if p.requires_grad) * _NUMBER
-    state = _state_bytes(plain)
-    task = learned + (state - learned) * (2 if loop.seal else 1)
+    loop, model = runner.train_loop, runner.train_loop.model
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad) * _NUMBER
+    plain, whole = (_bytes(x) for x in (model.tune.plain_state_dict(), model.state_dict()))
     saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     kept = loop.max_epochs // max(1, saving.get('interval', 1))
     if saving.get('max_keep_ckpts', -1) > 0:
         kept = min(kept, saving['max_keep_ckpts'])
-    return task, kept * (state + 2 * learned)  # Adam's two moments
+    # The second term are Adam's two moments.
+    return learned + plain * (2 if loop.seal else 1), kept * (whole + 2 * learned)
 
 
-def _state_bytes(model: nn.Module) -> int:
-    return sum(x.numel() * x.element_size() for x in model.state_dict().values())
+def _bytes(state: Mapping[str, Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in state.values())
 
 
 def plan_table(plan: Plan) -> Table:
