@@ -7,3 +7,5 @@ custom_hooks = [
     dict(type='PictureHook'),
     dict(type='RecordHook'),
 ]
+# Several processes: groups that are held at zero take no part in a step.
+find_unused_parameters = True

@@ -175,22 +175,22 @@ def apply_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     tensors, config, metadata = _read(folder)
     rank, lora_alpha = config.get('r'), config.get('lora_alpha')
     wanted = {f'{_PREFIX}{k}': v for k, v in _whole(model, _saved_whole(config)).items()}
-    layers = {name: _module(model, name) for name in config.get('target_modules', ())}
-    for name, layer in layers.items():
-        rows, columns = layer.weight.shape
-        wanted[f'{_PREFIX}{name}.lora_A.weight'] = layer.weight.new_empty(rank, columns)
-        wanted[f'{_PREFIX}{name}.lora_B.weight'] = layer.weight.new_empty(rows, rank)
+    weights = {name: _adapted(_module(model, name)) for name in config.get('target_modules', ())}
+    for name, weight in weights.items():
+        rows, columns = weight.shape
+        wanted[f'{_PREFIX}{name}.lora_A.weight'] = weight.new_empty(rank, columns)
+        wanted[f'{_PREFIX}{name}.lora_B.weight'] = weight.new_empty(rows, rank)
     _check_fit(tensors, wanted, folder)
     merged = {}
-    for name, layer in layers.items():
+    for name, weight in weights.items():
         pair = (tensors[f'{_PREFIX}{name}.lora_{matrix}.weight'] for matrix in 'AB')
-        lora_a, lora_b = (matrix.to(layer.weight.device) for matrix in pair)
+        lora_a, lora_b = (matrix.to(weight.device) for matrix in pair)
         try:
-            merged[name] = merged_weight(layer.weight, lora_a, lora_b, lora_alpha / rank)
+            merged[name] = merged_weight(weight, lora_a, lora_b, lora_alpha / rank)
         except ForgettingError as error:
             raise ForgettingError(f'{name}: {error}') from error
     for name, weight in merged.items():
-        layers[name].weight.copy_(weight)
+        weights[name].copy_(weight)
     for key, value in wanted.items():
         if '.lora_' not in key:
             value.copy_(tensors[key])
@@ -220,6 +220,12 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         raise ForgettingError(
             f'{type(model).__name__} has no module {name!r}, which the adapter is of.'
         ) from error
+
+
+def _adapted(module: nn.Module) -> Tensor:
+    """The weight that an adapter of this module changes."""
+    packed = isinstance(module, nn.MultiheadAttention)
+    return module.in_proj_weight if packed else module.weight
 
 
 def _whole(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

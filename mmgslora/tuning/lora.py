@@ -101,6 +101,9 @@ class LoRA(Tuner):
             layer.enabled = False
         return copied
 
+    def learns(self, module: nn.Module) -> bool:
+        return any(layer.learns for layer in lora_layers(module).values())
+
     def owns(self, key: str) -> bool:
         return _OWN.fullmatch(key) is not None
 
