@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 OTHER = 'other'
 """The part that everything belongs to which no other part claims."""
@@ -41,17 +42,24 @@ class Parts:
         self._open: list[str] = []
         self._since = 0.0
         self._wrapped: list[tuple[object, str]] = []
+        self._hooks: list[RemovableHandle] = []
 
     @contextmanager
     def running(self, part: str = OTHER) -> Iterator[None]:
         """Within, time belongs to a part."""
-        self._charge()
-        self._open.append(part)
+        self._enter(part)
         try:
             yield
         finally:
-            self._charge()
-            self._open.pop()
+            self._leave()
+
+    def _enter(self, part: str) -> None:
+        self._charge()
+        self._open.append(part)
+
+    def _leave(self) -> None:
+        self._charge()
+        self._open.pop()
 
     def _charge(self) -> None:
         at = self._clock()
@@ -59,7 +67,25 @@ class Parts:
             self.seconds[self._open[-1]] += at - self._since
         self._since = at
 
-    def wrap(self, owner: object, name: str, part: str, without_grad: str | None = None) -> None:
+    def watch(self, module: nn.Module | None, part: str, without_grad: str | None = None) -> None:
+        """Let forward passes of a module belong to a part, until :meth:`unwrap`.
+
+        Args:
+            module: The module; nothing happens with None.
+            part: The part.
+            without_grad: The part of passes in which no gradients are recorded. Defaults to
+                ``part``.
+        """
+        if module is None:
+            return
+
+        def enter(*_) -> None:
+            self._enter(part if torch.is_grad_enabled() else without_grad or part)
+
+        self._hooks.append(module.register_forward_pre_hook(enter))
+        self._hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+
+    def wrap(self, owner: object, name: str, part: str) -> None:
         """Let calls of a method of one object belong to a part, until :meth:`unwrap`.
 
         Args:
@@ -67,15 +93,13 @@ class Parts:
             name: Of its method. An object without it is left alone, and one that has it of its
                 own, not of its class: it is wrapped already.
             part: The part.
-            without_grad: The part of calls in which no gradients are recorded. Defaults to
-                ``part``.
         """
         method = getattr(owner, name, None)
         if method is None or name in vars(owner):
             return
 
         def timed(*args, **kwargs):
-            with self.running(part if torch.is_grad_enabled() else without_grad or part):
+            with self.running(part):
                 return method(*args, **kwargs)
 
         setattr(owner, name, timed)
@@ -83,33 +107,33 @@ class Parts:
 
     def unwrap(self) -> None:
         """Give every object its own methods back."""
+        for handle in self._hooks:
+            handle.remove()
         for owner, name in self._wrapped:
             delattr(owner, name)
+        self._hooks.clear()
         self._wrapped.clear()
 
 
 def wrap_step(parts: Parts, plain: nn.Module, method: object, optim_wrapper: object) -> None:
     """Time the parts of a training step with a plain model, a forgetting method and an optimizer.
 
-    A forward pass of a transformer layer without gradients counts as 'teacher': it is the
-    teacher's, or belongs to it and the student alike. A classifier's backbone counts as encoder.
+    A forward pass of a transformer without gradients counts as 'teacher': it is the teacher's, or
+    serves it and the student alike. A classifier's backbone counts as encoder.
     """
-    transformer = [(plain, name) for name in ('encoder', 'decoder')]
-    if not hasattr(plain, 'encoder'):
-        transformer = [(plain, 'backbone')]
-    else:
-        for name in ('backbone', 'neck'):
-            parts.wrap(getattr(plain, name, None), 'forward', 'trunk')
-    for owner, name in transformer:
-        part = 'decoder' if name == 'decoder' else 'encoder'
-        module = getattr(owner, name, None)
-        for layer in (module, *getattr(module, 'layers', ())):
-            parts.wrap(layer, 'forward', part, without_grad='teacher')
-    head = getattr(plain, 'bbox_head', None) or getattr(plain, 'head', None)
+    detects = hasattr(plain, 'encoder')
+    for name in ('backbone', 'neck') if detects else ():
+        parts.watch(getattr(plain, name, None), 'trunk')
+    parts.watch(plain.encoder if detects else plain.backbone, 'encoder', without_grad='teacher')
+    parts.watch(getattr(plain, 'decoder', None), 'decoder', without_grad='teacher')
+    head = plain.bbox_head if detects else plain.head
     parts.wrap(getattr(head, 'assigner', None), 'assign', 'matching')
-    parts.wrap(head, 'loss_by_feat_single', 'losses')
-    parts.wrap(head, 'training_logits', 'losses')
-    parts.wrap(method, 'losses', 'losses')
+    for owner, name in (
+        (head, 'loss_by_feat_single'),
+        (head, 'training_logits'),
+        (method, 'losses'),
+    ):
+        parts.wrap(owner, name, 'losses')
     parts.wrap(optim_wrapper, 'backward', 'backward')
     for name in ('step', 'zero_grad'):
         parts.wrap(optim_wrapper, name, 'optimizer')
