@@ -21,6 +21,7 @@ from stopwatch import (
 )
 
 OURS = 'ours'
+BETWEEN = 'ours between steps'
 _KINDS = ('race', 'parts', 'profile', 'memory')
 
 
@@ -41,7 +42,7 @@ class Race(Hook):
             is what loading the batch took.
         parts: Seconds by part, of all steps that were taken apart.
         sparsity: (seconds of the group sparsity, seconds of all) of all steps profiled.
-        peak: Name -> most bytes of tensors in any step.
+        peak: Name -> most bytes of tensors in any step, and those that the run holds between steps.
     """
 
     # After everything else that belongs to a step.
@@ -81,6 +82,7 @@ class Race(Hook):
             self._batch = copy.deepcopy(data_batch)
             others = [x for c in self.contenders.values() for x in tensors_of(*_learner(c))]
             self._running = TensorMemory(all_tensors(but=others))
+            self.peak[BETWEEN] = max(self.peak[BETWEEN], self._running.live)
         self._since = now()
         if self._kind in _KINDS[1:]:
             self._running.__enter__()
