@@ -25,23 +25,27 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: Hashable, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """The tensors of a key, computed without gradient where they are not kept."""
+    def find(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """The tensors of a key; None where they are not kept."""
         if key in self._kept:
             self._kept.move_to_end(key)
-            return self._kept[key]
-        with torch.no_grad():
-            found = compute()
-        self._kept[key] = found
-        self.bytes += _bytes(found)
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep tensors without gradient under a key, and give them back."""
+        if key in self._kept:
+            self.bytes -= _bytes(self._kept.pop(key))
+        self._kept[key] = tensors
+        self.bytes += _bytes(tensors)
         while self.bytes > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.bytes -= _bytes(dropped)
-        return found
+        return tensors
 
 
 def _bytes(tensors: tuple[Tensor, ...]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+    """What they take in memory; an expanded tensor takes what it was expanded from."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 def content_of(image: Tensor) -> bytes:
@@ -50,12 +54,18 @@ def content_of(image: Tensor) -> bytes:
     return hashlib.blake2b(data.numpy(), digest_size=16).digest()
 
 
-def weights_version(module: nn.Module, added: Callable[[str], bool]) -> tuple[int, int]:
+def weights_version(
+    module: nn.Module, added: Callable[[str], bool], recurse: bool = True
+) -> tuple[int, int]:
     """Changes whenever a weight of a module is written to, as by merging or loading.
 
     Args:
         module: The module.
         added: Whether an entry of its state dict is a tuner's, and does not count.
+        recurse: Whether the modules inside count. Defaults to True.
     """
-    named = [*module.named_parameters(), *module.named_buffers()]
+    named = [
+        *module.named_parameters(recurse=recurse),
+        *module.named_buffers(recurse=recurse),
+    ]
     return id(module), sum(value._version for name, value in named if not added(name))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the families fill the registry
 
     from mmgslora.audit.audited_model import AuditedModel, Images
     from mmgslora.families.base import ForgettingModel
+    from mmgslora.families.drawing import Drawing
 
 FAMILIES: dict[str, Family] = {}
 """Every family by its name."""
@@ -28,6 +29,7 @@ class Family:
         model: The wrapper that makes the two views of a step.
         audited: The plain model under audit.
         images: The data that an audit shows it.
+        drawing: What is drawn of its answers.
         metric: What measures every class of it by itself.
     """
 
@@ -35,6 +37,7 @@ class Family:
     model: type[ForgettingModel]
     audited: type[AuditedModel]
     images: type[Images]
+    drawing: type[Drawing]
     metric: type[BaseMetric]
 
 

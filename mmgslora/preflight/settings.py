@@ -148,6 +148,12 @@ def training_settings(plan: Plan) -> Iterator[str]:
     """The loop, the optimizer, its schedule, and the seed."""
     loop = plan.plain['train_cfg']
     yield from _of_class(loop, 'train_cfg', LOOPS, ('runner', 'dataloader'))
+    steps, epochs = loop.get('steps_per_task'), loop.get('epochs_per_task')
+    if isinstance(steps, int) and isinstance(epochs, int) and steps < epochs:
+        yield (
+            f'steps_per_task is {steps}; it must be at least epochs_per_task, {epochs}, for every '
+            'epoch has a step.'
+        )
     measured = loop.get('evaluate_on', 'test')
     for key in ('dataloader', 'evaluator', 'cfg'):
         if measured in ('val', 'test') and not plan.plain.get(f'{measured}_{key}'):

@@ -136,8 +136,13 @@ class Tuner(ABC):
         )
 
     @abstractmethod
-    def learns(self, module: nn.Module) -> bool:
-        """Whether something in a module may change at the moment, or differs from its weights."""
+    def learns(self, module: nn.Module, recurse: bool = True) -> bool:
+        """Whether a module may change at the moment, or differs from its weights.
+
+        Args:
+            module: Of the model, or of a teacher.
+            recurse: Whether the modules inside it count. Defaults to True.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What of the past must survive a kill: weights of teachers that are copies."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mmgslora.lora import (
+    Adapter,
     LoRAGroup,
     adapters_disabled,
     check_live_adapters,
@@ -101,8 +102,9 @@ class LoRA(Tuner):
             layer.enabled = False
         return copied
 
-    def learns(self, module: nn.Module) -> bool:
-        return any(layer.learns for layer in lora_layers(module).values())
+    def learns(self, module: nn.Module, recurse: bool = True) -> bool:
+        layers = lora_layers(module).values() if recurse else (module,)
+        return any(isinstance(layer, Adapter) and layer.learns for layer in layers)
 
     def owns(self, key: str) -> bool:
         return _OWN.fullmatch(key) is not None

@@ -6,38 +6,31 @@ from torch import nn
 from mmgslora.families.cache import FeatureCache, content_of, weights_version
 
 
+def numbers(count):
+    return torch.zeros(count), torch.zeros(count)  # 8 bytes each time
+
+
 def test_least_recently_used_goes_first():
-    cache, computed = FeatureCache(max_bytes=80), []
-
-    def get(key):
-        def compute():
-            computed.append(key)
-            return torch.full((5,), float(key)), torch.zeros(5)  # 40 bytes
-
-        return cache.get(key, compute)[0][0].item()
-
-    assert [get(1), get(2), get(1), get(3)] == [1, 2, 1, 3]  # 2 had to go
-    assert computed == [1, 2, 3] and len(cache) == 2 and cache.bytes == 80
-    assert get(1) == 1 and get(2) == 2 and computed == [1, 2, 3, 2]
+    cache = FeatureCache(max_bytes=80)
+    first = cache.keep('a', numbers(5))  # 40 bytes
+    cache.keep('b', numbers(5))
+    assert cache.find('a') is first and cache.bytes == 80
+    cache.keep('c', numbers(5))
+    assert cache.find('b') is None and cache.find('a') is first and len(cache) == 2
+    cache.keep('a', numbers(2))
+    assert cache.bytes == 16 + 40
 
 
 def test_nothing_is_kept_without_room():
     cache = FeatureCache(0)
-    assert cache.get('a', lambda: (torch.ones(2),))[0].sum() == 2
-    assert len(cache) == cache.bytes == 0
+    assert cache.keep('a', numbers(1))[0].shape == (1,)
+    assert cache.find('a') is None and len(cache) == cache.bytes == 0
 
 
-def test_no_gradient_is_kept():
-    weight = torch.ones(2, requires_grad=True)
-    (found,) = FeatureCache(100).get('a', lambda: (2 * weight,))
-    assert not found.requires_grad
-
-
-def test_one_number_stands_for_an_expanded_tensor_of_zeros():
-    """What only has a shape counts as its shape would: the bound is never exceeded."""
-    cache = FeatureCache(100)
-    cache.get('a', lambda: (torch.zeros(()).expand(5, 5),))
-    assert cache.bytes == 100 and len(cache) == 1
+def test_an_expanded_tensor_takes_what_it_was_expanded_from():
+    cache = FeatureCache(10)
+    cache.keep('a', (torch.zeros(()).expand(5, 5),))
+    assert cache.bytes == 4 and cache.find('a')[0].shape == (5, 5)
 
 
 def test_content_tells_images_apart():

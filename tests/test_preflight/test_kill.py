@@ -94,7 +94,7 @@ def killed(tiny_cfg, tiny_checkpoint, tmp_path_factory):
     cfg.train_cfg.protocol.tasks = [['circle'], ['star']]
     cfg.train_cfg.epochs_per_task = 1
     cfg.train_dataloader.dataset.data_ratio = 0.1
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'PictureHook']
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'ImageHook']
     (folder / 'album').mkdir()
     camera = Camera(cfg.work_dir, folder / 'album')
     camera.running = True

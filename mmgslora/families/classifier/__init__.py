@@ -1,6 +1,7 @@
 """Image classifiers and face recognisers."""
 
 from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages
+from mmgslora.families.classifier.drawing import LabelDrawing
 from mmgslora.families.classifier.imagenet900_hook import ImageNet900Hook
 from mmgslora.families.classifier.metric import ForgettingAccuracyMetric
 from mmgslora.families.classifier.model import ForgettingClassifier
@@ -12,6 +13,7 @@ register_family(
         ForgettingClassifier,
         AuditedClassifier,
         ClassificationImages,
+        LabelDrawing,
         ForgettingAccuracyMetric,
     )
 )

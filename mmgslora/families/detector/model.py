@@ -99,7 +99,7 @@ class ForgettingDetector(ForgettingModel):
                 'ForgettingDetector wraps detectors that match queries to boxes one to one.'
             )
         super().__init__(built, method, tune, init_cfg)
-        self._encoding = Encoding(self.tune, self.frozen_parts, FeatureCache(cache_gb * 1e9))
+        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9))
 
     @property
     def num_classes(self) -> int:
@@ -158,10 +158,9 @@ class ForgettingDetector(ForgettingModel):
 
     def _outputs(self, detector: nn.Module, images: ImageBatch, queries: dict) -> Outputs:
         """Of the last decoder layer: embeddings (b, q, D), logits (b, q, C), boxes (b, q, 4)."""
-        inputs = self._encoding.head_inputs(detector, images, queries)
-        logits, boxes = detector.bbox_head(**inputs)
+        embeddings, logits, boxes = self._encoding.outputs(detector, images, queries)
         kind = 'sigmoid' if detector.bbox_head.loss_cls.use_sigmoid else 'softmax_background'
-        return Outputs(logits[-1], inputs['hidden_states'][-1], boxes[-1], kind)
+        return Outputs(logits, embeddings, boxes, kind)
 
     def _kept_queries(self, images: int) -> Tensor | None:
         """(b, q) queries of the last pass that can become detections; None where all can.
