@@ -21,15 +21,15 @@ class Stopped(BaseException):
 def plain_ending(
     debug: bool = False,
     stopped: Callable[[], str] = lambda: 'Stopped.',
-    look_closer: Callable[[], list[str]] = list,
+    explain: Callable[[Exception], list[str]] | None = None,
 ) -> Iterator[None]:
     """Within, an error becomes its sentence and exit code 1, a stop one line and 130 or 143.
 
     Args:
         debug: Whether an error shows its traceback instead. Defaults to False.
         stopped: The line for Ctrl-C and SIGTERM. Defaults to saying just that.
-        look_closer: Asked after an error that is no :class:`ForgettingError` for sentences on its
-            cause. Defaults to none.
+        explain: Makes the sentences on an error that is no :class:`ForgettingError`. Defaults to
+            None: the error itself.
     """
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -45,7 +45,7 @@ def plain_ending(
     except Exception as error:
         if debug:
             raise
-        _refuse(look_closer() or [f'{reason(error)} (--debug shows where).'])
+        _refuse(explain(error) if explain else [f'{reason(error)} (--debug shows where).'])
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -17,6 +17,7 @@ from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.preflight import examine, prepare
 from mmgslora.preflight.config import add_config_arguments, load_config
+from mmgslora.preflight.plan import reason
 from mmgslora.preflight.resume import checkpoints_in, resume_in
 
 
@@ -86,6 +87,13 @@ def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
     return f'Stopped. {what}; go on with: {command}'
 
 
+def what_happened(error: Exception, cfg: Config, args: argparse.Namespace) -> list[str]:
+    """Sentences on an error of another library in the middle of a run."""
+    broken = examine(cfg, every_image=True).problems.get('images')
+    what = broken or [f'{reason(error)} (--debug shows where).']
+    return [*what, how_to_go_on(cfg, args)]
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     with plain_ending(args.debug):
@@ -96,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     with plain_ending(
         args.debug,
         lambda: how_to_go_on(cfg, args),
-        lambda: examine(cfg, restart, every_image=True).problems.get('images', []),
+        lambda error: what_happened(error, cfg, args),
     ):
         if args.launcher == 'pytorch' and get_device() == 'cpu':
             start_on_cpu(cfg)

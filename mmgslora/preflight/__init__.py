@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 
 from mmgslora.errors import ForgettingError
 from mmgslora.preflight import checkpoint, data, resume, settings, work_dir
@@ -79,7 +78,7 @@ def begin(cfg: Config, restart: bool = False, every_image: bool = False) -> Plan
     plan = examine(cfg, restart, every_image)
     if plan.sentences:
         raise ForgettingError('\n'.join(plan.sentences)) from plan.error
-    if plan.forgets and is_main_process():
+    if plan.forgets and work_dir.is_first(cfg):
         work_dir.hold(plan.work_dir, made_with(cfg, plan.protocol))
     plan.forget_files()
     return plan

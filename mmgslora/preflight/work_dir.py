@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from mmengine.config import Config
+
 from mmgslora.atomic import write_text
 from mmgslora.preflight.plan import Plan
 from mmgslora.preflight.resume import HUB_KEY, checkpoints_in, differences, made_with
@@ -18,12 +21,16 @@ from mmgslora.preflight.resume import HUB_KEY, checkpoints_in, differences, made
 LOCK = 'run.lock'
 """Names the process that writes to a work_dir; there as long as the run is not finished."""
 
+# Where each launcher says the rank before the processes have met.
+_RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 _DRAFT = re.compile(r'\..+\.[0-9a-f]{32}(\.\w+)?|\.(epoch|iter)_\d+\.pth|\.\w+-\w{8}\.png')
 
 
 def work_dir(plan: Plan) -> Iterator[str]:
     """The work_dir can be written to, no other process does, and no other run lies in it."""
     folder = plan.work_dir
+    if not is_first(plan.cfg):
+        return
     if folder.exists() and not folder.is_dir():
         yield f'The work_dir {str(folder)!r} is a file; give a folder.'
         return
@@ -41,6 +48,13 @@ def work_dir(plan: Plan) -> Iterator[str]:
         return
     if not plan.cfg.get('resume'):
         yield from _another_run(plan, holder)
+
+
+def is_first(cfg: Config) -> bool:
+    """Whether this process, of several of one run, is the one that writes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get(_RANK.get(cfg.get('launcher'), ''), '0') == '0'
 
 
 def disk_space(plan: Plan) -> Iterator[str]:

@@ -227,17 +227,37 @@ def test_paths_that_are_not_there(command, cfg):
     refused(result, "Image folder '.*no' does not exist")
 
 
-@pytest.mark.parametrize('content', ['cut', 'empty', 'text'])
-def test_images_that_cannot_be_read(command, cfg, tmp_path, shapes_root, content):
-    shutil.copytree(shapes_root, tmp_path / 'shapes')
+@pytest.fixture
+def own_images(cfg, tmp_path, shapes_root):
+    """The folder of a copy of the data, which the config takes."""
+    folder = tmp_path / 'shapes'
+    shutil.copytree(shapes_root, folder)
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.data_root = f'{tmp_path}/shapes/'
+        loader.dataset.data_root = f'{folder}/'
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        evaluator.ann_file = f'{tmp_path}/shapes/annotations/val.json'
-    image = tmp_path / 'shapes/train/000003.png'
-    data = {'cut': image.read_bytes()[:60], 'empty': b'', 'text': b'hello'}[content]
-    image.write_bytes(data)
+        evaluator.ann_file = f'{folder}/annotations/val.json'
+    return folder
+
+
+@pytest.mark.parametrize('content', ['cut', 'empty', 'text'])
+def test_images_that_cannot_be_read(command, own_images, content):
+    image = own_images / 'train/000003.png'
+    image.write_bytes({'cut': image.read_bytes()[:60], 'empty': b'', 'text': b'hello'}[content])
     refused(command('--check-data'), '000003.png')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_an_image_that_fails_in_the_middle_of_a_run(command, own_images, cfg, split):
+    """Without --check-data it is found when it is needed, and named."""
+    for image in (own_images / split).iterdir():
+        image.write_bytes(b'hello')
+    cfg.train_cfg.epochs_per_task = 1
+    if split == 'train':
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'ImageHook']
+    result = command(name='train')
+    assert result.code == 1
+    lines = [line for line in result.err.splitlines() if line.startswith('error: ')]
+    assert any(f'shapes/{split}/' in line for line in lines), result.err
 
 
 # Checkpoints: how one is broken, and words of the answer.

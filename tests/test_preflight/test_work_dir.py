@@ -63,6 +63,18 @@ def test_a_process_of_another_machine_may_live(command, held):
     assert f"delete '{LOCK}'" in result.err
 
 
+@pytest.mark.parametrize(('rank', 'code'), [('0', 1), ('1', 0)])
+def test_only_the_first_of_several_processes_asks_who_holds_it(
+    command, held, monkeypatch, cfg, rank, code
+):
+    """The others would find the first one."""
+    held(host='elsewhere')
+    monkeypatch.setenv('RANK', rank)
+    assert command().code == 1  # not of a launcher
+    cfg.launcher = 'pytorch'
+    assert command().code == code
+
+
 def test_a_lock_that_is_none(command, held):
     (command().work_dir / LOCK).write_text('{')
     assert command().code == 0
