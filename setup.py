@@ -18,10 +18,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmgslora', 'mmgslora.*']),
-    package_data={'mmgslora.report': ['*.j2', '*.css', '*.js']},
+    package_data={'mmgslora.report': ['*.j2', '*.css']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={
+        'signing': requirements('signing'),
         'test': requirements('test'),
         # Other libraries' classifiers, for TimmClassifier and LibraryClassifier.
         'timm': ['timm>=0.9'],

@@ -7,7 +7,7 @@
 # tune=dict(type='Full'), in its method sparsity=dict(mode='none'), and a learning rate of 1e-4.
 _base_ = [
     './vit-b16_folder.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
