@@ -66,8 +66,10 @@ class Encoding:
         """
         stages = self._fixed_stages(detector)
         # A two-stage detector chooses queries by what its encoder gives: another's are not its own.
-        own_queries = not queries or not getattr(detector, 'as_two_stage', False)
-        if 'head' in stages and (own_queries or queries.get('encoder') == stages['encoder']):
+        chosen = bool(queries) and getattr(detector, 'as_two_stage', False)
+        if chosen and queries.get('encoder') != stages.get('encoder', ()):
+            stages = {name: key for name, key in stages.items() if name in ('trunk', 'encoder')}
+        if 'head' in stages:
             known = [self._known(detector, image, stages) for image in images.each()]
             return tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))
         given: dict[nn.Module, Tensor] = {}
