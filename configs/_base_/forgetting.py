@@ -7,4 +7,5 @@ custom_hooks = [
     dict(type='AdapterHook'),
     dict(type='PictureHook'),
     dict(type='RecordHook'),
+    dict(type='LedgerHook'),
 ]

@@ -3,6 +3,7 @@ from mmgslora.engine.averaging_hook import AveragingHook
 from mmgslora.engine.class_check_hook import ClassCheckHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
 from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
+from mmgslora.engine.ledger_hook import LedgerHook
 from mmgslora.engine.loop import ContinualForgettingLoop
 from mmgslora.engine.picture_hook import LabelPictureHook, PictureHook
 from mmgslora.engine.prototype_hook import PrototypeHook
@@ -16,6 +17,7 @@ __all__ = [
     'FiniteLossHook',
     'GroupSparsityHook',
     'LabelPictureHook',
+    'LedgerHook',
     'PictureHook',
     'PrototypeHook',
     'RecordHook',

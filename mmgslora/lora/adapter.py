@@ -157,7 +157,7 @@ class Adapter:
             self.check_base(state)
         new = dict(self.whole)
         for name, (lora_a, lora_b) in self.pairs.items():
-            weight = state[f'{name}.weight']
+            weight = new.get(f'{name}.weight', state[f'{name}.weight'])
             pair = lora_a.to(weight.device), lora_b.to(weight.device)
             try:
                 new[f'{name}.weight'] = merged_weight(weight, *pair, self.scale(name))

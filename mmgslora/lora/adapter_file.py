@@ -250,5 +250,5 @@ def _whole(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
                 f'{type(model).__name__} has no module {name!r} to save.'
             ) from error
         state = module.state_dict(keep_vars=True)
-        whole.update({f'{name}.{key}': value for key, value in state.items()})
+        whole.update({f'{name}.{k}': value for k, value in state.items() if 'lora_' not in k})
     return whole
