@@ -78,6 +78,18 @@ def problems(cls: type, given: Mapping[str, Any], where: str) -> list[str]:
     return wrong
 
 
+def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
+    """Build a class from its settings.
+
+    Raises:
+        ForgettingError: What :func:`problems` says of them; all of it.
+    """
+    wrong = problems(cls, given, where)
+    if wrong:
+        raise ForgettingError(' '.join(wrong))
+    return cls(**given)
+
+
 def settings_of(cls: type) -> dict[str, inspect.Parameter]:
     """Every setting that a class can be built with; ``**kwargs`` goes on to the next class."""
     found: dict[str, inspect.Parameter] = {}
@@ -90,7 +102,8 @@ def unknown_names(given: Iterable[str], allowed: Iterable[str], where: str) -> l
     """A sentence for every name that is not allowed, with the nearest that is."""
     allowed = list(allowed)
     return [
-        f'{where} has no setting {name!r}{nearest(name, allowed)}.'
+        f'{where} has no setting {name!r}{nearest(name, allowed)}; what a base config sets is '
+        'taken away with _delete_=True.'
         for name in given
         if name not in allowed
     ]

@@ -73,14 +73,19 @@ THEIRS = {
 }
 
 
+def numbers(value):
+    """One number per task, whether a config gives one or several."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
 def resolved(cfg):
     """The settings of a run under the names of the table."""
     method = build_method(cfg.model.method)
     found = dict(
-        beta=method.betas,
+        beta=numbers(method.beta),
         bound=method.bound,
-        alpha=method.sparsity['alpha'],
-        warmup=method.sparsity['warmup_epochs'],
+        alpha=method.sparsity.alpha,
+        warmup=method.sparsity.warmup_epochs,
         missing=len(cfg.train_cfg.protocol.get('missing') or ()),
         sizes=cfg.train_cfg.protocol.get('sizes'),
         epochs=cfg.train_cfg.epochs_per_task,
@@ -96,10 +101,10 @@ def resolved(cfg):
     found['min_lr'] = schedules[0].get('eta_min') if schedules else found['lr']
     if isinstance(method, GSLoRAPlusPlus):
         found['prototypes'] = (
-            method.prototype_weights,
+            numbers(method.prototype_weight),
             method.feature_pull_weight,
             method.prototype_bound,
-            method.prototype_source,
+            method.prototypes,
         )
     return method, found
 
@@ -117,11 +122,10 @@ def test_resolved_settings(path):
     assert type(method) is (GSLoRA if expected['prototypes'] is None else GSLoRAPlusPlus)
     assert {key: found.get(key) for key in expected} == expected
     # What all their scripts have in common.
-    assert method.sparsity['mode'] == 'penalty' and method.sparsity['by'] == 'block'
-    assert method.dropout and not method.needs_teacher
+    assert method.sparsity.mode == 'penalty' and method.sparsity.by == 'block'
+    assert method.dropout and not method.teachers
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'
-    lora = cfg.model.get('lora') or {}
-    assert lora.get('rank', 8) == 8 and lora.get('lora_alpha', 1) == 1
+    assert cfg.model.get('tune') is None and method.tune == dict(type='LoRA')  # rank 8, alpha 1
     assert all(schedule.type == 'CosineAnnealingLR' for schedule in cfg.param_scheduler) or (
         'shapes' in path
     )
@@ -134,7 +138,7 @@ def test_beta_of_the_larger_single_steps():
     cfg = Config.fromfile(ROOT / 'configs/gslora_coco_single_step_paper.py')
     cfg.merge_from_dict({'train_cfg.protocol.sizes': [60], 'model.method.beta': 0.4})
     method, found = resolved(cfg)
-    assert method.betas == (0.4,) and found['bound'] == 15
+    assert method.beta == 0.4 and found['bound'] == 15
 
 
 def test_few_shot_imagenet100_is_not_said_to_be_theirs():

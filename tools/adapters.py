@@ -22,7 +22,7 @@ from rich.table import Table
 
 import mmgslora.register  # noqa: F401  the families are known
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.stored import StoredAdapter
 from mmgslora.requests import RequestSequence, add, contents, export, merge, revoke
 from mmgslora.requests.contents import weight_file_size
 from mmgslora.requests.export import FORMS, HIDES, files_to_destroy
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.command == 'show':
         show(Path(args.folder))
     elif args.command == 'add':
-        print(add(Adapter.read(args.adapter), args.checkpoint, args.out))
+        print(add(StoredAdapter.read(args.adapter), args.checkpoint, args.out))
         print(HIDES)
     else:
         of_sequence(args)
@@ -109,7 +109,7 @@ def show(folder: Path) -> None:
         console.print(_requests(RequestSequence(folder)))
         console.print(HIDES)
     else:
-        console.print(_groups(Adapter.read(folder)))
+        console.print(_groups(StoredAdapter.read(folder)))
 
 
 def _requests(sequence: RequestSequence) -> Table:
@@ -133,7 +133,7 @@ def _requests(sequence: RequestSequence) -> Table:
     return table
 
 
-def _groups(adapter: Adapter) -> Table:
+def _groups(adapter: StoredAdapter) -> Table:
     metadata = adapter.metadata
     classes = ', '.join(metadata.get('classes') or []) or 'unknown'
     table = Table(title=f'{adapter.folder}: task {metadata.get("task", "?")}, forgets {classes}')

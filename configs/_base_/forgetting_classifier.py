@@ -2,8 +2,7 @@
 custom_hooks = [
     dict(type='ClassCheckHook'),
     dict(type='FiniteLossHook'),
-    dict(type='PrototypeHook'),
-    dict(type='GroupSparsityHook'),
+    dict(type='MethodHook'),
     dict(type='AdapterHook'),
     dict(type='LabelPictureHook'),
     dict(type='RecordHook'),

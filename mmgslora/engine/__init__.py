@@ -2,11 +2,10 @@ from mmgslora.engine.adapter_hook import AdapterHook
 from mmgslora.engine.averaging_hook import AveragingHook
 from mmgslora.engine.class_check_hook import ClassCheckHook
 from mmgslora.engine.finite_loss_hook import FiniteLossHook
-from mmgslora.engine.group_sparsity_hook import GroupSparsityHook
 from mmgslora.engine.ledger_hook import LedgerHook
 from mmgslora.engine.loop import ContinualForgettingLoop
+from mmgslora.engine.method_hook import MethodHook
 from mmgslora.engine.picture_hook import LabelPictureHook, PictureHook
-from mmgslora.engine.prototype_hook import PrototypeHook
 from mmgslora.engine.record_hook import RecordHook
 
 __all__ = [
@@ -15,10 +14,9 @@ __all__ = [
     'ClassCheckHook',
     'ContinualForgettingLoop',
     'FiniteLossHook',
-    'GroupSparsityHook',
     'LabelPictureHook',
     'LedgerHook',
+    'MethodHook',
     'PictureHook',
-    'PrototypeHook',
     'RecordHook',
 ]

@@ -12,8 +12,8 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 
+from mmgslora.atomic import replacing
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.lora import check_live_adapters, save_adapter
 
 
 @HOOKS.register_module()
@@ -24,26 +24,12 @@ class AdapterHook(Hook):
     detector's is loaded by MMDetection with nothing of mmgslora. ``meta['forgotten']`` lists the
     classes that are gone, which a run that starts from the file leaves gone. Where the loop
     seals, there is the same as ``sealed/task_XX.pth`` with all classes that must be gone sealed.
-
-    Raises:
-        ForgettingError: An adapter gets no gradient.
     """
-
-    def before_forget_task(self, runner) -> None:
-        model = runner.train_loop.model
-
-        def check(*_) -> None:
-            handle.remove()
-            check_live_adapters(model)
-
-        # Gradients exist just before a step only: OptimWrapper clears them right after it.
-        handle = runner.optim_wrapper.optimizer.register_step_pre_hook(check)
 
     @master_only
     def before_merge(self, runner) -> None:
         partition = ClassPartition.current()
-        save_adapter(
-            runner.train_loop.model.plain_model,
+        runner.train_loop.model.tune.save(
             Path(runner.work_dir, 'adapters', f'task_{partition.task:02d}'),
             metadata=dict(partition=asdict(partition), seed=runner.seed),
         )
@@ -61,10 +47,9 @@ class AdapterHook(Hook):
     def _save(self, runner, folder: str, **meta) -> None:
         partition = ClassPartition.current()
         path = Path(runner.work_dir, folder, f'task_{partition.task:02d}.pth')
-        path.parent.mkdir(exist_ok=True)
-        state = runner.train_loop.model.plain_model.state_dict()
+        state = runner.train_loop.model.tune.plain_state_dict()
         checkpoint = dict(
-            state_dict={k: v.cpu() for k, v in state.items() if 'lora_' not in k},
+            state_dict={key: value.cpu() for key, value in state.items()},
             meta=dict(
                 dataset_meta=dict(runner.train_loop.views.metainfo),
                 cfg=_plain_config(runner),
@@ -74,14 +59,13 @@ class AdapterHook(Hook):
                 **meta,
             ),
         )
-        draft = path.with_suffix('.tmp')
-        torch.save(checkpoint, draft)
-        draft.replace(path)
+        with replacing(path) as draft:
+            torch.save(checkpoint, draft)
 
 
 def _plain_config(runner) -> str:
     """What of a run's config describes the plain model, without the forgetting."""
-    cfg, part = runner.cfg, runner.train_loop.model.part
+    cfg, key = runner.cfg, runner.train_loop.model.model_key
     keys = ('default_scope', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer')
     plain = copy.deepcopy({key: cfg[key] for key in keys if key in cfg})
     if plain.get('test_evaluator', {}).get('type') == 'ForgettingCocoMetric':
@@ -93,4 +77,4 @@ def _plain_config(runner) -> str:
             dataset.pop('generate', None)
     else:
         plain['custom_imports'] = dict(imports=['mmgslora.register'])
-    return Config(dict(model=cfg.model[part], **plain)).pretty_text
+    return Config(dict(model=cfg.model[key], **plain)).pretty_text

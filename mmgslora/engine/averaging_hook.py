@@ -24,7 +24,7 @@ class AveragingHook(Hook):
 
     starting with :math:`\bar\theta = \theta`. The authors' "average weight" does this once per
     epoch with d = 0.9, but never merges, saves or hands on the average. Groups that
-    GroupSparsityHook holds at zero are exactly zero in the average, if ``begin`` is not before the
+    a method holds at zero are exactly zero in the average, if ``begin`` is not before the
     end of their selection.
 
     Args:
@@ -35,7 +35,7 @@ class AveragingHook(Hook):
         ForgettingError: ``begin`` or ``decay`` is out of range.
     """
 
-    priority = 'HIGH'  # the average is what GroupSparsityHook measures and AdapterHook saves
+    priority = 'HIGH'  # the average is what a method measures and AdapterHook saves
 
     def __init__(self, begin: float = 0.5, decay: float = 0.95) -> None:
         for name, value in (('begin', begin), ('decay', decay)):

@@ -18,7 +18,6 @@ from mmgslora.datasets.views import check_held_out
 from mmgslora.engine.start_check import HUB_KEY, check_start, made_with
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
-from mmgslora.lora import merge_adapters, reset_adapters
 
 _SEALED = {f'{kind}_{group}' for kind in ('AP', 'Acc') for group in 'for'}
 
@@ -211,7 +210,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     def _start_task(self) -> None:
         runner = self.runner
         self._enter_task()
-        reset_adapters(self.model, self._generator(), first=self.task == 1)
+        model = self.model
+        model.tune.begin_task(self._generator(), self.task == 1, model.method.teachers)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.cfg.get('param_scheduler'):
@@ -234,7 +234,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
     def _end_task(self) -> None:
         self.runner.call_hook('before_merge')
-        merge_adapters(self.model, self._generator())
+        self.model.tune.end_task(self._generator())
         # MMEngine's own lines count the epochs of all tasks: Epoch(val) [15].
         self.runner.logger.info(f'Measuring after task {self.task} of {len(self.protocol)}')
         started = time.perf_counter()

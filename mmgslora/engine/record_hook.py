@@ -16,13 +16,14 @@ from mmgslora.audit.verdict import limits_of
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
-from mmgslora.lora import lora_layers, trainable_share
+from mmgslora.lora import trainable_share
 from mmgslora.methods.base import Method
 from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
 from mmgslora.report.certificate import requests_of
 from mmgslora.report.png import drawing
 from mmgslora.report.record import merged_file
 from mmgslora.report.run import sha256
+from mmgslora.tuning import Tuner
 
 
 def _nest(metrics: dict) -> dict:
@@ -59,11 +60,8 @@ def _method(method: Method) -> dict[str, Any]:
     return dict(type=type(method).__name__, **method.settings())
 
 
-def _lora(runner) -> dict[str, Any]:
-    layers = lora_layers(runner.train_loop.model.plain_model)
-    (rank, alpha), *_ = {(layer.rank, layer.lora_alpha) for layer in layers.values()}
-    init = (runner.cfg.model.get('lora') or {}).get('init', 'kaiming')
-    return dict(rank=rank, lora_alpha=alpha, init=init, targets=list(layers))
+def _tune(tune: Tuner) -> dict[str, Any]:
+    return dict(type=type(tune).__name__, **tune.settings())
 
 
 def _schedule(runner) -> dict[str, Any]:
@@ -126,13 +124,13 @@ class RecordHook(Hook):
             missing=list(partition.missing),
             per_class=metrics.pop('per_class'),
             metrics=metrics,
-            groups=hub.get_info('group_norms'),
-            zero_group_ratio=hub.get_info('zero_group_ratio'),
+            **{'groups': {}, 'zero_group_ratio': None, **hub.get_info('method_summary')},
             trainable_params=trainable,
             total_params=total,
             train_images=dict(forget=loop.views.num_forget, retain=loop.views.num_retain),
             few_shot=_few_shot(loop.views),
             steps=loop.steps_per_task[partition.task - 1],
+            prepare_seconds=hub.get_info('prepare_seconds'),
             train_seconds=hub.get_info('train_seconds'),
             eval_seconds=hub.get_info('eval_seconds'),
             merged=_merged(runner.work_dir, partition.task),
@@ -162,9 +160,9 @@ class RecordHook(Hook):
         return dict(
             config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
-            family=runner.train_loop.model.part,
+            family=runner.train_loop.model.model_key,
             method=_method(runner.train_loop.model.method),
-            lora=_lora(runner),
+            tune=_tune(runner.train_loop.model.tune),
             schedule=_schedule(runner),
             split=runner.train_loop.evaluate_on,
             seal=runner.train_loop.seal,
@@ -175,7 +173,6 @@ class RecordHook(Hook):
             thresholds=runner.cfg.get('thresholds'),
             audit=runner.cfg.get('audit'),
             versions=versions(),
-            prototype_seconds=runner.message_hub.get_info('prototype_seconds'),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),
         )

@@ -21,7 +21,7 @@ HUB_KEY = 'made_with'
 # What a run keeps from its first to its last task; dicts are compared setting by setting.
 _KEPT = (
     'model.method',
-    'model.lora',
+    'model.tune',
     'train_cfg.epochs_per_task',
     'train_cfg.evaluate_on',
     'train_dataloader.batch_size',

@@ -1,4 +1,4 @@
-"""What the families share: a frozen plain model with adapters, a method, and plain checkpoints."""
+"""What the families share: a plain model that is tuned, a method, and plain checkpoints."""
 
 from __future__ import annotations
 
@@ -15,47 +15,49 @@ from torch import Tensor, nn
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import fitting_weights
-from mmgslora.families.view import View
-from mmgslora.lora import inject_lora, reset_adapters
-from mmgslora.methods.base import build_method
+from mmgslora.families.view import SIDES, View
+from mmgslora.methods.base import Context, Task, build_method
 from mmgslora.models import seal_layer
+from mmgslora.tuning import build_tuner
 
 _DROPS = (nn.Dropout, DropPath, nn.MultiheadAttention)
 
 
 class ForgettingModel(BaseModel):
-    """Wraps a plain model with group sparse LoRA and a forgetting method.
+    """Wraps a plain model with a forgetting method and what the method may change of it.
 
-    Everything in the plain model is frozen but the LoRA matrices, and it stays in eval mode while
-    training, apart from dropout outside the trunk where the method asks for it. A checkpoint of the
-    plain model loads directly: its keys are recognised.
+    The model stays in eval mode while training, apart from dropout outside the frozen parts where
+    the method asks for it. A checkpoint of the plain model loads directly: its keys are recognised.
 
     Args:
         plain: The plain model, built.
-        method: Config of the forgetting method.
-        lora: Arguments of :func:`mmgslora.lora.inject_lora`.
+        method: Config of the forgetting method, see :data:`~mmgslora.methods.METHODS`.
+        tune: Config of what may change, see :data:`~mmgslora.tuning.TUNERS`. None: what the
+            method says, LoRA for most.
         init_cfg: As in MMEngine.
 
     Raises:
-        ForgettingError: Nothing in the model can carry LoRA, the method or one of its settings is
-            unknown, or a loaded checkpoint does not fit.
+        ForgettingError: The model cannot be tuned so, the method, the tuner or one of their
+            settings is unknown or not possible, or a loaded checkpoint does not fit.
     """
 
-    part: str
+    model_key: str
     """Name of the attribute that holds the plain model, and of its keys in checkpoints."""
-    trunk: tuple[str, ...] = ()
-    """Parts of the plain model that get no adapter unless ``lora`` says otherwise."""
+    frozen_parts: tuple[str, ...] = ()
+    """Parts of the plain model that carry no adapter unless ``tune`` says otherwise."""
 
     def __init__(
-        self, plain: BaseModel, method: dict, lora: dict | None, init_cfg: dict | None
+        self, plain: BaseModel, method: dict, tune: dict | None, init_cfg: dict | None
     ) -> None:
         super().__init__(data_preprocessor=plain.data_preprocessor, init_cfg=init_cfg)
-        setattr(self, self.part, plain)
-        inject_lora(plain, **{'exclude': self.trunk, **(lora or {})})
+        setattr(self, self.model_key, plain)
         self.method = build_method(method)
-        self.method.bind(plain)
+        self.tune = build_tuner(self.method.tune if tune is None else tune)
+        self.tune.attach(plain, self.frozen_parts)
         self._register_load_state_dict_pre_hook(self._make_room_for_a_seal)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
+        self._context: Context | None = None
+        self._partition: ClassPartition | None = None
         self.train()
 
     @property
@@ -69,34 +71,72 @@ class ForgettingModel(BaseModel):
         """(C, D) the row with which the classifier head reads an embedding, for each class."""
 
     @property
-    @abstractmethod
     def class_layers(self) -> list[nn.Module]:
-        """The layers whose scores become predictions: what :meth:`sealed` takes classes from."""
+        """The layers whose scores become predictions: what :meth:`sealed` takes classes from.
+
+        A family that cannot tell them has none, and its models cannot be sealed.
+        """
+        return []
 
     @abstractmethod
-    def views(self, inputs: Any, data_samples: list) -> dict[str, View]:
-        """The two sides, 'forget' and 'retain', of a batch in which every sample says its ``view``.
+    def views(
+        self,
+        inputs: Any,
+        data_samples: list,
+        sides: Sequence[str] = SIDES,
+        teachers: Sequence[str] = (),
+    ) -> dict[str, View]:
+        """The two sides of a batch in which every sample says its ``view``.
 
-        ``inputs`` and ``data_samples`` are what the data preprocessor makes of a batch.
+        Args:
+            inputs: What the data preprocessor makes of a batch.
+            data_samples: Likewise.
+            sides: The sides that are wanted; images of another cost nothing.
+            teachers: Whose outputs are wanted as well, see :meth:`~mmgslora.tuning.Tuner.teacher`.
+
+        Raises:
+            ForgettingError: A batch holds no image of a side.
         """
 
     @property
     def plain_model(self) -> nn.Module:
-        """The wrapped model itself (its LoRA layers included)."""
-        return getattr(self, self.part)
+        """The wrapped model itself, with what the tuner put into it."""
+        return getattr(self, self.model_key)
+
+    @property
+    def context(self) -> Context:
+        """The moment of the run, for the method.
+
+        Raises:
+            ForgettingError: No task has begun.
+        """
+        partition = ClassPartition.current()
+        if partition is None:
+            raise ForgettingError(
+                'No forgetting task has begun; train with ContinualForgettingLoop, '
+                'which says which classes go and which stay.'
+            )
+        if self._partition != partition:
+            device = next(self.parameters()).device
+            groups = ('forget', 'retain', 'old', 'missing')
+            labels = {g: torch.tensor(partition.labels(g), device=device).long() for g in groups}
+            self._context = Context(self, Task(partition.task, partition.classes, **labels))
+            self._partition = partition
+        return self._context
 
     def init_weights(self) -> None:
         """Load what the plain model's ``init_cfg`` names; a random one has nothing to forget."""
         if self.plain_model.init_cfg is not None:
             self.plain_model.init_weights()
-            reset_adapters(self.plain_model)
+            self.tune.begin_task()
 
     def train(self, mode: bool = True) -> ForgettingModel:
         super().train(mode)
         self.plain_model.eval()
         if mode and self.method.dropout:
+            frozen = tuple(self.frozen_parts)
             for name, module in self.plain_model.named_modules():
-                if isinstance(module, _DROPS) and not (self.trunk and name.startswith(self.trunk)):
+                if isinstance(module, _DROPS) and not (frozen and name.startswith(frozen)):
                     module.train()
         return self
 
@@ -104,19 +144,12 @@ class ForgettingModel(BaseModel):
         self, inputs: Any, data_samples: list | None = None, mode: str = 'tensor'
     ) -> dict[str, Tensor] | list | tuple:
         """The three modes of MMEngine; 'loss' takes a batch of both views (see PairedSampler)."""
-        if mode == 'loss':
-            return self.method.losses(**self.views(inputs, data_samples))
-        return self.plain_model(inputs, data_samples, mode=mode)
-
-    def labels_of(self, side: str) -> Tensor:
-        """Labels of the classes that one side is about in the current task."""
-        partition = ClassPartition.current()
-        if partition is None:
-            raise ForgettingError(
-                'No forgetting task has begun; train with ContinualForgettingLoop, '
-                'which says which classes go and which stay.'
-            )
-        return torch.tensor(partition.labels(side), dtype=torch.long)
+        if mode != 'loss':
+            return self.plain_model(inputs, data_samples, mode=mode)
+        method, context = self.method, self.context
+        samples = method.prepare(data_samples, context)
+        views = self.views(inputs, samples, method.sides_of(context), method.teachers)
+        return method.losses(views, context)
 
     @contextmanager
     def sealed(self, labels: Sequence[int]) -> Iterator[None]:
@@ -128,9 +161,14 @@ class ForgettingModel(BaseModel):
             labels: The classes.
 
         Raises:
-            ForgettingError: A layer of the head cannot be sealed.
+            ForgettingError: The model has no layer that can be sealed.
         """
         layers = list(dict.fromkeys(self.class_layers))
+        if not layers:
+            raise ForgettingError(
+                f'The head of a {type(self.plain_model).__name__} cannot be sealed; leave '
+                'train_cfg.seal=False.'
+            )
         before = [{key: value.clone() for key, value in x.state_dict().items()} for x in layers]
         try:
             for layer in layers:
@@ -142,7 +180,8 @@ class ForgettingModel(BaseModel):
                     layer.sealed = None
                 layer.load_state_dict(state)
 
-    def _rows_of(self, side: str, samples: list) -> list[int]:
+    @staticmethod
+    def _rows_of(side: str, samples: list) -> list[int]:
         """Positions of one side's images in a batch."""
         rows = [i for i, sample in enumerate(samples) if sample.metainfo.get('view') == side]
         if not rows:
@@ -162,9 +201,18 @@ class ForgettingModel(BaseModel):
 
     def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
         """Make a checkpoint, of the plain model or of this one, fit, or refuse it."""
-        own = f'{prefix}{self.part}.'
+        own = f'{prefix}{self.model_key}.'
         given = {key.removeprefix(own).removeprefix(prefix): value for key, value in state.items()}
         model = f'{type(self.plain_model).__name__} of {self.num_classes} classes'
-        weights = fitting_weights(given, self.plain_model.state_dict(), model)
+        weights = fitting_weights(given, self.plain_model.state_dict(), model, self.tune.owns)
         state.clear()
         state.update({f'{own}{key}': value for key, value in weights.items()})
+
+
+def taken(inputs: Any, samples: list, sides: Sequence[str]) -> tuple[Any, list]:
+    """Of a batch the images of some sides alone, in their order."""
+    rows = [i for i, sample in enumerate(samples) if sample.metainfo.get('view') in sides]
+    if len(rows) == len(samples):
+        return inputs, samples
+    picked = inputs[rows] if isinstance(inputs, Tensor) else [inputs[i] for i in rows]
+    return picked, [samples[i] for i in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -60,7 +60,10 @@ def without_extras(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> di
 
 
 def fitting_weights(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: str
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    model: str,
+    added: Callable[[str], bool],
 ) -> dict[str, Tensor]:
     """The weights of a file, checked to be just those that a model with adapters needs.
 
@@ -69,8 +72,9 @@ def fitting_weights(
 
     Args:
         state: State dict of the file, with the plain model's names.
-        own: State dict of the plain model with its adapters.
+        own: State dict of the plain model with what a tuner added.
         model: What the model is, for errors, such as 'DeformableDETR of 80 classes'.
+        added: Whether an entry was added by a tuner, see :meth:`~mmgslora.tuning.Tuner.owns`.
 
     Returns:
         A state dict with the keys of ``own``.
@@ -80,17 +84,17 @@ def fitting_weights(
     """
     state = without_extras(state, own)
     for key in sorted(state.keys() - own.keys()):
-        if 'lora_' in key:
+        if added(key):
             raise ForgettingError(
                 f'The checkpoint has the adapter {key!r}, for which the configured {model} has no '
-                'place; set lora as in the run that wrote it, or take a merged checkpoint.'
+                'place; set tune as in the run that wrote it, or take a merged checkpoint.'
             )
         raise ForgettingError(
             f'The checkpoint has {key!r}, which the configured {model} lacks; it belongs to '
             'another architecture.'
         )
     for key, value in own.items():
-        if 'lora_' in key:
+        if added(key):
             state.setdefault(key, value)
         if key not in state:
             raise ForgettingError(

@@ -1,47 +1,186 @@
-"""The one structure in which families and methods meet."""
+"""The structures in which families and methods meet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
+from mmengine.dist import get_world_size
 from torch import Tensor
+
+from mmgslora.losses.over_processes import mean_over_processes
+
+SIDES = ('forget', 'retain')
+BOX_WEIGHT = 5.0
+"""Of the L1 distance of two boxes beside the divergence of their scores: DETR's weight."""
+
+
+@dataclass
+class Outputs:
+    """What a model says of some images: one row per prediction.
+
+    That is every query of a detector, and one row per image of a classifier. Whatever is computed
+    here is float32 or wider: sums over predictions lose their last terms in half precision.
+
+    Attributes:
+        logits: (m, C), or (m, C + 1) where a last column stands for "no object".
+        embeddings: (m, D) what the classifier head reads.
+        boxes: (m, 4) centre, width and height in units of the image; None without boxes.
+        kind: How the model was trained to read its logits: 'sigmoid', 'softmax' or
+            'softmax_background', which has the additional column.
+    """
+
+    logits: Tensor
+    embeddings: Tensor
+    boxes: Tensor | None = None
+    kind: str = 'softmax'
+
+    def __getitem__(self, rows: Tensor) -> Outputs:
+        """The predictions of a mask or of row numbers."""
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return Outputs(self.logits[rows], self.embeddings[rows], boxes, self.kind)
+
+    @staticmethod
+    def joined(*parts: Outputs) -> Outputs:
+        """The predictions of all parts, one after another."""
+        boxes = None if parts[0].boxes is None else torch.cat([x.boxes for x in parts])
+        logits = torch.cat([x.logits for x in parts])
+        return Outputs(logits, torch.cat([x.embeddings for x in parts]), boxes, parts[0].kind)
+
+    @cached_property
+    def _wide(self) -> Tensor:
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(m, C) or, with a background column, (m, C + 1) log-probabilities."""
+        return F.logsigmoid(self._wide) if self.kind == 'sigmoid' else self._wide.log_softmax(-1)
+
+    @property
+    def class_log_probs(self) -> Tensor:
+        """(m, C) those of the classes alone."""
+        return self.log_probs[:, :-1] if self.kind == 'softmax_background' else self.log_probs
+
+    def log_odds(self, labels: Tensor) -> Tensor:
+        """(m,) log-odds of these classes together against all else that a row can say."""
+        ours = self._mask(labels)
+        return self.log_probs[:, ours].logsumexp(-1) - self.log_probs[:, ~ours].logsumexp(-1)
+
+    def divergence(
+        self, other: Outputs, without: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """How far this is from another model's outputs of the same images (ours).
+
+        The Kullback-Leibler divergence of the scores, some classes left out, per object that the
+        other model expects among those that stay, in all processes. With sigmoids it is the sum
+        over the classes. A softmax is renormalised over what stays; one without background is
+        weighted by the probability that the other model gives to what stays. Boxes add their L1
+        distance, weighted by :data:`BOX_WEIGHT` and by how sure the other model is of an object.
+
+        Args:
+            other: What is kept; no gradient flows into it.
+            without: Labels of classes that do not count. Defaults to none.
+            temperature: Divides both logits; the divergence is multiplied by its square.
+                Defaults to 1.
+
+        Returns:
+            Tensor: Scalar, in nats.
+        """
+        keep = torch.ones(self.logits.shape[-1], dtype=torch.bool, device=self.logits.device)
+        if without is not None:
+            keep = ~self._mask(without)
+        theirs = other._wide.detach() / temperature
+        now, then = self._wide[:, keep] / temperature, theirs[:, keep]
+        if self.kind == 'sigmoid':
+            p = then.sigmoid()
+            sure = p.max(-1).values
+            entropy = F.binary_cross_entropy_with_logits(then, p, reduction='sum')
+            apart = F.binary_cross_entropy_with_logits(now, p, reduction='sum') - entropy
+        else:
+            p = then.softmax(-1)
+            rows = F.kl_div(now.log_softmax(-1), p, reduction='none').sum(-1)
+            if self.kind == 'softmax':
+                sure = theirs.softmax(-1)[:, keep].sum(-1)
+                apart = (sure * rows).sum()
+            else:
+                sure, apart = 1 - p[:, -1], rows.sum()
+        apart = apart * temperature**2
+        if self.boxes is not None:
+            distance = (self.boxes - other.boxes).to(sure.dtype).abs().sum(-1)
+            apart = apart + BOX_WEIGHT * (distance * sure).sum()
+        return apart / expected(sure)
+
+    def _mask(self, labels: Tensor) -> Tensor:
+        mask = torch.zeros(self.logits.shape[-1], dtype=torch.bool, device=self.logits.device)
+        mask[labels] = True
+        return mask
+
+
+def expected(weights: Tensor) -> Tensor:
+    """Mean over the processes of the sum of weights, such as probabilities that something is there.
+
+    The joint sum is at least 1, so the mean over processes at least their share of that.
+    """
+    return mean_over_processes(weights.sum()).clamp(min=1 / get_world_size())
+
+
+class Matching(NamedTuple):
+    """What the truth makes of a view's predictions.
+
+    Attributes:
+        labels: (n,) true label of each matched prediction.
+        matched: (n,) the rows of these in the outputs.
+        terms: Named scalars of the task loss, classification first (``loss_cls``, ``loss_bbox``,
+            ``loss_iou`` for detectors, ``loss_ce`` for classifiers); no auxiliary layers.
+    """
+
+    labels: Tensor
+    matched: Tensor
+    terms: Mapping[str, Tensor]
 
 
 @dataclass
 class View:
     """One side of a training step: what a method may know of it, whatever is being trained.
 
+    The truth is matched when it is first asked for, and never for a method that does not ask.
+
     Attributes:
-        loss: Scalar task loss of this view, the sum of ``terms``; no auxiliary decoder layers.
-        terms: Its named parts, classification first (``loss_cls``, ``loss_bbox``, ``loss_iou``
-            for detectors, ``loss_ce`` for classifiers).
-        labels: (n,) true label of each matched query, or of each image.
-        logits: (n, C) the classifier's output for them.
-        embeddings: (n, D) what the classifier head reads for them.
-        log_probs: (m, C) or (m, C + 1) log-probability of every class in every prediction of the
-            view's images: all queries of a detector, one row per image for a classifier. A column
-            after the classes stands for "no object", where the model is trained to say that: rows
-            of a softmax always sum to 1.
-        states: (m, D) what the classifier head reads for each of these predictions.
-        classes: (k,) labels of the classes this side is about in the current task.
-        gone: (g,) labels of all classes that must be gone after the current task, those of the
-            tasks before it too.
-        teacher_log_probs: (m, C) that of the adapter-free model, of the classes alone, without
-            gradient. None unless the method asks for a teacher.
-        teacher_states: (m, D) likewise. None unless the method asks for a teacher.
-        drift: Scalar distance of this view's outputs, the classes to forget left out, from
-            those of the adapter-free model. None unless the method asks for a teacher.
+        side: 'forget' or 'retain'.
+        now: The model's outputs, with their graph.
+        match: Gives the :class:`Matching`.
+        teachers: Outputs of the method's teachers by name, without graph.
     """
 
-    loss: Tensor
-    terms: dict[str, Tensor]
-    labels: Tensor
-    logits: Tensor
-    embeddings: Tensor
-    log_probs: Tensor
-    states: Tensor
-    classes: Tensor
-    gone: Tensor
-    teacher_log_probs: Tensor | None = None
-    teacher_states: Tensor | None = None
-    drift: Tensor | None = None
+    side: str
+    now: Outputs
+    match: Callable[[], Matching] = field(repr=False)
+    teachers: Mapping[str, Outputs] = field(default_factory=dict)
+
+    @cached_property
+    def _matching(self) -> Matching:
+        return self.match()
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) see :class:`Matching`."""
+        return self._matching.labels
+
+    @property
+    def matched(self) -> Tensor:
+        """(n,) see :class:`Matching`."""
+        return self._matching.matched
+
+    @property
+    def terms(self) -> Mapping[str, Tensor]:
+        """See :class:`Matching`."""
+        return self._matching.terms
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar task loss: the sum of the terms."""
+        return sum(self.terms.values())

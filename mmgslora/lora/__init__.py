@@ -1,6 +1,8 @@
 """LoRA in plain PyTorch: the layer, injection, groups and adapter files."""
 
+from mmgslora.lora.adapter import Adapter
 from mmgslora.lora.adapter_file import apply_adapter, load_adapter, save_adapter
+from mmgslora.lora.attention import LoRAMultiheadAttention
 from mmgslora.lora.fingerprint import fingerprint
 from mmgslora.lora.groups import LoRAGroup, discover_groups
 from mmgslora.lora.inject import (
@@ -16,8 +18,10 @@ from mmgslora.lora.inject import (
 from mmgslora.lora.layer import LoRALinear
 
 __all__ = [
+    'Adapter',
     'LoRAGroup',
     'LoRALinear',
+    'LoRAMultiheadAttention',
     'adapters_disabled',
     'apply_adapter',
     'check_live_adapters',

@@ -1,244 +1,162 @@
-"""An adapter as it lies in its folder: what it holds, what it belongs to, what it makes of a model.
-
-Nothing here needs the model's code. An adapter is tensors and JSON, a model is its state dict, so
-that reading a file never executes any.
-"""
+"""The low-rank adapter of one weight matrix."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.fingerprint import fingerprint
-from mmgslora.lora.layer import merged_weight
-
-WEIGHTS = 'adapter_model.safetensors'
-CONFIG = 'adapter_config.json'
-METADATA = 'metadata.json'
-PREFIX = 'base_model.model.'
-SEALED = 'sealed'
-"""Name of the one buffer that a replaced module may have and the plain model lacks."""
-
-# What PEFT can do and this package cannot, and the values that mean it was not done.
-_FOREIGN = {
-    'use_dora': (False, None),
-    'lora_bias': (False, None),
-    'fan_in_fan_out': (False, None),
-    'bias': ('none', None),
-    'alpha_pattern': ({}, None),
-    'layer_replication': (None,),
-}
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """The content of an adapter folder, ours or PEFT's.
+class Adapter(nn.Module):
+    """What every layer with an adapter has: A, B and what can be done with them.
+
+    A subclass is the plain layer as well, and keeps the names of its parameters, so the state dict
+    of the plain model fits. Evaluation never changes a weight; only :meth:`merge` does.
 
     Attributes:
-        folder: Where it was read.
-        pairs: Layer name -> A (rank, in) and B (out, rank).
-        whole: Weights and buffers of modules that were replaced, under their names in the model.
-        modules: The names of these modules.
+        weight_name: Name of the parameter that the adapter changes.
+        lora_A (nn.Parameter): ``A``, of shape (rank, columns of the weight).
+        lora_B (nn.Parameter): ``B``, of shape (rows of the weight, rank).
+        rank: Rows of ``A`` and columns of ``B``.
         lora_alpha: Numerator of the scale.
-        rank_stabilised: Whether the scale is lora_alpha / sqrt(rank) (PEFT's ``use_rslora``).
-        metadata: What :func:`mmgslora.lora.save_adapter` wrote beside PEFT's fields; empty for
-            an adapter of PEFT.
+        init: 'kaiming' or 'xavier', see :meth:`reset`.
+        enabled: Whether the forward pass adds the adapter.
     """
 
-    folder: Path
-    pairs: dict[str, tuple[Tensor, Tensor]]
-    whole: dict[str, Tensor]
-    modules: tuple[str, ...]
+    weight_name = 'weight'
+    rank: int
     lora_alpha: float
-    rank_stabilised: bool
-    metadata: dict[str, Any]
+    init: str
+    enabled: bool
 
-    @classmethod
-    def read(cls, folder: str | Path) -> Adapter:
-        """Read a folder with ``adapter_model.safetensors`` and ``adapter_config.json``.
-
-        Raises:
-            ForgettingError: A file is missing, truncated or not what it was when it was written,
-                or PEFT did something to the layers that this package does not do.
-        """
-        folder = Path(folder)
-        try:
-            files = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
-            tensors, config = load(files[WEIGHTS]), json.loads(files[CONFIG])
-            path = folder / METADATA
-            metadata = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-            if not isinstance(config, dict) or not isinstance(metadata, dict):
-                raise ValueError('one of its JSON files holds no object')
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ForgettingError(f'{folder} is not a readable adapter folder: {error}') from error
-        for name, digest in (metadata.get('files') or {}).items():
-            if hashlib.sha256(files.get(name, b'')).hexdigest() != digest:
-                raise ForgettingError(
-                    f'{name} in {folder} was changed after it was written: its SHA-256 is not the '
-                    f'one in {METADATA}.'
-                )
-        _check_config(config, folder)
-        pairs, whole = _sorted_out(tensors, folder)
-        return cls(
-            folder=folder,
-            pairs=pairs,
-            whole=whole,
-            modules=tuple(config.get('modules_to_save') or ()),
-            lora_alpha=config['lora_alpha'],
-            rank_stabilised=bool(config.get('use_rslora')),
-            metadata=metadata,
-        )
-
-    def scale(self, layer: str) -> float:
-        """What B A of a layer is multiplied by."""
-        rank = len(self.pairs[layer][0])
-        return self.lora_alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+    def _add_adapter(self, rank: int, lora_alpha: float, init: str, like: Tensor) -> None:
+        """Freeze the layer and give it a fresh adapter with the device and dtype of ``like``."""
+        self.requires_grad_(False)
+        self.rank, self.lora_alpha, self.init, self.enabled = rank, lora_alpha, init, True
+        rows, columns = like.shape
+        self.lora_A = nn.Parameter(like.new_empty(rank, columns))
+        self.lora_B = nn.Parameter(like.new_empty(rows, rank))
+        self.reset()
 
     @property
-    def changes(self) -> set[str]:
-        """Names of all weights and buffers that a merge changes."""
-        return self._with_aliases({f'{name}.weight': None for name in self.pairs}).keys() | (
-            self._with_aliases(self.whole).keys()
-        )
+    def adapted(self) -> nn.Parameter:
+        """The weight that the adapter changes."""
+        return getattr(self, self.weight_name)
 
-    def check_base(self, state: Mapping[str, Tensor]) -> None:
-        """Check that a model is the one that the adapter was trained on.
+    @property
+    def scale(self) -> float:
+        """lora_alpha / rank, the factor in front of B A."""
+        return self.lora_alpha / self.rank
 
-        An adapter of PEFT does not say, and fits any model with its layers.
+    def delta(self) -> Tensor:
+        """Return s B A, of the shape of the weight, with its graph."""
+        return self.scale * (self.lora_B @ self.lora_A)
 
-        Args:
-            state: State dict of the plain model.
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None, first: bool = False) -> None:
+        """Start a fresh adapter: ``B`` is zero, ``A`` is drawn anew.
 
-        Raises:
-            ForgettingError: It is another one, or the adapter was merged into it already.
-        """
-        base, result = self.metadata.get('base'), self.metadata.get('result')
-        if base is None:
-            return
-        found = fingerprint(state)
-        if found == base:
-            return
-        if found == result:
-            raise ForgettingError(
-                f'The adapter in {self.folder} is merged into this model already; merging it twice '
-                'would double what it does.'
-            )
-        raise ForgettingError(
-            f'The adapter in {self.folder} belongs to another model: it was trained on the weights '
-            f'with fingerprint {base[:12]}..., and these have {found[:12]}....'
-        )
+        With ``init='xavier'`` the adapter of the first task has Xavier-uniform ``A`` and ``B``, as
+        the authors' detection code leaves them, and is not nothing: s B A has about 3.4 % of the
+        norm of a Xavier-uniform weight at rank 8. Later ones are as above.
 
-    def merged(self, state: Mapping[str, Tensor], own_base: bool = True) -> dict[str, Tensor]:
-        """The state dict with the adapter merged in; the given one is left as it is.
+        ``A`` is drawn in float32 on the device of the generator (the CPU without one), so a
+        seed gives the same adapter on every device and in every dtype.
 
         Args:
-            state: State dict of the plain model.
-            own_base: Whether the model must be the one that the adapter was trained on, and
-                the sum the one that was written down. False where a request before this one was
-                taken back. Defaults to True.
-
-        Raises:
-            ForgettingError: The model is another one, was merged already, or lacks a layer; a
-                shape does not fit; the sum holds NaN or infinity, or is not what it must be.
+            generator: Source of the random numbers. Defaults to PyTorch's global CPU one.
+            first: Whether this is the adapter of the first task. Defaults to False.
         """
-        self._check_fit(state)
-        if own_base:
-            self.check_base(state)
-        new = dict(self.whole)
-        for name, (lora_a, lora_b) in self.pairs.items():
-            weight = new.get(f'{name}.weight', state[f'{name}.weight'])
-            pair = lora_a.to(weight.device), lora_b.to(weight.device)
-            try:
-                new[f'{name}.weight'] = merged_weight(weight, *pair, self.scale(name))
-            except ForgettingError as error:
-                raise ForgettingError(f'{name}: {error}') from error
-        merged = {**state, **self._with_aliases(new)}
-        result = self.metadata.get('result')
-        if own_base and result is not None and fingerprint(merged) != result:
-            raise ForgettingError(
-                f'The adapter in {self.folder} makes another model of its base than the one it was '
-                f'written for: {METADATA} was changed.'
-            )
-        return merged
+        device = 'cpu' if generator is None else generator.device
 
-    def _with_aliases(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values under all names that their weights have in a model that shares modules."""
-        also = self.metadata.get('also_named') or {}
-        return {name: v for key, v in values.items() for name in (key, *also.get(key, ()))}
+        def draw(matrix: Tensor, bound: float) -> None:
+            drawn = torch.empty(matrix.shape, device=device, dtype=torch.float32)
+            matrix.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
-    def _check_fit(self, state: Mapping[str, Tensor]) -> None:
-        wanted = {f'{name}.weight': (len(b), a.shape[1]) for name, (a, b) in self.pairs.items()}
-        for key, value in self.whole.items():
-            if key in state or key.rpartition('.')[2] != SEALED:
-                wanted[key] = tuple(value.shape)
-        for key, shape in wanted.items():
-            if key not in state:
-                raise ForgettingError(
-                    f'The adapter in {self.folder} is of {key!r}, which the model lacks.'
-                )
-            if tuple(state[key].shape) != shape:
-                raise ForgettingError(
-                    f'{key!r} is {shape} in the adapter in {self.folder} and '
-                    f'{tuple(state[key].shape)} in the model.'
-                )
-
-
-def _check_config(config: Mapping[str, Any], folder: Path) -> None:
-    if config.get('peft_type') != 'LORA':
-        raise ForgettingError(
-            f'{folder} holds an adapter of type {config.get("peft_type")!r}; it must be LORA.'
-        )
-    alpha = config.get('lora_alpha')
-    if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-        raise ForgettingError(f'lora_alpha is {alpha!r} in {folder}; it must be a number above 0.')
-    for key, harmless in _FOREIGN.items():
-        if config.get(key) not in harmless:
-            raise ForgettingError(
-                f'{key} is {config[key]!r} in {folder}; adapters of PEFT are read without it only.'
-            )
-
-
-def _sorted_out(
-    tensors: Mapping[str, Tensor], folder: Path
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """The pairs of matrices by layer, and everything else."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    whole = {}
-    for key, value in sorted(tensors.items()):  # safetensors gives them in any order
-        if not key.startswith(PREFIX):
-            raise ForgettingError(
-                f'{key!r} in {folder} is no name that PEFT gives; it must start with {PREFIX!r}.'
-            )
-        name, found, matrix = key.removeprefix(PREFIX).rpartition('.lora_')
-        if found and matrix in ('A.weight', 'B.weight'):
-            halves.setdefault(name, {})[matrix[0]] = value
+        if first and self.init == 'xavier':
+            for matrix in (self.lora_A, self.lora_B):
+                draw(matrix, math.sqrt(6 / sum(matrix.shape)))
         else:
-            whole[key.removeprefix(PREFIX)] = value
-    for name, pair in halves.items():
-        if len(pair) < 2:
-            raise ForgettingError(
-                f'The adapter in {folder} has lora_{min(pair)} of {name!r} and not the other half.'
-            )
-        if pair['A'].dim() != 2 or pair['B'].dim() != 2 or len(pair['A']) != pair['B'].shape[1]:
-            raise ForgettingError(
-                f'The matrices of {name!r} in {folder} are {tuple(pair["A"].shape)} and '
-                f'{tuple(pair["B"].shape)}; they must be (rank, in) and (out, rank).'
-            )
-    return {name: (pair['A'], pair['B']) for name, pair in halves.items()}, whole
+            draw(self.lora_A, 1 / math.sqrt(self.lora_A.shape[1]))
+            self.lora_B.zero_()
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Return W + s B A, summed in float64 and cast to the dtype of the weight.
+
+        Returns:
+            Tensor: New tensor.
+
+        Raises:
+            ForgettingError: If it holds NaN or infinity.
+        """
+        return merged_weight(self.adapted, self.lora_A, self.lora_B, self.scale)
+
+    @torch.no_grad()
+    def merge(self, generator: torch.Generator | None = None) -> None:
+        """Add the adapter to the weight for good and start a fresh one.
+
+        With ``enabled`` the output is the same before and after, up to rounding.
+
+        Args:
+            generator: Source of the fresh ``A``, see :meth:`reset`. Defaults to None.
+
+        Raises:
+            ForgettingError: If the sum holds NaN or infinity; nothing is changed then.
+        """
+        self.adapted.copy_(self.merged_weight())
+        self.reset(generator)
+
+    def extra_repr(self) -> str:
+        """Add rank and lora_alpha to what ``print(model)`` shows."""
+        return f'{super().extra_repr()}, rank={self.rank}, lora_alpha={self.lora_alpha}'
 
 
-def norms(pair: tuple[Tensor, Tensor], scale: float) -> tuple[float, float]:
-    """Frobenius norms of B, which group sparsity shrinks, and of s B A, which is what is added."""
-    lora_a, lora_b = (matrix.double() for matrix in pair)
-    return float(torch.linalg.norm(lora_b)), float(scale * torch.linalg.norm(lora_b @ lora_a))
+def check_settings(rank: object, lora_alpha: object, init: object, rows: int, columns: int) -> None:
+    """Refuse an adapter that a weight of this shape cannot have.
+
+    Raises:
+        ForgettingError: ``rank`` or ``lora_alpha`` is out of range, or ``init`` is unknown.
+    """
+    widest = min(rows, columns)
+    if not isinstance(rank, int) or not 1 <= rank <= widest:
+        raise ForgettingError(
+            f'rank {rank!r} is not possible for a Linear of {columns} inputs and '
+            f'{rows} outputs; allowed are the whole numbers 1 to {widest}.'
+        )
+    if not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
+        raise ForgettingError(
+            f'lora_alpha {lora_alpha!r} is not possible; allowed are the numbers above 0.'
+        )
+    if init not in ('kaiming', 'xavier'):
+        raise ForgettingError(f'init is {init!r}; it can be kaiming or xavier.')
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    """W + scale B A, summed in float64 and cast to the dtype of W.
+
+    Args:
+        weight: W (out, in).
+        lora_A: A (rank, in).
+        lora_B: B (out, rank).
+        scale: lora_alpha / rank.
+
+    Raises:
+        ForgettingError: If the sum holds NaN or infinity.
+    """
+    # A product of two float32 is exact in float64 and the sum has one order, so that every machine
+    # gets the same bits: a merged model is known by its hash. A matrix product has any order.
+    update = torch.zeros_like(weight, dtype=torch.float64)
+    for column, row in zip(lora_B.T.double(), lora_A.double()):
+        update += torch.outer(column, row)
+    merged = (weight.double() + scale * update).to(weight.dtype)
+    if not torch.isfinite(merged).all():
+        raise ForgettingError(
+            'Merging would put NaN or infinity into the weight; lower the learning rate, '
+            'or clip the gradient, and train the adapter again.'
+        )
+    return merged

@@ -7,10 +7,7 @@ versions of PEFT refuse a config with keys they do not know.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,19 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmgslora.atomic import replacing
-from mmgslora.env import versions
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.adapter import CONFIG, METADATA, PREFIX, WEIGHTS, Adapter
+from mmgslora.lora.adapter import Adapter
 from mmgslora.lora.fingerprint import fingerprint
 from mmgslora.lora.groups import discover_groups
 from mmgslora.lora.inject import lora_layers, require_lora_layers
-from mmgslora.lora.layer import LoRALinear
+from mmgslora.lora.stored import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    StoredAdapter,
+    also_named,
+    write_folder,
+)
 
 # What PEFT takes for "no layer has LoRA".
 _NO_TARGET = 'dummy-target-modules'
@@ -51,8 +53,7 @@ def save_adapter(
     - ``also_named``: further names of changed weights, where a model uses a module twice;
     - ``files``: SHA-256 of the other two files; ``versions`` and ``command``.
 
-    The folder appears under its name only when it is complete: a killed process leaves no
-    folder or a whole one. An adapter that is there already is replaced.
+    See :func:`~mmgslora.lora.stored.write_folder` for what is written when.
 
     Args:
         model: A model with LoRA layers, all of one rank and lora_alpha. Its module names go
@@ -84,36 +85,16 @@ def save_adapter(
     state = {key: value for key, value in model.state_dict().items() if 'lora_' not in key}
     if base is None and not modules_to_save:
         base = fingerprint(state)
-    also_named = _also_named(model, [*whole, *(f'{name}.weight' for name in kept)])
-    for name, layer in kept.items():
-        key = f'{name}.weight'
-        state.update(dict.fromkeys([key, *also_named.get(key, ())], layer.merged_weight()))
-    facts = dict(
-        base=base,
-        result=fingerprint(state),
-        groups=_groups(model) if layers else {},
-        also_named=also_named,
-        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        versions=versions(),
-        command=shlex.join(sys.argv),
-    )
-    files[METADATA] = f'{json.dumps({**metadata, **facts}, indent=2)}\n'.encode()
-
-    folder = Path(folder).resolve()
-    foreign = _foreign_files(folder)
-    if foreign:
-        raise ForgettingError(
-            f'{folder} is not replaced by an adapter because it holds {foreign[0]!r}; give a '
-            'new folder.'
-        )
-    with replacing(folder) as draft:
-        draft.mkdir()
-        for name, data in files.items():
-            (draft / name).write_bytes(data)
+    merged = {f'{name}.{layer.weight_name}': layer for name, layer in kept.items()}
+    others = also_named(model, [*whole, *merged])
+    for key, layer in merged.items():
+        state.update(dict.fromkeys([key, *others.get(key, ())], layer.merged_weight()))
+    groups = _groups(model) if layers else {}
+    write_folder(folder, files, metadata, base, fingerprint(state), others, groups=groups)
 
 
 def _peft_config(
-    layers: dict[str, LoRALinear], kept: Collection[str], modules_to_save: Sequence[str]
+    layers: dict[str, Adapter], kept: Collection[str], modules_to_save: Sequence[str]
 ) -> dict[str, Any]:
     settings = {(layer.rank, layer.lora_alpha) for layer in layers.values()} or {(1, 1.0)}
     if len(settings) > 1:
@@ -147,25 +128,6 @@ def _groups(model: nn.Module) -> dict[str, list[str]]:
     return {group.name: [names[id(a)] for a in group.A] for group in discover_groups(model)}
 
 
-def _also_named(model: nn.Module, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Further names of weights, in a model that holds one module in several places."""
-    state = model.state_dict(keep_vars=True)
-    names: dict[int, list[str]] = {}
-    for name, value in state.items():
-        names.setdefault(id(value), []).append(name)
-    others = {key: [n for n in names[id(state[key])] if n not in keys] for key in keys}
-    return {key: found for key, found in others.items() if found}
-
-
-def _foreign_files(folder: Path) -> list[str]:
-    if not folder.exists():
-        return []
-    if not folder.is_dir():
-        return [folder.name]
-    ours = {WEIGHTS, CONFIG, METADATA}
-    return sorted(path.name for path in folder.iterdir() if path.name not in ours)
-
-
 @torch.no_grad()
 def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     """Read an adapter folder into the LoRA layers of a model, and the modules it holds whole.
@@ -185,7 +147,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
             the names, the shapes or the scale do not fit. The model is unchanged then.
     """
     layers = require_lora_layers(model)
-    adapter = Adapter.read(folder)
+    adapter = StoredAdapter.read(folder)
     state = {key: value for key, value in model.state_dict().items() if 'lora_' not in key}
     for name, (lora_a, _) in adapter.pairs.items():
         if name not in layers:
@@ -234,7 +196,7 @@ def apply_adapter(model: nn.Module, folder: str | Path, own_base: bool = True) -
             was merged into this one already, does not fit the model, or a merged weight would
             hold NaN or infinity. The model is unchanged then.
     """
-    adapter = Adapter.read(folder)
+    adapter = StoredAdapter.read(folder)
     model.load_state_dict(adapter.merged(model.state_dict(), own_base))
     return adapter.metadata
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
+from mmgslora.lora.adapter import Adapter
 from mmgslora.lora.inject import find_blocks, require_lora_layers
-from mmgslora.lora.layer import LoRALinear
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ def discover_groups(model: nn.Module, by: str = 'block') -> list[LoRAGroup]:
     )
 
 
-def _by_block(model: nn.Module, layers: dict[str, LoRALinear]) -> list[LoRAGroup]:
+def _by_block(model: nn.Module, layers: dict[str, Adapter]) -> list[LoRAGroup]:
     blocks = find_blocks(model)
     members: dict[str, list[str]] = {}
     for name in layers:

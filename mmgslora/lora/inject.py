@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mmgslora.errors import ForgettingError
+from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.attention import LoRAMultiheadAttention, check_attention
 from mmgslora.lora.layer import LoRALinear
 
 _ATTENTION_NAME = re.compile(r'(?i:attention|attn)|MSA$')
@@ -30,15 +32,28 @@ def find_blocks(model: nn.Module) -> list[str]:
     Returns:
         list[str]: Module names in model order, each block once; ``''`` is the model itself.
     """
-    return [name for name, _ in _blocks_with_linears(model)]
+    return [name for name, _, _ in _blocks(model)]
 
 
-def _blocks_with_linears(model: nn.Module) -> list[tuple[str, list[nn.Linear]]]:
-    """Name and feed-forward Linears of every block."""
+def _blocks(model: nn.Module) -> list[tuple[str, nn.Module, list[nn.Linear]]]:
+    """Name, module and feed-forward Linears of every block."""
     unique = {}
     for name, block, linears in _scan('', model)[0]:
-        unique.setdefault(block, (name, linears))
+        unique.setdefault(block, (name, block, linears))
     return list(unique.values())
+
+
+def _attention_layers(block: nn.Module, feed_forward: list[nn.Linear]) -> list[nn.Module]:
+    """What of a block's attention can carry LoRA: Linears, and packed projections."""
+    found: list[nn.Module] = []
+    for module in block.modules():
+        named = module is not block and _ATTENTION_NAME.search(type(module).__name__)
+        if isinstance(module, nn.MultiheadAttention):
+            found.append(module)
+        elif named:
+            found += [x for x in module.modules() if isinstance(x, nn.Linear)]
+    unread = {x.out_proj for x in found if isinstance(x, nn.MultiheadAttention)}
+    return [x for x in dict.fromkeys(found) if x not in unread and x not in feed_forward]
 
 
 def _scan(name: str, module: nn.Module) -> tuple[list, list[nn.Linear], bool]:
@@ -90,8 +105,11 @@ def inject_lora(
     target: str | None = None,
     exclude: Sequence[str] = (),
     init: str = 'kaiming',
+    layers: str = 'ffn',
 ) -> list[str]:
     """Replace Linears of a model by :class:`LoRALinear`, in place, and freeze the rest.
+
+    An ``nn.MultiheadAttention`` becomes a :class:`LoRAMultiheadAttention`.
 
     Afterwards only ``lora_A`` and ``lora_B`` require a gradient. Load or initialise the
     weights before: what initialises every matrix of a model would fill ``lora_B`` too.
@@ -100,14 +118,17 @@ def inject_lora(
         model: The model to change.
         rank: Rank of every adapter. Defaults to 8.
         lora_alpha: Numerator of the scale lora_alpha / rank. Defaults to 1.
-        target: None takes both Linears of every feed-forward pair of every transformer
-            block, the position of the GS-LoRA paper. A regular expression takes the Linears
-            whose whole name it matches. Defaults to None.
+        target: A regular expression takes the Linears, and the ``nn.MultiheadAttention``, whose
+            whole name it matches. Defaults to None: ``layers`` decides.
         exclude: Module names; nothing in these modules is taken, e.g.
             ``('backbone', 'neck')``. Defaults to ().
         init: How the adapter of the first task starts, 'kaiming' or 'xavier' (see
             :meth:`LoRALinear.reset`); the model is unchanged until :func:`reset_adapters` begins
             that task. Defaults to 'kaiming'.
+        layers: 'ffn' takes both Linears of every feed-forward pair of every transformer block,
+            the position of the GS-LoRA paper; 'attention' the projections of its attention:
+            Linears, or the packed matrix of an ``nn.MultiheadAttention``; 'all' both. Defaults to
+            'ffn'.
 
     Returns:
         list[str]: Names of the new layers in model order. A Linear that stands under
@@ -124,7 +145,7 @@ def inject_lora(
             f'The model has LoRA already, the first at {existing[0]!r}; merge or reset its '
             'adapters, or inject into a fresh model.'
         )
-    matched = _match(model, target, exclude)
+    matched = _match(model, target, exclude, layers)
     for linear, name in matched.items():
         if isinstance(linear, NonDynamicallyQuantizableLinear):
             raise ForgettingError(
@@ -134,15 +155,23 @@ def inject_lora(
     # All are built before the first is put in, so that an error leaves the model as it was.
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     new_layers = {}
-    for linear, name in matched.items():
+    for layer, name in matched.items():
         try:
-            new_layers[linear] = LoRALinear.from_linear(linear, rank, lora_alpha, init)
+            if isinstance(layer, nn.Linear):
+                new_layers[layer] = LoRALinear.from_linear(layer, rank, lora_alpha, init)
+            else:
+                check_attention(layer, rank, lora_alpha, init)
         except ForgettingError as error:
             for parameter, requires_grad in before.items():
                 parameter.requires_grad_(requires_grad)
             raise ForgettingError(f'{name}: {error}') from error
 
-    model.requires_grad_(False)
+    for layer in matched:
+        if isinstance(layer, nn.MultiheadAttention):
+            LoRAMultiheadAttention.from_attention(layer, rank, lora_alpha, init)
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(('lora_A', 'lora_B')))
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):
             if child in new_layers:
@@ -151,16 +180,32 @@ def inject_lora(
     return list(lora_layers(model))
 
 
-def _match(model: nn.Module, target: str | None, exclude: Sequence[str]) -> dict[nn.Linear, str]:
-    """The Linears to replace, each with its first name."""
+def _match(
+    model: nn.Module, target: str | None, exclude: Sequence[str], layers: str
+) -> dict[nn.Module, str]:
+    """The layers to change, each with its first name."""
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    if layers not in ('ffn', 'attention', 'all'):
+        raise ForgettingError(f'layers is {layers!r}; it can be ffn, attention or all.')
+    named = dict(model.named_modules(remove_duplicate=False))
+    for name in exclude:
+        if name not in named:
+            raise ForgettingError(
+                f'exclude has {name!r}, and this {type(model).__name__} has no such part; its '
+                f'parts are {", ".join(name for name, _ in model.named_children())}.'
+            )
     linears = {
         name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Linear) and name and not _is_within(name, exclude)
+        for name, module in named.items()
+        if isinstance(module, (nn.Linear, nn.MultiheadAttention))
+        and name
+        and not _is_within(name, exclude)
     }
     if target is None:
-        wanted = {linear for _, pair in _blocks_with_linears(model) for linear in pair}
+        wanted: set[nn.Module] = set()
+        for _, block, pair in _blocks(model):
+            wanted.update(pair if layers != 'attention' else ())
+            wanted.update(_attention_layers(block, pair) if layers != 'ffn' else ())
         wanted_names = [name for name, linear in linears.items() if linear in wanted]
         nothing = 'No transformer feed-forward block was found'
     else:
@@ -210,12 +255,12 @@ def _leave_fast_path(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """Return the LoRA layers of a model by name, in model order, each once."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+def lora_layers(model: nn.Module) -> dict[str, Adapter]:
+    """Return the layers of a model that carry an adapter by name, in model order, each once."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Adapter)}
 
 
-def require_lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def require_lora_layers(model: nn.Module) -> dict[str, Adapter]:
     """Like :func:`lora_layers`, for a model that must have some.
 
     Raises:

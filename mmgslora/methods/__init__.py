@@ -1,7 +1,17 @@
-from mmgslora.methods.base import Method, build_method
+from mmgslora.methods.base import METHODS, Context, Method, Task, build_method
 from mmgslora.methods.gs_lora import GSLoRA
 from mmgslora.methods.gs_lora_pp import GSLoRAPlusPlus
 from mmgslora.methods.guided_gs_lora import GuidedGSLoRA
 from mmgslora.methods.retain_only import RetainOnly
 
-__all__ = ['GSLoRA', 'GSLoRAPlusPlus', 'GuidedGSLoRA', 'Method', 'RetainOnly', 'build_method']
+__all__ = [
+    'METHODS',
+    'Context',
+    'GSLoRA',
+    'GSLoRAPlusPlus',
+    'GuidedGSLoRA',
+    'Method',
+    'RetainOnly',
+    'Task',
+    'build_method',
+]

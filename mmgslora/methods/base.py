@@ -1,193 +1,223 @@
-"""What every forgetting method offers to the families and the hooks."""
+"""What every forgetting method offers, and the moments of a run it may act in."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-import inspect
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmengine.registry import MODELS
-from torch import Tensor, nn
+import torch
+from mmengine.registry import Registry
+from torch import Tensor
 
-from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
-from mmgslora.lora import LoRAGroup, discover_groups
-from mmgslora.losses import group_penalty
+from mmgslora.families.view import SIDES, View
+from mmgslora.settings import build, nearest, settings_of
 
 if TYPE_CHECKING:  # the families build methods
-    from mmgslora.families.view import View
+    from mmgslora.families.base import ForgettingModel
 
-_NO_SPARSITY = dict(mode='none', alpha=0.0, by='block', warmup_epochs=0, select=0.5)
+METHODS = Registry('method', scope='mmgslora')
+"""Every method by the name of its class."""
 
 
-class Method(ABC):
-    """The rule that turns the two views of a step into losses.
-
-    A method never knows what is being trained. It is a plain object, not a module: what it learns
-    with are the model's LoRA groups, handed to it by :meth:`bind`.
-
-    Args:
-        sparsity: How groups are driven to zero. ``mode`` is 'proximal' (ours: after every
-            optimizer step the B matrices of a group shrink together), 'penalty' (the papers':
-            a loss term) or 'none'; ``alpha`` its weight; ``by`` the grouping ('block', 'module'
-            or 'matrix'); ``warmup_epochs`` how many epochs of every task alpha stays 0;
-            ``select`` the share of a task's epochs after which 'proximal' stops selecting and
-            refits (see :class:`~mmgslora.engine.GroupSparsityHook`). Defaults to no sparsity.
-        dropout: Whether the transformer's dropout is active while forgetting. Defaults to False.
+@dataclass(frozen=True)
+class Task:
+    """The facts of a forgetting task.
 
     Attributes:
-        needs_teacher: Whether views must carry the teacher's outputs and their ``drift`` from
-            them. The teacher is the adapter-free model: the model at the start of the task.
-        prototype_source: What ``prototypes`` are made of, 'embeddings' or 'head'; None for a
-            method without them.
-        prototype_file: Where to take them from instead, or None.
-        prototypes: (C, D) one row per class, NaN for a class without data; set by
-            :class:`~mmgslora.engine.PrototypeHook` before the first step.
-        alpha: The sparsity weight of the moment; 0 during warm-up.
-        groups: The LoRA groups of the bound model.
-
-    Raises:
-        ForgettingError: A key or the mode of ``sparsity`` is unknown.
+        number: From 1.
+        names: All classes of the model, in label order.
+        forget: (k,) labels of the classes asked to go now.
+        retain: (k,) of those that must stay and have training data.
+        old: (k,) of those gone in earlier tasks.
+        missing: (k,) of those that must stay and have no training data.
     """
 
-    needs_teacher: bool = False
-    prototype_source: str | None = None
-    prototype_file: str | None = None
-    prototypes: Tensor | None = None
+    number: int
+    names: tuple[str, ...]
+    forget: Tensor
+    retain: Tensor
+    old: Tensor
+    missing: Tensor
 
-    def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
-        sparsity = sparsity or {}
-        check_names(sparsity, _NO_SPARSITY, 'Method sparsity')
-        sparsity = {**_NO_SPARSITY, **sparsity}
-        check_choice('sparsity.mode', sparsity['mode'], ('proximal', 'penalty', 'none'))
-        self.sparsity = sparsity
-        self.dropout = dropout
-        self.alpha = 0.0 if sparsity['warmup_epochs'] else sparsity['alpha']
-        self.groups: list[LoRAGroup] = []
+    @property
+    def must_be_gone(self) -> Tensor:
+        """(g,) labels of all classes that must be gone after the task."""
+        return torch.cat([self.forget, self.old])
 
-    def bind(self, model: nn.Module) -> None:
-        """Take over the LoRA groups of a model."""
-        self.groups = discover_groups(model, by=self.sparsity['by'])
+    def of(self, side: str) -> Tensor:
+        """(k,) labels of the classes that one side of a step is about."""
+        return self.forget if side == 'forget' else self.retain
+
+
+@dataclass
+class Context:
+    """The moment of a run in which a method acts.
+
+    Attributes:
+        model: The model that learns.
+        task: The task.
+        step: Iterations of the task that are done.
+        steps: Iterations of the whole task.
+        epoch: Passes over the retain view that are done.
+        optimizer: The optimizer; None before the first task.
+        loader: The task's batches of both views; None outside a run.
+        work_dir: Where the run writes; None outside a run.
+        seed: The run's.
+        generator: Source of a method's own draws, the same in every process and after a resume.
+    """
+
+    model: ForgettingModel = field(repr=False)
+    task: Task
+    step: int = 0
+    steps: int = 1
+    epoch: int = 0
+    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
+    loader: torch.utils.data.DataLoader | None = field(default=None, repr=False)
+    work_dir: Path | None = None
+    seed: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator, repr=False)
+
+    @property
+    def progress(self) -> float:
+        """Share of the task that is done, 0 to 1."""
+        return self.step / self.steps
+
+    def views(
+        self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = ()
+    ) -> Iterator[dict[str, View]]:
+        """The views of every batch of one pass, for what a method finds out before a task."""
+        for batch in self.loader:
+            data = self.model.data_preprocessor(batch, True)
+            yield self.model.views(**data, sides=sides, teachers=teachers)
+
+
+class Part:
+    """Something that acts at moments of a task: a method, or a piece that methods share."""
+
+    def before_task(self, context: Context) -> None:
+        """The task's data are drawn and its optimizer is built; nothing is trained."""
+
+    def before_step(self, context: Context) -> None:
+        """Gradients are there, weights have not moved. Not each iteration has a step."""
+
+    def after_step(self, context: Context) -> None:
+        """Weights have moved."""
+
+    def after_task(self, context: Context) -> None:
+        """Training is over; the task is merged and measured next."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a kill; goes into every checkpoint. Defaults to nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the record of a task says of this part. Defaults to nothing."""
+        return {}
 
     def settings(self) -> dict[str, Any]:
-        """Every setting as it was resolved, for the record of a run."""
-        state = ('alpha', 'groups', 'prototypes')
-        return {name: value for name, value in vars(self).items() if name not in state}
+        """Every setting as it was resolved, for the record of a run.
+
+        A setting is kept in the attribute of its name.
+        """
+        values = {name: getattr(self, name) for name in settings_of(type(self))}
+        return {k: v.settings() if isinstance(v, Part) else v for k, v in values.items()}
+
+
+class Method(Part, ABC):
+    """The rule that turns the views of a step into losses.
+
+    A method never knows what is being trained, and nobody asks what kind of method it is: it acts
+    at the moments of :class:`Part`, in which it calls its ``parts`` first, and its losses are
+    summed.
+
+    Args:
+        dropout: Whether the model's dropout is active while forgetting. Defaults to False.
+
+    Attributes:
+        tune: What it trains where the config does not say, a config for the TUNERS registry.
+        sides: The sides of a batch it needs.
+        teachers: Names of those it learns from: 'task_start', the model when the task began, and
+            'original', the model before the first task.
+        parts: The shared pieces it is made of.
+    """
+
+    tune: Mapping[str, Any] = dict(type='LoRA')
+    sides: tuple[str, ...] = SIDES
+    teachers: tuple[str, ...] = ()
+    parts: Sequence[Part] = ()
+
+    def __init__(self, dropout: bool = False) -> None:
+        self.dropout = dropout
 
     @abstractmethod
-    def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
+    def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """Named losses of one step; those with 'loss' in their name are summed."""
 
-    def retain_losses(self, retain: View) -> dict[str, Tensor]:
-        """The task loss of the retain view, term by term, and the sparsity penalty if it is on."""
-        losses = {f'retain_{name}': value for name, value in retain.terms.items()}
-        if self.sparsity['mode'] == 'penalty' and self.alpha:
-            losses['loss_sparsity'] = self.alpha * group_penalty(self.groups)
-        return losses
+    def sides_of(self, context: Context) -> tuple[str, ...]:
+        """The sides needed at this moment. Defaults to ``sides``."""
+        return self.sides
 
-    @staticmethod
-    def of_task(values: Sequence[float]) -> float:
-        """The value of a list with one per task; the last one serves all further tasks."""
-        partition = ClassPartition.current()
-        task = 1 if partition is None else partition.task
-        return values[min(task, len(values)) - 1]
+    def prepare(self, samples: list, context: Context) -> list:
+        """The data samples of a batch as the method wants them, e.g. with other labels."""
+        return samples
+
+    def before_task(self, context: Context) -> None:
+        for part in self.parts:
+            part.before_task(context)
+
+    def before_step(self, context: Context) -> None:
+        for part in self.parts:
+            part.before_step(context)
+
+    def after_step(self, context: Context) -> None:
+        for part in self.parts:
+            part.after_step(context)
+
+    def after_task(self, context: Context) -> None:
+        for part in self.parts:
+            part.after_task(context)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {type(part).__name__: part.state_dict() for part in self.parts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for part in self.parts:
+            part.load_state_dict(state.get(type(part).__name__, {}))
+
+    def summary(self) -> dict[str, Any]:
+        return {key: value for part in self.parts for key, value in part.summary().items()}
 
 
-def build_method(config: dict) -> Method:
+def of_task(value: float | Sequence[float], task: Task) -> float:
+    """The value of a setting with one number per task; the last serves all further tasks."""
+    values = value if isinstance(value, Sequence) else [value]
+    return values[min(task.number, len(values)) - 1]
+
+
+def task_terms(view: View) -> dict[str, Tensor]:
+    """The task loss of a view, term by term, under names of its side."""
+    return {f'{view.side}_{name}': value for name, value in view.terms.items()}
+
+
+def build_method(config: Mapping[str, Any]) -> Method:
     """Build a method from its config; a setting of another method is refused, not dropped.
 
     Args:
-        config: ``type``, the name of a method in the MODELS registry, and its settings.
+        config: ``type``, the name of a method in the METHODS registry, and its settings.
 
     Raises:
-        ForgettingError: The method or one of its settings is unknown.
+        ForgettingError: The method or one of its settings is unknown, or a value is not possible.
     """
-    settings = copy.deepcopy(dict(config))
+    settings = dict(config)
     kind = settings.pop('type', None)
-    with MODELS.switch_scope_and_registry(None) as registry:
-        found = registry.get(kind) if isinstance(kind, str) else kind
-    if not (inspect.isclass(found) and issubclass(found, Method)):
-        names = [
-            name
-            for name, cls in MODELS.module_dict.items()
-            if inspect.isclass(cls) and issubclass(cls, Method)
-        ]
-        raise ForgettingError(f'method.type is {kind!r}{_nearest(kind, names)}.')
-    check_names(settings, _settings_of(found), f'Method {found.__name__}')
-    return found(**settings)
-
-
-def _settings_of(method: type) -> list[str]:
-    """Names a class can be built with; ``**kwargs`` goes on to the next class."""
-    names: list[str] = []
-    for cls in method.__mro__:
-        if '__init__' not in vars(cls):
-            continue
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in names]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names
-
-
-def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
-    """Refuse a setting that does not exist, e.g. one left over from a config underneath.
-
-    Raises:
-        ForgettingError: A name in ``given`` is not in ``allowed``.
-    """
-    allowed = list(allowed)
-    for name in given:
-        if name not in allowed:
-            raise ForgettingError(
-                f'{what} has no setting {name!r}{_nearest(name, allowed)}; what a base config sets '
-                'is taken away with _delete_=True.'
-            )
-
-
-def _nearest(name: object, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), allowed, n=1)
-    meant = f' (did you mean {near[0]!r}?)' if near else ''
-    return f'{meant}; allowed are {", ".join(allowed)}'
-
-
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse a value that is none of the allowed ones.
-
-    Raises:
-        ForgettingError: It is none of them.
-    """
-    if value not in allowed:
-        choices = f'{", ".join(allowed[:-1])} or {allowed[-1]}'
-        raise ForgettingError(f'{name} is {value!r}; it can be {choices}.')
-
-
-def number(name: str, value: object) -> float:
-    """A setting that is a finite number from 0 up.
-
-    Raises:
-        ForgettingError: It is not.
-    """
-    return _numbers(name, [value], value, 'a number from 0 up')[0]
-
-
-def per_task(name: str, value: object) -> tuple[float, ...]:
-    """A setting that is one number from 0 up, or a list of them with one per task.
-
-    Raises:
-        ForgettingError: It is neither.
-    """
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return _numbers(name, values, value, 'a number from 0 up, or a list of them, one per task')
-
-
-def _numbers(name: str, values: list, given: object, allowed: str) -> tuple[float, ...]:
-    for value in values or [None]:
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (plain and math.isfinite(value) and value >= 0):
-            raise ForgettingError(f'{name} is {given!r}; it can be {allowed}.')
-    return tuple(values)
+    found = METHODS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ForgettingError(f'method.type is {kind!r}{nearest(kind, METHODS.module_dict)}.')
+    return build(found, settings, f'Method {found.__name__}')

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from mmengine.registry import MODELS
 from torch import Tensor
 
+from mmgslora.families.view import View
 from mmgslora.losses import bounded_ascent, joint_value
-from mmgslora.methods.base import Method, number, per_task
+from mmgslora.methods.base import METHODS, Context, Method, of_task, task_terms
+from mmgslora.methods.sparsity import Sparsity
+from mmgslora.settings import NonNegative, PerTask, checked
 
-if TYPE_CHECKING:
-    from mmgslora.families.view import View
 
-
-@MODELS.register_module()
+@METHODS.register_module()
 class GSLoRA(Method):
     r"""The authors' GS-LoRA: forget by bounded ascent, keep by rehearsal, stay sparse by groups.
 
@@ -37,35 +35,32 @@ class GSLoRA(Method):
             faces and ImageNet100. Defaults to 15.
         beta: Weight of the forget term, one number or one per task (the last one serves all
             further tasks). Defaults to their seven for COCO.
-        sparsity: See :class:`Method`; given keys override the defaults, 'penalty' of weight 3e-4
-            by block.
+        sparsity: See :class:`~mmgslora.methods.sparsity.Sparsity`; given keys override the
+            defaults, 'penalty' of weight 3e-4 by block.
         dropout: See :class:`Method`. Defaults to True.
 
     Raises:
-        ForgettingError: A number is negative or not finite, or see :class:`Method`.
+        ForgettingError: A setting is unknown or not possible.
     """
 
+    @checked
     def __init__(
         self,
-        bound: float = 15.0,
-        beta: float | Sequence[float] = (0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),
+        bound: NonNegative = 15.0,
+        beta: PerTask = (0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),
         sparsity: dict | None = None,
         dropout: bool = True,
     ) -> None:
-        super().__init__(dict(mode='penalty', alpha=3e-4) | (sparsity or {}), dropout)
-        self.bound = number('bound', bound)
-        self.betas = per_task('beta', beta)
+        super().__init__(dropout)
+        self.bound, self.beta = bound, beta
+        self.sparsity = Sparsity.over(dict(mode='penalty', alpha=3e-4), sparsity)
+        self.parts = [self.sparsity]
 
-    @property
-    def beta(self) -> float:
-        """The weight of the forget term in the task of the moment."""
-        return self.of_task(self.betas)
-
-    def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
+    def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
-        losses = self.retain_losses(retain)
-        (name, classification), *others = forget.terms.items()
-        hinge = bounded_ascent(joint_value(classification), self.bound)
-        losses[f'forget_{name}'] = self.beta * hinge
-        losses.update({f'forget_{name}': self.beta * value for name, value in others})
+        losses = {**task_terms(views['retain']), **self.sparsity.losses(context)}
+        beta = of_task(self.beta, context.task)
+        (name, classification), *others = task_terms(views['forget']).items()
+        losses[name] = beta * bounded_ascent(joint_value(classification), self.bound)
+        losses.update({name: beta * value for name, value in others})
         return losses

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor
 
+from mmgslora.families.view import View
 from mmgslora.losses import bounded_ascent, joint_weighted_mean, prototype_divergence
-from mmgslora.methods.base import check_choice, number, per_task
+from mmgslora.methods.base import METHODS, Context, of_task
 from mmgslora.methods.gs_lora import GSLoRA
+from mmgslora.methods.prototypes import Prototypes
+from mmgslora.settings import Count, NonNegative, PerTask, checked
 
-if TYPE_CHECKING:
-    from mmgslora.families.view import View
 
-
-@MODELS.register_module()
+@METHODS.register_module()
 class GSLoRAPlusPlus(GSLoRA):
     r"""The authors' GS-LoRA++: GS-LoRA that also drives embeddings off their prototypes.
 
@@ -26,8 +25,8 @@ class GSLoRAPlusPlus(GSLoRA):
     :math:`\bar D` is the mean distance (:func:`~mmgslora.losses.prototype_divergence`) of the
     objects of a view from the prototype of their class. Classes without one are left out.
     Prototypes come from the original model and stay the same for all tasks
-    (:class:`~mmgslora.engine.PrototypeHook`); the authors' code takes them anew from the model at
-    the start of each task, which in task 1 is the original.
+    (:class:`~mmgslora.methods.prototypes.Prototypes`); the authors' code takes them anew from the
+    model at the start of each task, which in task 1 is the original.
 
     Defaults are those of the authors' detection script.
 
@@ -41,48 +40,49 @@ class GSLoRAPlusPlus(GSLoRA):
             Defaults to 'head'.
         prototype_file: Take the prototypes from this file, made by an earlier run from the same
             model, instead of computing them. Defaults to None.
+        prototype_passes: Passes over the images for mean embeddings. Defaults to 4.
         **kwargs: As for :class:`GSLoRA`.
 
     Raises:
-        ForgettingError: ``prototypes`` is neither, or see :class:`GSLoRA`.
+        ForgettingError: See :class:`GSLoRA`.
     """
 
+    @checked
     def __init__(
         self,
-        prototype_weight: float | Sequence[float] = 0.005,
-        feature_pull_weight: float = 0.0,
-        prototype_bound: float = 18.0,
-        prototypes: str = 'head',
+        prototype_weight: PerTask = 0.005,
+        feature_pull_weight: NonNegative = 0.0,
+        prototype_bound: NonNegative = 18.0,
+        prototypes: Literal['embeddings', 'head'] = 'head',
         prototype_file: str | None = None,
+        prototype_passes: Count = 4,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        check_choice('prototypes', prototypes, ('embeddings', 'head'))
-        self.prototype_weights = per_task('prototype_weight', prototype_weight)
-        self.feature_pull_weight = number('feature_pull_weight', feature_pull_weight)
-        self.prototype_bound = number('prototype_bound', prototype_bound)
-        self.prototype_source = prototypes
-        self.prototype_file = prototype_file
+        self.prototype_weight = prototype_weight
+        self.feature_pull_weight = feature_pull_weight
+        self.prototype_bound = prototype_bound
+        self.prototypes, self.prototype_file = prototypes, prototype_file
+        self.prototype_passes = prototype_passes
+        self._prototypes = Prototypes(prototypes, prototype_file, prototype_passes)
+        self.parts = [*self.parts, self._prototypes]
 
-    @property
-    def prototype_weight(self) -> float:
-        """w_f in the task of the moment."""
-        return self.of_task(self.prototype_weights)
-
-    def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
+    def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
-        losses = super().losses(forget, retain)
-        if self.prototype_weight:
-            hinge = bounded_ascent(self._distance(forget), self.prototype_bound)
-            losses['forget_loss_prototype'] = self.prototype_weight * hinge
+        losses = super().losses(views, context)
+        weight = of_task(self.prototype_weight, context.task)
+        if weight:
+            hinge = bounded_ascent(self._distance(views['forget']), self.prototype_bound)
+            losses['forget_loss_prototype'] = weight * hinge
         if self.feature_pull_weight:
-            losses['retain_loss_prototype'] = self.feature_pull_weight * self._distance(retain)
+            distance = self._distance(views['retain'])
+            losses['retain_loss_prototype'] = self.feature_pull_weight * distance
         return losses
 
     def _distance(self, view: View) -> Tensor:
         """Mean divergence of a view's objects from their prototypes, of all processes together."""
-        self.prototypes = self.prototypes.to(view.embeddings.device)
-        wanted = self.prototypes[view.labels]
+        wanted = self._prototypes.of(view.labels)
         known = wanted.isfinite().all(-1)
-        distances = prototype_divergence(view.embeddings[known], wanted[known])
+        embeddings = view.now.embeddings[view.matched]
+        distances = prototype_divergence(embeddings[known], wanted[known])
         return joint_weighted_mean(distances, torch.ones_like(distances))

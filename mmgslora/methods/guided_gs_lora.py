@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-import torch
-from mmengine.dist import get_world_size
-from mmengine.registry import MODELS
 from torch import Tensor
 
+from mmgslora.families.view import Outputs, View, expected
 from mmgslora.losses import (
     bounded_ascent,
     class_mean_shift,
@@ -18,23 +16,24 @@ from mmgslora.losses import (
     joint_weighted_mean,
     mean_over_processes,
 )
-from mmgslora.methods.base import Method, check_choice, number, per_task
-
-if TYPE_CHECKING:
-    from mmgslora.families.view import View
+from mmgslora.methods.base import METHODS, Context, Method, Task, of_task, task_terms
+from mmgslora.methods.prototypes import Prototypes
+from mmgslora.methods.sparsity import Sparsity
+from mmgslora.settings import Count, NonNegative, PerTask, checked
 
 NEGLIGIBLE = -9.0
 """A log-probability under which no class is looked for any more, in nats (ours)."""
 
 
-@MODELS.register_module()
+@METHODS.register_module()
 class GuidedGSLoRA(Method):
     r"""Group sparse LoRA guided by the teacher, the model at the start of the task (ours).
 
     .. math:: L = \beta\, L_f + L_r + \lambda\, (D_f + D_r) + w_b\, B + w_p\, P + w_h\, H
 
     :math:`L_r` is the task loss of the retain view, :math:`D` the distance of each view's outputs
-    from the teacher's in everything but the classes to forget (``View.drift``). Let
+    from the teacher's in everything but the classes to forget
+    (:meth:`~mmgslora.families.view.Outputs.divergence`). Let
     :math:`\hat p_{qc}` be the teacher's probability of class c in prediction q, and
     :math:`\hat b_q = 1 - \max_c \hat p_{qc}` that of nothing being there.
 
@@ -80,146 +79,127 @@ class GuidedGSLoRA(Method):
             further tasks). Defaults to 1.
         distill_weight: :math:`\lambda`. Defaults to 5.
         background_weight: :math:`w_b`. Defaults to 0.2.
-        prototype_weight: :math:`w_p`, one number or one per task. Defaults to 2; with 0 no
+        prototype_weight: :math:`w_p`, one number or one per task. Defaults to 1; with 0 no
             prototypes are computed.
         feature_distill_weight: :math:`w_h`. Defaults to 0.5.
         prototypes: 'embeddings' (the mean embedding of each class over the training data) or
             'head' (its row in the classifier's weight). Defaults to 'embeddings'.
         prototype_file: Take the prototypes from this file, made by an earlier run from the same
             model, instead of computing them. Defaults to None.
-        sparsity: See :class:`Method`; given keys override the defaults, 'proximal' of weight 0.3
-            by block, selecting in the first third of a task.
+        prototype_passes: Passes over the images for mean embeddings. Defaults to 4.
+        sparsity: See :class:`~mmgslora.methods.sparsity.Sparsity`; given keys override the
+            defaults, 'proximal' of weight 0.3 by block, selecting in the first third of a task.
         dropout: See :class:`Method`. Defaults to False.
 
     Raises:
-        ForgettingError: ``forget_loss`` or ``prototypes`` is unknown, a number is negative or not
-            finite, or see :class:`Method`.
+        ForgettingError: A setting is unknown or not possible.
     """
 
-    needs_teacher = True
+    teachers = ('task_start',)
 
+    @checked
     def __init__(
         self,
-        forget_loss: str = 'predictions',
-        margin: float = 3.0,
-        bound: float = 9.0,
-        beta: float | Sequence[float] = 1.0,
-        distill_weight: float = 5.0,
-        background_weight: float = 0.2,
-        prototype_weight: float | Sequence[float] = 1.0,
-        feature_distill_weight: float = 0.5,
-        prototypes: str = 'embeddings',
+        forget_loss: Literal['predictions', 'odds'] = 'predictions',
+        margin: NonNegative = 3.0,
+        bound: NonNegative = 9.0,
+        beta: PerTask = 1.0,
+        distill_weight: NonNegative = 5.0,
+        background_weight: NonNegative = 0.2,
+        prototype_weight: PerTask = 1.0,
+        feature_distill_weight: NonNegative = 0.5,
+        prototypes: Literal['embeddings', 'head'] = 'embeddings',
         prototype_file: str | None = None,
+        prototype_passes: Count = 4,
         sparsity: dict | None = None,
         dropout: bool = False,
     ) -> None:
-        super().__init__(dict(mode='proximal', alpha=0.3, select=1 / 3) | (sparsity or {}), dropout)
-        check_choice('forget_loss', forget_loss, ('predictions', 'odds'))
-        check_choice('prototypes', prototypes, ('embeddings', 'head'))
+        super().__init__(dropout)
         self.forget_loss = forget_loss
-        self.margin, self.bound = number('margin', margin), number('bound', bound)
-        self.betas = per_task('beta', beta)
-        self.distill_weight = number('distill_weight', distill_weight)
-        self.background_weight = number('background_weight', background_weight)
-        self.prototype_weights = per_task('prototype_weight', prototype_weight)
-        self.feature_distill_weight = number('feature_distill_weight', feature_distill_weight)
-        self.prototype_source = prototypes if any(self.prototype_weights) else None
-        self.prototype_file = prototype_file
+        self.margin, self.bound, self.beta = margin, bound, beta
+        self.distill_weight, self.background_weight = distill_weight, background_weight
+        self.prototype_weight = prototype_weight
+        self.feature_distill_weight = feature_distill_weight
+        self.prototypes, self.prototype_file = prototypes, prototype_file
+        self.prototype_passes = prototype_passes
+        defaults = dict(mode='proximal', alpha=0.3, select=1 / 3)
+        self.sparsity = Sparsity.over(defaults, sparsity)
+        self._prototypes = Prototypes(prototypes, prototype_file, prototype_passes)
+        moved = (
+            any(prototype_weight) if isinstance(prototype_weight, Sequence) else prototype_weight
+        )
+        self.parts = [self.sparsity, *([self._prototypes] if moved else [])]
 
-    @property
-    def beta(self) -> float:
-        """The weight of the forget term in the task of the moment."""
-        return self.of_task(self.betas)
-
-    @property
-    def prototype_weight(self) -> float:
-        """w_p in the task of the moment."""
-        return self.of_task(self.prototype_weights)
-
-    def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
+    def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
-        losses = self.retain_losses(retain)
-        teacher, empty = _teacher(forget, retain)
+        forget, retain, task = views['forget'], views['retain'], context.task
+        losses = {**task_terms(retain), **self.sparsity.losses(context)}
+        now = Outputs.joined(forget.now, retain.now)
+        teacher = Outputs.joined(*(view.teachers['task_start'] for view in (forget, retain)))
+        log_probs = teacher.class_log_probs
+        empty = 1 - log_probs.max(-1).values.exp()
         odds = self.forget_loss == 'odds'
-        hinge = self._odds(forget) if odds else self._hinge(forget, teacher, empty)
-        losses['forget_loss_cls'] = self.beta * hinge
+        hinge = self._odds(forget, task) if odds else self._hinge(forget, log_probs, empty, task)
+        losses['forget_loss_cls'] = of_task(self.beta, task) * hinge
         if self.distill_weight:
-            losses['forget_loss_drift'] = self.distill_weight * forget.drift
-            losses['retain_loss_drift'] = self.distill_weight * retain.drift
+            for side, view in views.items():
+                drift = view.now.divergence(view.teachers['task_start'], without=task.forget)
+                losses[f'{side}_loss_drift'] = self.distill_weight * drift
         if self.background_weight:
-            moved = self._background(teacher, empty, forget, retain)
+            moved = self._background(now.log_probs, log_probs, empty, task)
             losses['loss_background'] = self.background_weight * moved
-        if self.prototype_weight:
-            losses['forget_loss_prototype'] = self.prototype_weight * self._off_centre(forget)
+        weight = of_task(self.prototype_weight, task)
+        if weight:
+            losses['forget_loss_prototype'] = weight * self._off_centre(forget, task)
         if self.feature_distill_weight:
-            moved = self._moved(forget.classes, forget, retain)
+            moved = self._moved(now, teacher, log_probs, task)
             losses['retain_loss_prototype'] = self.feature_distill_weight * moved
         return losses
 
-    def _hinge(self, forget: View, teacher: Tensor, empty: Tensor) -> Tensor:
+    def _hinge(self, forget: View, teacher: Tensor, empty: Tensor, task: Task) -> Tensor:
         """L_f of 'predictions'; the teacher's values are those of both views."""
         empty_sum = mean_over_processes(empty.sum()).clamp(min=1e-9)
-        level = mean_over_processes(empty @ teacher[:, forget.classes]) / empty_sum
-        log_probs = _at_least_float32(forget.log_probs[:, forget.classes])
-        teacher_prob = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp()
+        level = mean_over_processes(empty @ teacher[:, task.forget]) / empty_sum
+        log_probs = forget.now.log_probs[:, task.forget]
+        teacher_prob = forget.teachers['task_start'].log_probs[:, task.forget].exp()
         nll = level - log_probs
         return _per_expected(teacher_prob, bounded_ascent(nll, self.margin))
 
-    def _odds(self, forget: View) -> Tensor:
+    def _odds(self, forget: View, task: Task) -> Tensor:
         """L_f of 'odds'."""
-        teacher_prob = _at_least_float32(forget.teacher_log_probs[:, forget.classes]).exp().sum(-1)
-        nll = -log_odds(_at_least_float32(forget.log_probs), forget.gone)
+        teacher_prob = forget.teachers['task_start'].log_probs[:, task.forget].exp().sum(-1)
+        nll = -forget.now.log_odds(task.must_be_gone)
         return _per_expected(teacher_prob, bounded_ascent(nll, self.bound))
 
-    def _background(self, teacher: Tensor, empty: Tensor, *views: View) -> Tensor:
+    @staticmethod
+    def _background(now: Tensor, teacher: Tensor, empty: Tensor, task: Task) -> Tensor:
         """How far the gone classes are from the teacher's where there is nothing, squared, B."""
-        gone = views[0].gone
-        now = _at_least_float32(torch.cat([view.log_probs for view in views])[:, gone])
-        apart = (now - teacher[:, gone]).masked_fill(
-            (now < NEGLIGIBLE) & (teacher[:, gone] < NEGLIGIBLE), 0.0
-        )
+        gone = task.must_be_gone
+        now, teacher = now[:, gone], teacher[:, gone]
+        apart = (now - teacher).masked_fill((now < NEGLIGIBLE) & (teacher < NEGLIGIBLE), 0.0)
         return joint_weighted_mean(apart.square().mean(-1), empty)
 
-    def _off_centre(self, view: View) -> Tensor:
+    def _off_centre(self, view: View, task: Task) -> Tensor:
         """How far the means of the classes to forget are from the centre, squared, P."""
-        self.prototypes = self.prototypes.to(view.states.device)
-        centre = self.prototypes[self.prototypes.isfinite().all(-1)].mean(0)
-        wanted = (centre - self.prototypes[view.classes]).nan_to_num()
-        sure = view.teacher_log_probs[:, view.classes] > math.log(0.5)
-        sums, counts = class_mean_shift(view.states - view.teacher_states, sure, wanted)
+        prototypes = self._prototypes.of(task.forget)
+        wanted = (self._prototypes.centre - prototypes).nan_to_num()
+        teacher = view.teachers['task_start']
+        sure = teacher.log_probs[:, task.forget] > math.log(0.5)
+        sums, counts = class_mean_shift(view.now.embeddings - teacher.embeddings, sure, wanted)
         sums, counts = joint_value(sums), mean_over_processes(counts)
         seen = counts > 0
         means = sums[seen] / counts[seen, None]
         return means.square().mean() if seen.any() else sums.sum()
 
-    def _moved(self, gone: Tensor, *views: View) -> Tensor:
+    @staticmethod
+    def _moved(now: Outputs, teacher: Outputs, log_probs: Tensor, task: Task) -> Tensor:
         """How far predictions of other classes are from where the teacher has them, squared, H."""
-        moves = torch.cat([view.states - view.teacher_states for view in views])
-        teacher_prob = torch.cat([view.teacher_log_probs for view in views]).exp()
-        teacher_prob[:, gone] = 0
+        moves = now.embeddings - teacher.embeddings
+        teacher_prob = log_probs.exp()
+        teacher_prob[:, task.forget] = 0
         return joint_weighted_mean(moves.square().mean(-1), teacher_prob.max(-1).values)
-
-
-def _teacher(*views: View) -> tuple[Tensor, Tensor]:
-    """The teacher's log-probabilities (m, C) of all views, and (m,) that nothing is there."""
-    log_probs = _at_least_float32(torch.cat([view.teacher_log_probs for view in views]))
-    return log_probs, 1 - log_probs.max(-1).values.exp()
 
 
 def _per_expected(teacher_prob: Tensor, values: Tensor) -> Tensor:
     """Sum of values weighted by the teacher's probability, per object that it expects."""
-    # The joint sum is clamped at 1, so the mean over processes at their share of that.
-    total = mean_over_processes(teacher_prob.sum()).clamp(min=1 / get_world_size())
-    return (teacher_prob * values).sum() / total
-
-
-def log_odds(log_probs: Tensor, classes: Tensor) -> Tensor:
-    """(m,) log-odds of these classes together against all others, of (m, C) log-probabilities."""
-    ours = torch.zeros(log_probs.shape[1], dtype=torch.bool, device=log_probs.device)
-    ours[classes] = True
-    return log_probs[:, ours].logsumexp(-1) - log_probs[:, ~ours].logsumexp(-1)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    # Sums over all predictions lose their last terms in the half precision of autocast.
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return (teacher_prob * values).sum() / expected(teacher_prob)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmgslora.methods.base import Method
+from mmgslora.families.view import View
+from mmgslora.methods.base import METHODS, Context, Method, task_terms
+from mmgslora.methods.sparsity import Sparsity
+from mmgslora.settings import checked
 
-if TYPE_CHECKING:
-    from mmgslora.families.view import View
 
-
-@MODELS.register_module()
+@METHODS.register_module()
 class RetainOnly(Method):
     """Train on the retain view alone: the same steps as forgetting, without a forget term.
 
@@ -22,10 +21,18 @@ class RetainOnly(Method):
     own.
 
     Args:
-        sparsity: See :class:`Method`. Defaults to no sparsity.
+        sparsity: See :class:`~mmgslora.methods.sparsity.Sparsity`. Defaults to none.
         dropout: See :class:`Method`. Defaults to False.
     """
 
-    def losses(self, forget: View, retain: View) -> dict[str, Tensor]:
+    sides = ('retain',)
+
+    @checked
+    def __init__(self, sparsity: dict | None = None, dropout: bool = False) -> None:
+        super().__init__(dropout)
+        self.sparsity = Sparsity.over({}, sparsity)
+        self.parts = [self.sparsity]
+
+    def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
-        return self.retain_losses(retain)
+        return {**task_terms(views['retain']), **self.sparsity.losses(context)}

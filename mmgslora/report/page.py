@@ -336,7 +336,7 @@ def _files(run: FinishedRun, certificates: list[dict[str, Any]]) -> list[dict[st
     return found
 
 
-_SETTINGS = ('family', 'method', 'lora', 'schedule', 'split', 'seal', 'protocol', 'audit')
+_SETTINGS = ('family', 'method', 'tune', 'schedule', 'split', 'seal', 'protocol', 'audit')
 
 
 def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:

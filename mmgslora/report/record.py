@@ -39,9 +39,9 @@ def run_title(record: dict) -> str:
 
 
 def run_settings(record: dict) -> list[tuple[str, str]]:
-    """Method and LoRA with their settings, as far as the record has them."""
-    lora = {k: v for k, v in (record.get('lora') or {}).items() if k != 'targets'}  # many names
-    settings = {'Method': record.get('method'), 'LoRA': lora}
+    """Method and what it trains, with their settings, as far as the record has them."""
+    tune = {k: v for k, v in (record.get('tune') or {}).items() if k != 'targets'}  # many names
+    settings = {'Method': record.get('method'), 'Trained': tune}
     return [(name, short(value)) for name, value in settings.items() if value]
 
 

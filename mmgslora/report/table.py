@@ -149,11 +149,11 @@ def summary_lines(record: dict) -> list[str]:
             f'to forget, {sum(i.get("retain", 0) for i in images):,} to retain.'
         )
 
-    train, evaluate = (
-        sum(task.get(key) or 0 for task in tasks) for key in ('train_seconds', 'eval_seconds')
+    prepare, train, evaluate = (
+        sum(task.get(f'{key}_seconds') or 0 for task in tasks)
+        for key in ('prepare', 'train', 'eval')
     )
-    prototypes = number(record.get('prototype_seconds'))
-    before = '' if prototypes is None else f'the prototypes before it {_duration(prototypes)}, '
+    before = f'what the method prepares before it {_duration(prepare)}, ' if prepare >= 1 else ''
     lines.append(
         f'Training took {_duration(train)} in all, {before}evaluation {_duration(evaluate)}.'
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mmgslora.lora.adapter import WEIGHTS, Adapter, norms
+from mmgslora.lora.stored import StoredAdapter, norms
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GroupContent:
     parameters: int
 
 
-def contents(adapter: Adapter) -> list[GroupContent]:
+def contents(adapter: StoredAdapter) -> list[GroupContent]:
     """The groups of an adapter, those that were left out as well if its metadata names them."""
     groups = adapter.metadata.get('groups')
     if groups is None:
@@ -48,6 +48,6 @@ def contents(adapter: Adapter) -> list[GroupContent]:
     return found
 
 
-def weight_file_size(adapter: Adapter) -> int:
+def weight_file_size(adapter: StoredAdapter) -> int:
     """Bytes of the adapter's weights on disk."""
-    return (adapter.folder / WEIGHTS).stat().st_size
+    return sum(path.stat().st_size for path in adapter.folder.glob('*.safetensors'))

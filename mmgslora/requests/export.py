@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
 from mmgslora.lora import fingerprint
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.stored import StoredAdapter
 from mmgslora.requests.checkpoint import read_checkpoint, write_checkpoint
 from mmgslora.requests.measure import config_of
 from mmgslora.requests.onnx_file import write_onnx
@@ -141,7 +141,7 @@ def merge(sequence: RequestSequence, tasks: Sequence[int], out: str | Path) -> P
     return Path(out)
 
 
-def add(adapter: Adapter, checkpoint: str | Path, out: str | Path) -> Path:
+def add(adapter: StoredAdapter, checkpoint: str | Path, out: str | Path) -> Path:
     """Write a copy of a plain checkpoint with one adapter merged in; the checkpoint stays.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.stored import StoredAdapter
 from mmgslora.report.record import merged_file
 from mmgslora.report.run import FinishedRun, find_file, sha256
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
@@ -103,7 +103,7 @@ class RequestSequence:
         """The run's last merged checkpoint, for names, shapes and meta."""
         return read_checkpoint(self.work_dir / self.merged(-1))
 
-    def adapter(self, task: int) -> Adapter:
+    def adapter(self, task: int) -> StoredAdapter:
         """The adapter of a request, checked against the ledger.
 
         Raises:
@@ -115,7 +115,7 @@ class RequestSequence:
             path = self.work_dir / file['path']
             if role.startswith('adapter/') and path.is_file() and sha256(path) != file['sha256']:
                 raise self.ledger.misfit(entry['number'], f'{file["path"]} was changed')
-        return Adapter.read(folder)
+        return StoredAdapter.read(folder)
 
     def state(self, tasks: Sequence[int]) -> dict[str, Tensor]:
         """State dict of the original with the adapters of these requests, and no other, merged in.
@@ -130,7 +130,7 @@ class RequestSequence:
         for task in self.tasks[: self._place(tasks[-1]) + 1] if tasks else ():
             adapter = self.adapter(task)
             if task not in tasks:
-                left_out |= adapter.changes
+                left_out |= adapter.changes(state)
                 continue
             tied = sorted(left_out.intersection(adapter.whole))
             if tied:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.stored import StoredAdapter
 from mmgslora.report.record import tasks_of
 from mmgslora.report.run import find_file, read_json, sha256
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
@@ -136,7 +136,7 @@ class _Check:
         if entry.get('base') not in (None, fingerprint(state)):
             raise ForgettingError('the base does not have the fingerprint recorded')
         for folder in adapters:
-            state = Adapter.read(folder).merged(state, own_base=entry['event'] == 'forgotten')
+            state = StoredAdapter.read(folder).merged(state, own_base=entry['event'] == 'forgotten')
         return state
 
     def record(self) -> None:

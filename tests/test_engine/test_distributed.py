@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from safetensors.torch import load_file
 
 from mmgslora.datasets import Protocol
-from mmgslora.engine import group_sparsity_hook
+from mmgslora.methods import sparsity as group_sparsity
 
 
 @HOOKS.register_module()
@@ -275,7 +275,7 @@ def test_nothing_piles_up_and_gradients_accumulate(
             history = runner.message_hub.get_scalar('train/loss').data[0]
             ends.append((len(runner.optim_wrapper.optimizer.state), history.size))
 
-    monkeypatch.setattr(group_sparsity_hook, 'proximal_step', proximal_step)
+    monkeypatch.setattr(group_sparsity, 'proximal_step', proximal_step)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(CountHook())
     runner.train()
@@ -304,12 +304,13 @@ def test_losses_under_autocast(tiny_cfg, tiny_checkpoint, method):
     views.set_partition(partition)
     model = MODELS.build(cfg.model | dict(method=method))
     model.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
-    for group in model.method.groups:
+    groups = model.tune.groups('block')
+    for group in groups:
         for matrix in group.B:
             torch.nn.init.normal_(matrix)
     batch = pseudo_collate([views[i] for i in (0, 1, views.num_forget, views.num_forget + 1)])
     batch = model.data_preprocessor(batch, training=True)
-    teacher = model.method.needs_teacher
+    teacher = model.method.teachers
     expected = model(**batch, mode='loss')
     with torch.autocast('cpu', torch.bfloat16):
         found = model(**batch, mode='loss')
@@ -320,4 +321,4 @@ def test_losses_under_autocast(tiny_cfg, tiny_checkpoint, method):
             assert value.dtype == torch.float32
         assert value.item() == pytest.approx(expected[name].item(), rel=0.1)
     sum(found.values()).backward()
-    assert all(torch.isfinite(b.grad).all() for g in model.method.groups for b in g.A + g.B)
+    assert all(torch.isfinite(b.grad).all() for g in groups for b in g.A + g.B)

@@ -113,11 +113,13 @@ def test_record_names_what_was_done(finished):
     assert (record['family'], record['split'], record['seal']) == ('detector', 'test', False)
     method = finished.train_loop.model.method
     assert record['method']['type'] == type(method).__name__
-    assert record['method']['sparsity'] == method.sparsity
-    assert record['method']['betas'] == list(method.betas)
-    assert 'groups' not in record['method'] and 'prototypes' not in record['method']
+    settings = json.loads(json.dumps(method.settings()))
+    assert record['method'] == dict(type='GuidedGSLoRA', **settings)
+    assert settings['sparsity']['mode'] == 'proximal' and settings['beta'] == 1.0
     targets = list(lora_layers(finished.model.detector))
-    assert record['lora'] == dict(rank=8, lora_alpha=1.0, init='kaiming', targets=targets)
+    assert record['tune'] == dict(
+        type='LoRA', rank=8, lora_alpha=1.0, init='kaiming', targets=targets
+    )
     assert record['schedule'] == dict(
         epochs_per_task=2,
         optimizer='AdamW',

@@ -68,7 +68,7 @@ def test_other_tasks_are_refused(cfg, change, words):
             {'model.method.sparsity.alpha': 0.7},
             "model.method.sparsity.alpha was 'not set' and is 0.7",
         ),
-        ({'model.lora.rank': 4}, "model.lora.rank was 'not set' and is 4"),
+        ({'model.tune.rank': 4}, "model.tune.rank was 'not set' and is 4"),
         ({'train_cfg.epochs_per_task': 3}, 'train_cfg.epochs_per_task was 1 and is 3 now'),
         ({'randomness.seed': 5}, 'randomness.seed was 0 and is 5 now'),
         ({'train_dataloader.dataset.data_ratio': 1.0}, 'data_ratio was 0.4 and is 1.0 now'),

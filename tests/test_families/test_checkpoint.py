@@ -6,6 +6,7 @@ import torch
 from mmgslora.errors import ForgettingError
 from mmgslora.families import checkpoint
 from mmgslora.families.checkpoint import class_names, fitting_weights, without_extras
+from mmgslora.tuning import LoRA
 
 OWN = {
     'backbone.conv1.weight': torch.zeros(8, 3, 7, 7),
@@ -56,13 +57,18 @@ def test_a_model_keeps_names_that_look_like_extras(lines):
     assert lines == []
 
 
+ADDED = LoRA().owns
+
+
 def test_fitting_weights():
-    found = fitting_weights(NEEDED | EXTRAS, OWN, 'DETR')
+    found = fitting_weights(NEEDED | EXTRAS, OWN, 'DETR', ADDED)
     assert found.keys() == OWN.keys()
     assert torch.equal(found['bbox_head.fc_cls.weight'], torch.ones(81, 4))
     assert torch.equal(found['bbox_head.fc_cls.lora_A'], torch.full((2, 4), 3.0))
     theirs = {'bbox_head.fc_cls.lora_A': torch.ones(2, 4)}
-    assert fitting_weights(NEEDED | theirs, OWN, 'DETR')['bbox_head.fc_cls.lora_A'].sum() == 8
+    assert (
+        fitting_weights(NEEDED | theirs, OWN, 'DETR', ADDED)['bbox_head.fc_cls.lora_A'].sum() == 8
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_fitting_weights():
 def test_weights_of_another_architecture(change, words):
     state = {key: value for key, value in (NEEDED | change).items() if value is not None}
     with pytest.raises(ForgettingError, match=words):
-        fitting_weights(state, OWN, 'DETR')
+        fitting_weights(state, OWN, 'DETR', ADDED)
 
 
 @pytest.mark.parametrize(

@@ -401,14 +401,14 @@ def test_an_error_leaves_nothing_behind(tmp_path):
 def test_a_killed_process_leaves_no_half_adapter(tmp_path):
     # Killed in the middle of writing: after the weights, before the rest.
     script = textwrap.dedent("""
-        import os, signal, sys
+        import os, pathlib, signal, sys
         from torch import nn
-        from mmgslora.lora import adapter_file, inject_lora
+        from mmgslora.lora import inject_lora, save_adapter
 
         model = nn.Sequential(nn.Linear(4, 4))
         inject_lora(model, rank=2, target='0')
-        adapter_file.json.dumps = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-        adapter_file.save_adapter(model, sys.argv[1], {})
+        pathlib.Path.write_text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        save_adapter(model, sys.argv[1], {})
     """)
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -416,7 +416,8 @@ def test_a_killed_process_leaves_no_half_adapter(tmp_path):
     )
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / 'a').exists()
-    assert all(path.name.startswith('.') for path in tmp_path.iterdir())
+    (draft,) = tmp_path.iterdir()
+    assert draft.name.startswith('.') and (draft / FILES[1]).exists()
 
     save_adapter(adapted(), tmp_path / 'a', {})
     assert load_adapter(adapted(), tmp_path / 'a')['base'] == fingerprint(adapted())

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRALinear
-from mmgslora.lora.layer import merged_weight
+from mmgslora.lora.adapter import merged_weight
 
 
 def trained(in_features=6, out_features=5, rank=3, alpha=2.0, bias=True, seed=0, **kwargs):

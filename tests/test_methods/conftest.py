@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmgslora.lora import inject_lora
+from mmgslora.lora import discover_groups, inject_lora
 
 
 class Block(torch.nn.Module):
@@ -18,3 +18,8 @@ def model():
     model = torch.nn.Sequential(Block(), Block())
     inject_lora(model, rank=2)
     return model
+
+
+@pytest.fixture
+def groups(model):
+    return discover_groups(model)

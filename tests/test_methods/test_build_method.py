@@ -1,12 +1,12 @@
 """A method takes its own settings and no others; the control has no forget term."""
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from mmgslora.errors import ForgettingError
-from mmgslora.families import View
 from mmgslora.methods import GSLoRA, GSLoRAPlusPlus, GuidedGSLoRA, RetainOnly, build_method
+
+from .views import context, view
 
 
 def test_settings_of_the_class_and_of_those_below_it():
@@ -19,7 +19,7 @@ def test_settings_of_the_class_and_of_those_below_it():
     [
         (
             dict(type='GSLoRA', beta=0.1, distill_weight=1.0),
-            "GSLoRA has no setting 'distill_weight'; allowed are bound, beta, sparsity, dropout;",
+            "GSLoRA has no setting 'distill_weight'.*; allowed are bound, beta, sparsity, dropout",
         ),
         (dict(type='GSLoRA', forget_loss='odds'), "no setting 'forget_loss'; allowed"),
         (
@@ -41,8 +41,11 @@ def test_the_config_stays_as_it_is():
     config = Config(dict(method=dict(type='GSLoRA', sparsity=dict(by='module')))).method
     method = build_method(config)
     assert type(method) is GSLoRA and config.type == 'GSLoRA'
-    assert method.sparsity == dict(
-        mode='penalty', alpha=3e-4, by='module', warmup_epochs=0, select=0.5
+    assert method.settings() == dict(
+        bound=15.0,
+        beta=(0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),
+        sparsity=dict(mode='penalty', alpha=3e-4, by='module', warmup_epochs=0, select=1 / 3),
+        dropout=True,
     )
 
 
@@ -58,18 +61,14 @@ def test_type_alone_on_the_command_line(repo_root, override):
 def test_type_alone_over_settings_of_another_method(repo_root):
     cfg = Config.fromfile(repo_root / 'configs/gslora_shapes_few_shot_plain.py')
     cfg.merge_from_dict({'model.method.type': 'GSLoRA'})
-    allowed = "no setting 'prototype_weight'; allowed are bound"
+    allowed = "no setting 'prototype_weight'.*; allowed are "
     with pytest.raises(ForgettingError, match=allowed):
         build_method(cfg.model.method)
 
 
 def test_retain_only_is_the_retain_terms():
-    def view(value):
-        terms = dict(loss_cls=torch.tensor(value), loss_bbox=torch.tensor(2 * value))
-        empty = torch.zeros(0)
-        return View(sum(terms.values()), terms, *[empty] * 7)
-
     method = build_method(dict(type='RetainOnly'))
-    losses = method.losses(view(1.0), view(3.0))
-    assert losses == dict(retain_loss_cls=3.0, retain_loss_bbox=6.0)
-    assert isinstance(method, RetainOnly) and not method.needs_teacher and not method.dropout
+    losses = method.losses(dict(retain=view('retain', 3.0, [[0.0]])), context())
+    assert losses == dict(retain_loss_cls=3.0, retain_loss_bbox=0.5, retain_loss_iou=0.25)
+    assert isinstance(method, RetainOnly) and not method.teachers and not method.dropout
+    assert method.sides == ('retain',)

@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-from mmgslora.datasets import Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.methods import GSLoRA
 
-from .views import view
+from .views import context, sides, view
+
+FLAT = [[-1.0, -1.0, -1.0]]
 
 
-def test_by_hand(model):
+def test_by_hand(model, groups):
     method = GSLoRA()
-    method.bind(model)
-    Protocol(('a', 'b', 'c'), [['b']]).partition(1).publish()
-    losses = method.losses(view(1.2, [[-1.0, -1, -1]]), view(0.9, [[-1.0, -1, -1]]))
+    views = sides(view('forget', 1.2, FLAT), view('retain', 0.9, FLAT))
+    losses = method.losses(views, context(groups))
     assert losses['retain_loss_cls'].item() == pytest.approx(0.9)
     assert losses['forget_loss_cls'].item() == pytest.approx(0.015 * (15 - 1.2))
     assert losses['forget_loss_bbox'].item() == pytest.approx(0.015 * 0.5)
@@ -27,34 +27,30 @@ def test_by_hand(model):
     ]
     expected = 3e-4 * sum(math.sqrt(s) for s in squares)
     assert losses['loss_sparsity'].item() == pytest.approx(expected, rel=1e-5)
-    assert not method.needs_teacher and method.dropout
-    assert 'retain_loss_drift' not in losses and method.prototype_source is None
+    assert not method.teachers and method.dropout
+    assert 'retain_loss_drift' not in losses and len(method.parts) == 1
 
 
-def test_beta_of_each_task(model):
+def test_beta_of_each_task(groups):
     method = GSLoRA()
-    method.bind(model)
-    protocol = Protocol(tuple('abcdefghij'), [[c] for c in 'abcdefghi'])
     expected = [0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15, 0.15, 0.15]
     for task, beta in enumerate(expected, 1):
-        protocol.partition(task).publish()
-        loss = method.losses(view(0.0, [[0.0]]), view(0.0, [[0.0]]))['forget_loss_cls']
+        views = sides(view('forget', 0.0, FLAT), view('retain', 0.0, FLAT))
+        loss = method.losses(views, context(groups, number=task))['forget_loss_cls']
         assert loss.item() == pytest.approx(15 * beta)
 
 
-def test_ascent_stops_at_the_bound(model):
-    method = GSLoRA()
-    method.bind(model)
-    assert method.losses(view(15.5, [[0.0]]), view(0.0, [[0.0]]))['forget_loss_cls'].item() == 0
+def test_ascent_stops_at_the_bound(groups):
+    views = sides(view('forget', 15.5, FLAT), view('retain', 0.0, FLAT))
+    assert GSLoRA().losses(views, context(groups))['forget_loss_cls'].item() == 0
 
 
-def test_neither_teacher_nor_proximal_unless_asked(model):
+def test_neither_teacher_nor_proximal_unless_asked(groups):
     """An ablation may ask for the proximal step; the rest of the method stays as it is."""
     method = GSLoRA(sparsity=dict(mode='proximal'))
-    method.bind(model)
-    assert method.sparsity['mode'] == 'proximal' and method.sparsity['alpha'] == 3e-4
-    losses = method.losses(view(1.2, [[0.0]]), view(0.9, [[0.0]]))
-    assert set(losses) == {
+    assert method.sparsity.mode == 'proximal' and method.sparsity.alpha == 3e-4
+    views = sides(view('forget', 1.2, FLAT), view('retain', 0.9, FLAT))
+    assert set(method.losses(views, context(groups))) == {
         f'{side}_loss_{term}' for side in ('forget', 'retain') for term in ('cls', 'bbox', 'iou')
     }
 

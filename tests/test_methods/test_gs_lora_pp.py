@@ -5,41 +5,40 @@ import math
 import pytest
 import torch
 
-from mmgslora.datasets import Protocol
 from mmgslora.errors import ForgettingError
-from mmgslora.families import View
 from mmgslora.methods import GSLoRAPlusPlus
+from mmgslora.methods.base import of_task
+
+from .views import context, sides
+from .views import view as made_view
 
 LOG3 = math.log(3)
 # KL((1/4, 3/4) || (1/2, 1/2)) and the other way round
 FAR = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
 
 
-def view(labels, embeddings):
-    return View(
-        states=torch.tensor(embeddings),
-        loss=torch.tensor(1.0),
-        terms=dict(loss_cls=torch.tensor(1.0)),
-        labels=torch.tensor(labels),
-        logits=torch.zeros(len(labels), 3),
-        embeddings=torch.tensor(embeddings),
-        log_probs=torch.zeros(1, 3),
-        classes=torch.tensor([1]),
-        gone=torch.tensor([1]),
-    )
+def view(side, of, embeddings):
+    embeddings = torch.as_tensor(embeddings)
+    rows = range(len(embeddings))
+    flat = torch.zeros(len(embeddings), 3)
+    return made_view(side, 1.0, flat, embeddings=embeddings, of=of, matched=rows)
 
 
 def method(**settings):
     made = GSLoRAPlusPlus(sparsity=dict(mode='none'), **settings)
-    made.prototypes = torch.tensor([[0.0, 0.0], [0.0, LOG3], [math.nan, math.nan]])
+    made._prototypes.values = torch.tensor([[0.0, 0.0], [0.0, LOG3], [math.nan, math.nan]])
     return made
+
+
+def losses_of(pp, forget, retain):
+    return pp.losses(sides(view('forget', *forget), view('retain', *retain)), context())
 
 
 def test_by_hand():
     pp = method(prototype_weight=0.1, feature_pull_weight=0.5, prototype_bound=2.0)
-    forget = view([1, 1], [[0.0, LOG3], [0.0, 0.0]])  # at the prototype, and FAR from it
-    retain = view([0, 1], [[0.0, 0.0], [0.0, 0.0]])
-    losses = pp.losses(forget, retain)
+    forget = [1, 1], [[0.0, LOG3], [0.0, 0.0]]  # at the prototype, and FAR from it
+    retain = [0, 1], [[0.0, 0.0], [0.0, 0.0]]
+    losses = losses_of(pp, forget, retain)
     assert losses['forget_loss_prototype'].item() == pytest.approx(0.1 * (2 - FAR / 2))
     assert losses['retain_loss_prototype'].item() == pytest.approx(0.5 * FAR / 2, rel=1e-5)
     assert losses['retain_loss_cls'].item() == 1  # the rest is GS-LoRA's
@@ -47,9 +46,9 @@ def test_by_hand():
 
 def test_classes_without_prototype_are_left_out():
     pp = method(prototype_weight=0.0, feature_pull_weight=1.0)
-    losses = pp.losses(view([1], [[0.0, 0.0]]), view([2, 1], [[9.0, 0.0], [0.0, 0.0]]))
+    losses = losses_of(pp, ([1], [[0.0, 0.0]]), ([2, 1], [[9.0, 0.0], [0.0, 0.0]]))
     assert losses['retain_loss_prototype'].item() == pytest.approx(FAR, rel=1e-5)
-    nothing = pp.losses(view([1], [[0.0, 0.0]]), view([2], [[9.0, 0.0]]))
+    nothing = losses_of(pp, ([1], [[0.0, 0.0]]), ([2], [[9.0, 0.0]]))
     assert nothing['retain_loss_prototype'].item() == 0
     assert 'forget_loss_prototype' not in losses
 
@@ -57,9 +56,8 @@ def test_classes_without_prototype_are_left_out():
 def test_pushing_stops_at_the_bound():
     pp = method(prototype_weight=1.0, prototype_bound=FAR / 2)
     embeddings = torch.tensor([[0.0, 0.0]], requires_grad=True)
-    forget = view([1], [[0.0, 0.0]])
-    forget.embeddings = embeddings
-    loss = pp.losses(forget, view([0], [[0.0, 0.0]]))['forget_loss_prototype']
+    losses = losses_of(pp, ([1], embeddings), ([0], [[0.0, 0.0]]))
+    loss = losses['forget_loss_prototype']
     loss.backward()
     assert loss.item() == 0 and not embeddings.grad.any()
 
@@ -71,9 +69,8 @@ def test_gradient_goes_the_right_way():
         (dict(prototype_weight=0.0, feature_pull_weight=1.0), -1),
     ):
         embeddings = torch.tensor([[0.0, 0.4]], requires_grad=True)
-        both = view([1], [[0.0, 0.4]])
-        both.embeddings = embeddings
-        losses = method(prototype_bound=9.0, **settings).losses(both, both)
+        pp = method(prototype_bound=9.0, **settings)
+        losses = losses_of(pp, ([1], embeddings), ([1], embeddings))
         sum(v for k, v in losses.items() if 'prototype' in k).backward()
         moved = (embeddings - 0.1 * embeddings.grad).detach()
         before, after = (x[0, 1] - x[0, 0] for x in (embeddings.detach(), moved))
@@ -83,16 +80,13 @@ def test_gradient_goes_the_right_way():
 def test_defaults_are_those_of_the_detection_script():
     pp = GSLoRAPlusPlus()
     assert (pp.prototype_bound, pp.prototype_weight, pp.feature_pull_weight) == (18, 0.005, 0)
-    assert pp.prototype_source == 'head' and pp.bound == 15 and not pp.needs_teacher
+    assert pp.prototypes == 'head' and pp.bound == 15 and not pp.teachers
 
 
 def test_weights_of_each_task():
     few = GSLoRAPlusPlus(beta=[0.3, 0.4], prototype_weight=[0.015, 0.06])
-    protocol = Protocol(tuple('abcd'), [['a'], ['b'], ['c']])
-    found = []
-    for task in range(1, 4):
-        protocol.partition(task).publish()
-        found.append((few.prototype_weight, few.beta))
+    tasks = [context(number=number).task for number in (1, 2, 3)]
+    found = [(of_task(few.prototype_weight, task), of_task(few.beta, task)) for task in tasks]
     assert found == [(0.015, 0.3), (0.06, 0.4), (0.06, 0.4)]
 
 

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from mmgslora.errors import ForgettingError
-from mmgslora.families import View
+from mmgslora.families.view import Outputs
 from mmgslora.methods import GuidedGSLoRA
 
-from .views import view
+from .views import context, outputs, sides
+from .views import view as made_view
+
+
+def view(side, log_probs, teacher, drift=0.0):
+    return made_view(side, 1.0, log_probs, outputs(teacher), drift)
 
 
 def without_prototypes(**settings):
@@ -24,34 +29,32 @@ def without_prototypes(**settings):
     )
 
 
-def test_hinge_by_hand(model):
+def test_hinge_by_hand():
     """Classes to forget 1 and 2. Where nothing is, the teacher gives them e^-4 and e^-6."""
     method = without_prototypes(beta=0.5, distill_weight=2.0)
-    method.bind(model)
     # Two predictions of the forget view hold a class; one of the retain view is empty.
     teacher = [[-20.0, math.log(1.0), -20.0], [math.log(1.0), -20.0, math.log(1.0)]]
     log_probs = [[-9.0, -3.0, -5.0], [-9.0, -30.0, -8.0]]
     empty = [[-50.0, -4.0, -6.0]]
-    forget = view(1.0, log_probs, teacher, drift=0.3, classes=(1, 2))
-    retain = view(0.9, empty, empty, drift=0.1, classes=(0,))
-    losses = method.losses(forget, retain)
+    views = sides(view('forget', log_probs, teacher, 0.3), view('retain', empty, empty, 0.1))
+    losses = method.losses(views, context(forget=(1, 2)))
     # Class 1 must come down to -4 - 1 from -3; class 2 to -6 - 1 and is at -8. Weights: 1 and 1.
     assert losses['forget_loss_cls'].item() == pytest.approx(0.5 * 2 / 2, rel=1e-4)
     assert losses['forget_loss_drift'].item() == pytest.approx(0.6)
     assert losses['retain_loss_drift'].item() == pytest.approx(0.2)
-    assert 'forget_loss_bbox' not in losses and method.needs_teacher
-    assert method.prototype_source is None  # none are computed
+    assert 'forget_loss_bbox' not in losses and method.teachers == ('task_start',)
+    assert len(method.parts) == 1  # no prototypes are computed
     assert not any('prototype' in name or 'background' in name for name in losses)
 
 
-def test_hinge_is_weighted_by_the_teacher(model):
+def test_hinge_is_weighted_by_the_teacher():
     """Both predictions are half empty, so the level is the mean of their log-probabilities."""
     method = without_prototypes(beta=1.0, distill_weight=0.0)
-    method.bind(model)
     half, low = math.log(0.5), math.log(0.25)
-    both = view(1.0, [[-9.0, 0.0], [-9.0, -2.5]], [[half, low], [half, half]], classes=(1,))
+    values = [[-9.0, 0.0], [-9.0, -2.5]], [[half, low], [half, half]]
+    views = sides(view('forget', *values), view('retain', *values))
     level = (half + low) / 2
-    loss = method.losses(both, both)['forget_loss_cls'].item()
+    loss = method.losses(views, context())['forget_loss_cls'].item()
     expected = (0.25 * (0.0 - level + 1) + 0.5 * max(0, -2.5 - level + 1)) / 1
     assert loss == pytest.approx(expected)  # the sum of probabilities, .75, counts as 1
 
@@ -67,58 +70,52 @@ def test_background_by_hand():
         sparsity=dict(mode='none'),
     )
     half = math.log(0.5)
-    forget = view(1.0, [[-1.0, -7.0, -5.0]], [[math.log(1.0), -4.0, -5.0]], old=(2,))
-    retain = view(
-        1.0, [[half, -6.0, -30.0], [half, -20.0, -8.0]], [[half, -4.0, -12.0], [half, -4.0, -9.5]]
+    forget = view('forget', [[-1.0, -7.0, -5.0]], [[math.log(1.0), -4.0, -5.0]])
+    now, teacher = (
+        [[half, -6.0, -30.0], [half, -20.0, -8.0]],
+        [[half, -4.0, -12.0], [half, -4.0, -9.5]],
     )
-    loss = method.losses(forget, retain)['loss_background'].item()
+    views = sides(forget, view('retain', now, teacher))
+    loss = method.losses(views, context(old=(2,)))['loss_background'].item()
     # Weights 0, .5, .5. Row 1: (-2)^2 and nothing, both being negligible. Row 2: (-16)^2, 1.5^2.
     expected = 0.5 * (0.5 * (4 + 0) / 2 + 0.5 * (256 + 2.25) / 2) / 1
     assert loss == pytest.approx(expected)
 
 
-def test_odds_by_hand(model):
+def test_odds_by_hand():
     """p = (1/4, 3/4, 0+): the odds of class 1 are 3; where p is 1 the slope is still 1."""
     method = without_prototypes(forget_loss='odds', beta=1.0, distill_weight=0.0)
-    method.bind(model)
     log_probs = [[math.log(0.25), math.log(0.75), -1e4]]
     teacher = [[math.log(0.2), math.log(0.8), -1e4]]
-    losses = method.losses(view(1.0, log_probs, teacher), view(1.0, log_probs, teacher))
+    views = sides(view('forget', log_probs, teacher), view('retain', log_probs, teacher))
+    losses = method.losses(views, context())
     assert losses['forget_loss_cls'].item() == pytest.approx(0.8 * (4 + math.log(3)), rel=1e-5)
     logits = torch.tensor([[0.0, 60.0, 0.0]], requires_grad=True)  # p is 1 in float32
-    sure = view(1.0, log_probs, teacher)
-    sure.log_probs = logits.log_softmax(-1)
-    method.losses(sure, sure)['forget_loss_cls'].backward()
+    for made in views.values():
+        made.now = Outputs(logits, torch.zeros(1, 4))
+    method.losses(views, context())['forget_loss_cls'].backward()
     assert logits.grad[0, 1].item() == pytest.approx(0.8, rel=1e-4)  # the teacher's probability
 
 
-def test_odds_are_those_of_all_that_must_be_gone(model):
+def test_odds_are_those_of_all_that_must_be_gone():
     """An image of class 1 must not be called 2, which was forgotten earlier, nor 0."""
     method = without_prototypes(forget_loss='odds', beta=1.0, distill_weight=0.0)
-    method.bind(model)
     log_probs = [[math.log(p) for p in (0.1, 0.2, 0.3, 0.4)]]
     teacher = [[math.log(p) for p in (0.3, 0.5, 0.1, 0.1)]]
-    both = view(1.0, log_probs, teacher, classes=(0, 1), old=(2,))
-    found = method.losses(both, both)['forget_loss_cls'].item()
+    views = sides(view('forget', log_probs, teacher), view('retain', log_probs, teacher))
+    task = context(names='abcd', forget=(0, 1), old=(2,))
+    found = method.losses(views, task)['forget_loss_cls'].item()
     assert found == pytest.approx(0.8 * (4 + math.log(0.6 / 0.4)), rel=1e-5)
 
 
-def predictions(states, teacher_states, teacher_probs, classes=(1,)):
+def predictions(side, states, teacher_states, teacher_probs):
     """A view as far as the terms of the embeddings read it: (m, D), (m, D) and (m, C) numbers."""
-    states = torch.tensor(states) if isinstance(states, list) else states
-    return View(
-        loss=torch.tensor(1.0),
-        terms=dict(loss_cls=torch.tensor(1.0)),
-        labels=torch.tensor([1]),
-        logits=torch.zeros(1, 3),
-        embeddings=states[:1],
-        log_probs=torch.zeros(len(states), len(teacher_probs[0])),
-        states=states,
-        classes=torch.tensor(classes),
-        gone=torch.tensor(classes),
-        teacher_log_probs=torch.tensor(teacher_probs).log(),
-        teacher_states=torch.as_tensor(teacher_states, dtype=states.dtype),
+    states = torch.as_tensor(states)
+    before = outputs(
+        torch.tensor(teacher_probs).log(), torch.as_tensor(teacher_states, dtype=states.dtype)
     )
+    flat = torch.zeros(len(states), len(teacher_probs[0]))
+    return made_view(side, 1.0, flat, before, embeddings=states)
 
 
 def means(prototypes, **settings):
@@ -129,7 +126,7 @@ def means(prototypes, **settings):
         sparsity=dict(mode='none'),
         **settings,
     )
-    made.prototypes = torch.tensor(prototypes)
+    made._prototypes.values = torch.tensor(prototypes)
     return made
 
 
@@ -141,19 +138,20 @@ def test_means_by_hand():
         feature_distill_weight=2.0,
     )
     forget = predictions(
+        'forget',
         states=[[2.0, 1.0], [5.0, 5.0], [7.0, 7.0], [2.0, 2.0]],
         teacher_states=[[0.0, 3.0], [5.0, 5.0], [0.0, 0.0], [0.0, 0.0]],
         teacher_probs=[[0.1, 0.9, 0, 0], [0.3, 0.6, 0, 0], [0.1, 0.2, 0, 0], [0.8, 0.1, 0, 0.1]],
     )
-    retain = predictions([[1.0, 0.0]], [[0.0, 0.0]], [[0.5, 0.9, 0.2, 0.0]])
-    losses = pp.losses(forget, retain)
+    retain = predictions('retain', [[1.0, 0.0]], [[0.0, 0.0]], [[0.5, 0.9, 0.2, 0.0]])
+    losses = pp.losses(sides(forget, retain), context(names='abcd'))
     # The teacher is sure of the first two: moves (2, -2) and (0, 0), mean (1, -1), off by (-1, 1).
     assert losses['forget_loss_prototype'].item() == pytest.approx(0.5 * 2 / 2)
     # Squares of all moves, mean over 2 dimensions: 4, 0, 49, 4 and 1/2; weights: the
     # teacher's probability of the likeliest class but 1.
     expected = (0.1 * 4 + 0.3 * 0 + 0.1 * 49 + 0.8 * 4 + 0.5 * 0.5) / (0.1 + 0.3 + 0.1 + 0.8 + 0.5)
     assert losses['retain_loss_prototype'].item() == pytest.approx(2.0 * expected)
-    assert pp.needs_teacher
+    assert pp.teachers == ('task_start',) and len(pp.parts) == 2
 
 
 def test_means_reached_give_no_gradient():
@@ -162,9 +160,9 @@ def test_means_reached_give_no_gradient():
         [[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]], prototype_weight=1.0, feature_distill_weight=0.0
     )  # centre (2, 2)
     states = torch.tensor([[3.0, 3.0], [1.0, 1.0]], requires_grad=True)
-    forget = predictions(states, [[1.0, 4.5], [-1.0, 3.5]], [[0.0, 0.9, 0.0]] * 2)
-    retain = predictions([[0.0, 0.0]], [[0.0, 0.0]], [[0.9, 0.0, 0.0]])
-    loss = pp.losses(forget, retain)['forget_loss_prototype']
+    forget = predictions('forget', states, [[1.0, 4.5], [-1.0, 3.5]], [[0.0, 0.9, 0.0]] * 2)
+    retain = predictions('retain', [[0.0, 0.0]], [[0.0, 0.0]], [[0.9, 0.0, 0.0]])
+    loss = pp.losses(sides(forget, retain), context())['forget_loss_prototype']
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12) and not states.grad.any()
 
@@ -173,8 +171,8 @@ def test_a_view_without_a_sure_prediction():
     pp = means(
         [[0.0, 0.0], [0.0, 4.0], [6.0, 2.0]], prototype_weight=1.0, feature_distill_weight=0.0
     )
-    both = predictions([[1.0, 1.0]], [[0.0, 0.0]], [[0.2, 0.3, 0.1]])
-    assert pp.losses(both, both)['forget_loss_prototype'].item() == 0
+    both = [predictions(s, [[1.0, 1.0]], [[0.0, 0.0]], [[0.2, 0.3, 0.1]]) for s in 'fr']
+    assert pp.losses(sides(*both), context())['forget_loss_prototype'].item() == 0
 
 
 def test_two_processes_make_the_joint_gradient(monkeypatch):
@@ -186,8 +184,9 @@ def test_two_processes_make_the_joint_gradient(monkeypatch):
 
     def gradient(rows):
         now = states[rows].clone().requires_grad_()
-        both = predictions(now, teacher[rows], [teacher_probs[i] for i in rows], classes=(0, 1))
-        losses = pp.losses(both, both)
+        probs = [teacher_probs[i] for i in rows]
+        both = [predictions(side, now, teacher[rows], probs) for side in 'fr']
+        losses = pp.losses(sides(*both), context(forget=(0, 1)))
         sum(v for k, v in losses.items() if 'prototype' in k).backward()
         return now.grad
 
@@ -202,7 +201,7 @@ def test_two_processes_make_the_joint_gradient(monkeypatch):
             kept[process].append(value.detach())
             return (value.detach() + next(others, value.detach())) / 2
 
-        for module in ('methods.guided_gs_lora', 'losses.over_processes'):
+        for module in ('methods.guided_gs_lora', 'losses.over_processes', 'families.view'):
             monkeypatch.setattr(f'mmgslora.{module}.mean_over_processes', mean)
 
     for _ in range(3):  # later values depend on earlier averages
@@ -217,12 +216,12 @@ def test_two_processes_make_the_joint_gradient(monkeypatch):
 def test_one_weight_of_the_embeddings_needs_no_prototypes():
     """Holding what stays compares with the teacher alone."""
     holding = GuidedGSLoRA(beta=0.0, distill_weight=0.0, prototype_weight=0)
-    assert holding.prototype_source is None
-    both = predictions([[1.0, 1.0]], [[0.0, 2.0]], [[0.8, 0.1, 0.1]])
-    losses = holding.losses(both, both)
+    assert len(holding.parts) == 1
+    both = [predictions(side, [[1.0, 1.0]], [[0.0, 2.0]], [[0.8, 0.1, 0.1]]) for side in 'fr']
+    losses = holding.losses(sides(*both), context())
     assert losses['retain_loss_prototype'].item() == pytest.approx(0.5 * 1)
     assert 'forget_loss_prototype' not in losses
-    assert GuidedGSLoRA(prototype_weight=[0, 1]).prototype_source == 'embeddings'
+    assert len(GuidedGSLoRA(prototype_weight=[0, 1]).parts) == 2
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ BAD = {
         + ['test_dataloader.dataset.data_prefix.img=gone/'],
         "gone' does not exist",
     ),
-    'regex': (['model.lora.target=nothing.*'], "'nothing.*' matches no Linear"),
+    'regex': (['model.tune.target=nothing.*'], "'nothing.*' matches no Linear"),
     'checkpoint': (['load_from=nowhere.pth'], "'nowhere.pth'"),
     'data ratio': (['train_dataloader.dataset.data_ratio=2'], 'data_ratio is 2'),
 }

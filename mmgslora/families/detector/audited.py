@@ -112,9 +112,9 @@ class AuditedDetector(AuditedModel):
     def objects(self, data: DetectionImages, images: Sequence[int] | None = None) -> Objects:
         """See :class:`AuditedModel`.
 
-        The prediction on an object is the query whose last box has the highest IoU with it (ties: the higher score). Layers: ``neck`` and ``encoder``, the mean
-        over the tokens under the box, levels side by side; ``decoder.0``, ... that query's state
-        as the head reads it.
+        The prediction on an object is the query whose last box has the highest IoU with it (ties:
+        the higher score). Layers: ``neck`` and ``encoder``, the mean over the tokens under the
+        box, levels side by side; ``decoder.0``, ... that query's state as the head reads it.
 
         A head of independent class scores (sigmoid) says nothing of "no object"; its
         log-probabilities are those of at most one class being there, softmax([logits, 0]).

@@ -5,32 +5,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import labels_measured_whole
-from mmgslora.families.base import ForgettingModel
-from mmgslora.families.view import View
-from mmgslora.lora import adapters_disabled
-from mmgslora.losses import mean_over_processes
+from mmgslora.families.base import ForgettingModel, taken
+from mmgslora.families.view import SIDES, Matching, Outputs, View
 
 
 @contextmanager
-def _shared_queries(detector: nn.Module) -> Iterator[None]:
+def _shared_queries(detector: nn.Module, first: dict) -> Iterator[None]:
     """Within, every pass decodes the queries of the first: row i is the same query in all.
 
-    Two-stage detectors choose their queries from the encoder's output, so a pass without adapters
-    would choose others, in another order, and comparing it row by row would mean nothing.
+    Two-stage detectors choose their queries from the encoder's output, so a teacher would choose
+    others, in another order, and comparing it row by row would mean nothing.
+
+    Args:
+        detector: The detector that decodes, the student or a teacher.
+        first: What the first pass decoded; empty before it.
     """
-    first: dict = {}
 
     def forward_decoder(memory: Tensor, **inputs) -> dict:
         if not first:
@@ -147,18 +147,19 @@ def class_layers(detector: nn.Module) -> list[nn.Module]:
 
 @MODELS.register_module()
 class ForgettingDetector(ForgettingModel):
-    """Wraps a DETR-like detector with group sparse LoRA and a forgetting method.
+    """Makes a DETR-like detector forget.
 
     The detector is built from its own, unchanged config. Backbone and neck run in eval mode, so
-    that batch-norm statistics stay as they are, and without gradients unless ``lora`` puts adapters
-    there. Both views of a step share one forward pass. Queries for denoising and encoder losses
-    belong to the detector's original training and are not used.
+    that batch-norm statistics stay as they are, and without gradients unless ``tune`` trains
+    something there. Both views of a step share one forward pass. Queries for denoising and encoder
+    losses belong to the detector's original training and are not used.
 
     Args:
         detector: Config of the detector, as in MMDetection.
         method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
-        lora: Arguments of :func:`mmgslora.lora.inject_lora`. Defaults to rank 8, lora_alpha 1,
-            the feed-forward network of every transformer block outside backbone and neck.
+        tune: Config of what may change, e.g. ``dict(type='LoRA', rank=4)``. Defaults to None:
+            what the method says; for most LoRA of rank 8 and lora_alpha 1 in the feed-forward
+            network of every transformer block outside backbone and neck.
         init_cfg: As in MMEngine. Defaults to None.
 
     Raises:
@@ -166,14 +167,14 @@ class ForgettingDetector(ForgettingModel):
             :class:`ForgettingModel`.
     """
 
-    part = 'detector'
-    trunk = ('backbone', 'neck')
+    model_key = 'detector'
+    frozen_parts = ('backbone', 'neck')
 
     def __init__(
         self,
         detector: dict,
         method: dict,
-        lora: dict | None = None,
+        tune: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         # MMDetection's constructors write into the config they are given.
@@ -184,9 +185,8 @@ class ForgettingDetector(ForgettingModel):
                 f'{type(built).__name__} has no DETR-like bbox_head; '
                 'ForgettingDetector wraps detectors that match queries to boxes one to one.'
             )
-        super().__init__(built, method, lora, init_cfg)
-        trunk = [p for part in self.trunk for p in getattr(built, part, nn.Module()).parameters()]
-        self._trunk_learns = any(p.requires_grad for p in trunk)
+        super().__init__(built, method, tune, init_cfg)
+        self._trunk_learns = self.tune.trains(self.frozen_parts)
 
     @property
     def num_classes(self) -> int:
@@ -218,29 +218,36 @@ class ForgettingDetector(ForgettingModel):
             return predict_every_query(self.detector, inputs, data_samples, labels)
         return super().forward(inputs, data_samples, mode)
 
-    def views(self, inputs: Tensor, data_samples: SampleList) -> dict[str, View]:
+    def views(
+        self,
+        inputs: Tensor,
+        data_samples: SampleList,
+        sides: Sequence[str] = SIDES,
+        teachers: Sequence[str] = (),
+    ) -> dict[str, View]:
         """See :class:`ForgettingModel`."""
+        inputs, samples = taken(inputs, data_samples, sides)
         with torch.set_grad_enabled(self._trunk_learns and torch.is_grad_enabled()):
             features = self.detector.extract_feat(inputs)
-        with _shared_queries(self.detector):
-            outputs = self._decode(features, data_samples)
-            kept = self._kept_queries(len(inputs))
-            teacher = None
-            if self.method.needs_teacher:
-                with torch.no_grad(), adapters_disabled(self.detector):
-                    if self._trunk_learns:
-                        features = self.detector.extract_feat(inputs)
-                    teacher = self._decode(features, data_samples)
-        return {
-            side: self._view(side, outputs, teacher, kept, data_samples)
-            for side in ('forget', 'retain')
-        }
+        queries: dict = {}
+        now = self._outputs(self.detector, features, samples, queries)
+        kept = self._kept_queries(len(samples))
+        before = {}
+        for name in teachers:
+            with torch.no_grad(), self.tune.teacher(name) as teacher:
+                own = teacher.extract_feat(inputs) if self._trunk_learns else features
+                before[name] = self._outputs(teacher, own, samples, queries)
+        return {side: self._view(side, now, before, kept, samples) for side in sides}
 
-    def _decode(self, features: tuple[Tensor, ...], samples: SampleList) -> tuple[Tensor, ...]:
-        """Last decoder layer: embeddings (b, q, D), class logits (b, q, C), boxes (b, q, 4)."""
-        inputs = self.detector.forward_transformer(features, samples)
-        logits, boxes = self.detector.bbox_head(**inputs)
-        return inputs['hidden_states'][-1], logits[-1], boxes[-1]
+    def _outputs(
+        self, detector: nn.Module, features: tuple[Tensor, ...], samples: SampleList, queries: dict
+    ) -> Outputs:
+        """Of the last decoder layer: embeddings (b, q, D), logits (b, q, C), boxes (b, q, 4)."""
+        with _shared_queries(detector, queries):
+            inputs = detector.forward_transformer(features, samples)
+        logits, boxes = detector.bbox_head(**inputs)
+        kind = 'sigmoid' if detector.bbox_head.loss_cls.use_sigmoid else 'softmax_background'
+        return Outputs(logits[-1], inputs['hidden_states'][-1], boxes[-1], kind)
 
     def _kept_queries(self, images: int) -> Tensor | None:
         """(b, q) queries of the last pass that can become detections; None where all can.
@@ -254,82 +261,47 @@ class ForgettingDetector(ForgettingModel):
     def _view(
         self,
         side: str,
-        outputs: tuple[Tensor, ...],
-        teacher: tuple[Tensor, ...] | None,
+        now: Outputs,
+        before: dict[str, Outputs],
         kept: Tensor | None,
         samples: SampleList,
     ) -> View:
-        head = self.detector.bbox_head
         rows = self._rows_of(side, samples)
-        embeddings, logits, boxes = (x[rows] for x in outputs)
-        for name, value in (('loss_cls', logits), ('loss_bbox', boxes)):
+        own = now[rows]
+        kept = None if kept is None else kept[rows]
+        return View(
+            side=side,
+            now=_one_row_per_query(own),
+            match=partial(self._match, side, own, kept, [samples[i] for i in rows]),
+            teachers={name: _one_row_per_query(x[rows]) for name, x in before.items()},
+        )
+
+    def _match(self, side: str, now: Outputs, kept: Tensor | None, samples: SampleList) -> Matching:
+        head = self.detector.bbox_head
+        for name, value in (('loss_cls', now.logits), ('loss_bbox', now.boxes)):
             if not torch.isfinite(value).all():  # matching would fail with less to say
                 raise ForgettingError(
                     f'loss term {side}_{name} cannot be computed, the predictions it is made '
                     'of became NaN or infinite; start again with a lower learning rate or beta in '
                     'another --work-dir.'
                 )
-        kept = None if kept is None else kept[rows]
         with _recorded_targets(head, kept) as targets:
             values = head.loss_by_feat_single(
-                logits,
-                boxes,
-                batch_gt_instances=[samples[i].gt_instances for i in rows],
-                batch_img_metas=[samples[i].metainfo for i in rows],
+                now.logits,
+                now.boxes,
+                batch_gt_instances=[sample.gt_instances for sample in samples],
+                batch_img_metas=[sample.metainfo for sample in samples],
             )
-        terms = dict(zip(('loss_cls', 'loss_bbox', 'loss_iou'), values))
         labels = torch.cat(targets[0][0])
-        matched = labels < head.num_classes
-        before = None if teacher is None else tuple(x[rows] for x in teacher)
-        return View(
-            loss=sum(terms.values()),
-            terms=terms,
-            labels=labels[matched],
-            logits=logits.flatten(0, 1)[matched],
-            embeddings=embeddings.flatten(0, 1)[matched],
-            log_probs=self._log_probs(logits).flatten(0, 1),
-            states=embeddings.flatten(0, 1),
-            classes=self.labels_of(side).to(labels.device),
-            gone=torch.cat([self.labels_of(s) for s in ('forget', 'old')]).to(labels.device),
-            teacher_log_probs=before
-            and self._log_probs(before[1])[..., : self.num_classes].flatten(0, 1),
-            teacher_states=before and before[0].flatten(0, 1),
-            drift=before and self._drift(logits, boxes, *before[1:]),
-        )
+        matched = (labels < head.num_classes).nonzero().squeeze(-1)
+        terms = dict(zip(('loss_cls', 'loss_bbox', 'loss_iou'), values))
+        return Matching(labels[matched], matched, terms)
 
-    def _log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities, sigmoid (..., C) or softmax (..., C + 1) as the head was trained."""
-        if self.detector.bbox_head.loss_cls.use_sigmoid:
-            return F.logsigmoid(logits)
-        return logits.log_softmax(-1)
 
-    def _drift(
-        self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor
-    ) -> Tensor:
-        """Distance from the adapter-free detector in everything but the classes to forget (ours).
-
-        Kullback-Leibler divergence of the class scores plus, weighted by how sure the teacher is
-        of an object, five times the L1 distance of the boxes (DETR's weight), per expected object
-        of all processes.
-        """
-        keep = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        keep[self.labels_of('forget').to(logits.device)] = False
-        # Sums over all queries lose their last terms in the half precision of autocast.
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        logits, boxes, teacher_logits, teacher_boxes = (
-            x.to(dtype) for x in (logits, boxes, teacher_logits, teacher_boxes)
-        )
-        ours, theirs = logits[..., keep], teacher_logits[..., keep]
-        if self.detector.bbox_head.loss_cls.use_sigmoid:
-            p = theirs.sigmoid()
-            sure = p.max(-1).values
-            entropy = F.binary_cross_entropy_with_logits(theirs, p, reduction='sum')
-            divergence = F.binary_cross_entropy_with_logits(ours, p, reduction='sum') - entropy
-        else:
-            p = theirs.softmax(-1)
-            sure = 1 - p[..., -1]
-            divergence = F.kl_div(ours.log_softmax(-1), p, reduction='sum')
-        boxes_apart = ((boxes - teacher_boxes).abs().sum(-1) * sure).sum()
-        # The joint sum is clamped at 1, so the mean over processes at their share of that.
-        objects = mean_over_processes(sure.sum()).clamp(min=1 / get_world_size())
-        return (divergence + 5 * boxes_apart) / objects
+def _one_row_per_query(outputs: Outputs) -> Outputs:
+    return Outputs(
+        outputs.logits.flatten(0, 1),
+        outputs.embeddings.flatten(0, 1),
+        outputs.boxes.flatten(0, 1),
+        outputs.kind,
+    )

@@ -1,7 +1,6 @@
-"""The classifier family: views, drift and checkpoints of a tiny vision transformer."""
+"""The classifier family: views and checkpoints of a tiny vision transformer."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -68,39 +67,25 @@ def test_views(partition, head):
     model = wrapped(head)
     wake(model)
     images, samples = batch([1, 0, 1, 3], ['forget', 'retain', 'forget', 'retain'])
-    views = model.views(images, samples)
+    views = model.views(images, samples, teachers=['task_start'])
     logits, embeddings = model.classifier(images)
     teacher, _ = wrapped(head).classifier(images)  # the same weights, adapters still zero
-    for side, rows, classes in (('forget', [0, 2], [1]), ('retain', [1, 3], [0, 2, 3])):
+    for side, rows in (('forget', [0, 2]), ('retain', [1, 3])):
         view = views[side]
-        assert view.classes.tolist() == classes
         labels = torch.tensor([1, 0, 1, 3])[rows]
-        assert torch.equal(view.labels, labels)
-        torch.testing.assert_close(view.logits, logits[rows])
-        torch.testing.assert_close(view.embeddings, embeddings[rows])
-        torch.testing.assert_close(view.log_probs, logits[rows].log_softmax(-1))
-        torch.testing.assert_close(view.teacher_log_probs, teacher[rows].log_softmax(-1))
+        assert torch.equal(view.labels, labels) and view.matched.tolist() == [0, 1]
+        torch.testing.assert_close(view.now.logits, logits[rows])
+        torch.testing.assert_close(view.now.embeddings, embeddings[rows])
+        before = view.teachers['task_start']
+        torch.testing.assert_close(before.logits, teacher[rows])
         margin = torch.zeros(2, 4)
         if head == 'cosface':
             margin[torch.arange(2), labels] = 0.35 * 16
         log_probs = (logits[rows] - margin).log_softmax(-1)
         expected = -log_probs[torch.arange(2), labels].mean()
         torch.testing.assert_close(view.loss, expected, rtol=1e-4, atol=1e-5)
-        assert list(view.terms) == ['loss_ce'] and view.terms['loss_ce'] is view.loss
-        assert not view.teacher_log_probs.requires_grad and view.drift.requires_grad
-
-
-def test_drift_by_hand(partition):
-    """Two images; class b (label 1) is forgotten and its logit does not count."""
-    ours = torch.tensor([[0.0, 9.0, 0.0, 0.0], [math.log(2), -4.0, 0.0, 0.0]])
-    theirs = torch.tensor([[math.log(2), 0.0, 0.0, 0.0], [0.0, -99.0, 0.0, 0.0]])
-    # Among a, c, d: teacher (1/2, 1/4, 1/4) and (1/3, 1/3, 1/3); ours (1/3, 1/3, 1/3), (1/2, ...).
-    first = 0.5 * math.log(0.5 * 3) + 0.5 * math.log(0.25 * 3)
-    second = (math.log((1 / 3) / 0.5) + 2 * math.log((1 / 3) / 0.25)) / 3
-    others = (4 / 5, 1.0)  # the teacher's belief in a, c and d
-    expected = (others[0] * first + others[1] * second) / sum(others)
-    assert wrapped()._drift(ours, theirs).item() == pytest.approx(expected, rel=1e-5)
-    assert wrapped()._drift(theirs, theirs).item() == pytest.approx(0, abs=1e-7)
+        assert list(view.terms) == ['loss_ce']
+        assert not before.logits.requires_grad and view.now.logits.requires_grad
 
 
 def test_only_adapters_learn_and_the_teacher_stays(partition):
@@ -126,7 +111,7 @@ def adapter_names(model):
 
 
 def test_one_group_per_block(partition):
-    assert [g.name for g in wrapped().method.groups] == [
+    assert [g.name for g in wrapped().tune.groups('block')] == [
         'backbone.encoder.layers.encoder_layer_0.mlp',
         'backbone.encoder.layers.encoder_layer_1.mlp',
     ]

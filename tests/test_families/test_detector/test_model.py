@@ -11,8 +11,7 @@ from mmgslora.datasets import SHAPES, Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.families.detector import ForgettingDetector
 from mmgslora.families.detector.model import predict_every_query
-from mmgslora.lora import adapters_disabled, lora_layers, merge_adapters
-from mmgslora.methods.guided_gs_lora import log_odds
+from mmgslora.lora import lora_layers, merge_adapters
 
 
 @pytest.fixture
@@ -123,32 +122,12 @@ def test_view_terms_equal_the_heads_own_losses(build, plain):
             assert ours == pytest.approx(expected, rel=1e-4)
 
 
-def test_drift_is_zero_until_something_moves_and_ignores_forgotten_classes(build):
+def test_drift_is_zero_until_something_moves(build):
     model = build().train()
     data = batch(model)
     assert model(**data, mode='loss')['retain_loss_drift'].item() == pytest.approx(0, abs=1e-5)
     disturb(model)
     assert model(**data, mode='loss')['retain_loss_drift'].item() > 1e-3
-    logits, boxes = torch.randn(2, 12, 10), torch.rand(2, 12, 4)
-    moved = logits.clone()
-    moved[..., :2] += 5  # circle and square are labels 0 and 1
-    assert model._drift(moved, boxes, logits, boxes).item() == pytest.approx(0, abs=1e-5)
-    moved[..., 2] += 5
-    assert model._drift(moved, boxes, logits, boxes).item() > 0.1
-
-
-def test_drift_by_hand(build):
-    """One query, in float64: eight kept classes at p = 1/2, one of them moved to sigmoid(1)."""
-    model = build()
-    theirs = torch.zeros(1, 1, 10, dtype=torch.float64)
-    ours = theirs.clone()
-    ours[..., 5] = 1.0
-    boxes = torch.zeros(1, 1, 4, dtype=torch.float64)
-    q = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64))
-    divergence = 0.5 * torch.log(0.5 / q) + 0.5 * torch.log(0.5 / (1 - q))
-    # boxes are 0.1 apart in each of 4 numbers; the teacher is sure to 1/2; 1 is the least divisor
-    expected = divergence + 5 * 0.4 * 0.5
-    assert model._drift(ours, boxes + 0.1, theirs, boxes).item() == pytest.approx(expected.item())
 
 
 def test_only_adapters_train_and_all_of_them(build):
@@ -175,31 +154,25 @@ def test_teacher_is_the_adapter_free_model(build, plain):
     model = build().eval()
     disturb(model)
     data = batch(model)
-    with torch.no_grad(), adapters_disabled(model):
-        _, ours, _ = model._decode(
-            model.detector.extract_feat(data['inputs']), data['data_samples']
-        )
     with torch.no_grad():
+        views = model.views(**data, teachers=['task_start'])
         theirs = plain(**data, mode='tensor')[0][-1]
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    for side, rows in (('forget', [0, 2]), ('retain', [1, 3])):
+        ours = views[side].teachers['task_start'].logits
+        assert torch.allclose(ours, theirs[rows].flatten(0, 1), atol=1e-5)
+        assert not torch.allclose(views[side].now.logits, ours, atol=1e-2)
 
 
-def test_softmax_heads_are_understood(build):
-    """Softmax heads have a last column for 'no object', which is no class but a probability."""
-    model = build()
-    model.detector.bbox_head.loss_cls.use_sigmoid = False
-    logits = torch.randn(1, 5, 11)
-    log_probs = model._log_probs(logits)
-    assert log_probs.shape == (1, 5, 11)
-    expected = (logits.exp() / logits.exp().sum(-1, keepdim=True)).log()
-    assert torch.allclose(log_probs, expected, atol=1e-6)
-    # The odds of naming a class to forget count "no object" among what else can be said.
-    gone = torch.tensor([0, 1])
-    probability = logits.softmax(-1)[0, :, :2].sum(-1)
-    odds = log_odds(log_probs[0], gone)
-    assert torch.allclose(odds, (probability / (1 - probability)).log(), atol=1e-5)
-    same = model._drift(logits, torch.zeros(1, 5, 4), logits, torch.zeros(1, 5, 4))
-    assert same.item() == pytest.approx(0, abs=1e-6)
+def test_one_side_alone_is_the_same_and_costs_no_other(build):
+    model = build().eval()
+    data = batch(model)
+    both, seen = model.views(**data), []
+    extract = model.detector.extract_feat
+    model.detector.extract_feat = lambda inputs: seen.append(len(inputs)) or extract(inputs)
+    (retain,) = model.views(**data, sides=['retain']).values()
+    assert seen == [2] and retain.side == 'retain'
+    torch.testing.assert_close(retain.now.logits, both['retain'].now.logits)
+    assert retain.labels.tolist() == both['retain'].labels.tolist() and len(retain.matched) == 4
 
 
 @pytest.mark.parametrize(

@@ -302,26 +302,23 @@ def test_queries_dropped_as_duplicates_are_not_matched(zoo, monkeypatch):
 def test_views_hold_what_the_classifier_reads(zoo, name, monkeypatch):
     _, model = zoo(name)
     seen = {}
-    monkeypatch.setattr(
-        model.method, 'losses', lambda forget, retain: seen.update(forget=forget, retain=retain)
-    )
+    monkeypatch.setattr(model.method, 'losses', lambda views, context: seen.update(views))
     model.train()(**prepared(model), mode='loss')
     head = model.detector.bbox_head
     classify = head.fc_cls if hasattr(head, 'fc_cls') else head.cls_branches[LAYERS - 1]
     for side, labels in (('forget', [0, 0, 1, 1]), ('retain', [4, 4, 7, 7])):
         view = seen[side]
         assert sorted(view.labels.tolist()) == labels
-        assert torch.allclose(classify(view.embeddings), view.logits, atol=1e-5)
+        now, teacher = view.now, view.teachers['task_start']
+        assert torch.allclose(classify(now.embeddings), now.logits, atol=1e-5)
         background = not model.detector.bbox_head.loss_cls.use_sigmoid
-        assert view.log_probs.shape == (40, len(SHAPES) + background)
-        assert view.teacher_log_probs.shape == (40, len(SHAPES))
-        assert (view.log_probs <= 0).all()
-        classes = view.log_probs[:, : len(SHAPES)]
-        assert torch.allclose(classes, view.teacher_log_probs, atol=1e-5)
-        assert view.drift.item() == pytest.approx(0, abs=1e-4)
-        # Each matched row stands among the rows of all queries.
-        own = model._log_probs(view.logits)
-        assert (own[:, None] - view.log_probs).abs().amax(2).min(1).values.max() < 1e-5
+        assert now.log_probs.shape == (40, len(SHAPES) + background)
+        assert teacher.class_log_probs.shape == (40, len(SHAPES))
+        assert (now.log_probs <= 0).all()
+        assert torch.allclose(now.class_log_probs, teacher.class_log_probs, atol=1e-5)
+        drift = now.divergence(teacher, without=model.context.task.forget)
+        assert drift.item() == pytest.approx(0, abs=1e-4)
+        assert len(view.matched) == 4 and view.matched.max() < 40
 
 
 @pytest.mark.parametrize('name', ['two_stage', 'dino', 'ddq', 'detr'])
@@ -356,7 +353,7 @@ def test_no_object_is_not_a_class_of_softmax_heads(zoo):
 
 
 def test_groups_in_the_swin_backbone_too(zoo):
-    original, model = zoo('dino_swin', lora=dict(exclude=('neck',)))
+    original, model = zoo('dino_swin', tune=dict(exclude=('neck',)))
     groups = [group.name for group in discover_groups(model)]
     inside = [name for name in groups if name.startswith('detector.backbone')]
     assert (len(groups), len(inside)) == (9, 5)  # depths 1, 1, 2, 1
@@ -371,7 +368,7 @@ def test_groups_in_the_swin_backbone_too(zoo):
 
 
 def test_teacher_of_a_learning_trunk_sees_its_own_features(zoo, monkeypatch):
-    plain, model = zoo('dino_swin', lora=dict(exclude=('neck',)))
+    plain, model = zoo('dino_swin', tune=dict(exclude=('neck',)))
     disturb(model)
     data = prepared(model)
     features = []
@@ -390,7 +387,7 @@ def test_teacher_of_a_learning_trunk_sees_its_own_features(zoo, monkeypatch):
 def test_a_model_without_a_transformer_block_is_refused(shrunk):
     everything = dict(exclude=('backbone', 'neck', 'encoder', 'decoder'))
     with pytest.raises(ForgettingError, match='No transformer feed-forward block.*DETR outside'):
-        ForgettingDetector(shrunk('detr'), dict(type='GSLoRA'), lora=everything)
+        ForgettingDetector(shrunk('detr'), dict(type='GSLoRA'), tune=everything)
 
 
 def test_blocks_in_the_backbone_do_not_make_a_cnn_detector_a_detr(shrunk):
@@ -403,7 +400,7 @@ def test_blocks_in_the_backbone_do_not_make_a_cnn_detector_a_detr(shrunk):
         ),
     )
     with pytest.raises(ForgettingError, match='RetinaNet has no DETR-like bbox_head'):
-        ForgettingDetector(detector, dict(type='GSLoRA'), lora=dict(exclude=('neck',)))
+        ForgettingDetector(detector, dict(type='GSLoRA'), tune=dict(exclude=('neck',)))
 
 
 @pytest.mark.parametrize('name', ZOO)

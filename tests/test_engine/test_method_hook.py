@@ -1,0 +1,93 @@
+"""The hook calls a method at its moments, and what it must remember survives a kill."""
+
+import copy
+from pathlib import Path
+
+import torch
+from mmengine.runner import Runner
+
+from mmgslora.methods import METHODS, RetainOnly
+
+
+@METHODS.register_module(force=True)
+class Diary(RetainOnly):
+    """Writes down when it is called."""
+
+    lines = []
+
+    def note(self, moment, context):
+        Diary.lines.append((moment, context.task.number, context.epoch, context.step))
+
+    def before_task(self, context):
+        assert len(context.loader) and context.optimizer.param_groups and context.work_dir.exists()
+        self.note('before_task', context)
+
+    def prepare(self, samples, context):
+        self.note('prepare', context)
+        return samples
+
+    def before_step(self, context):
+        assert any(p.grad is not None for p in context.model.parameters())
+        self.note('before_step', context)
+
+    def after_step(self, context):
+        self.note('after_step', context)
+
+    def after_task(self, context):
+        self.note('after_task', context)
+
+    def summary(self):
+        return dict(note='written')
+
+
+def test_every_moment_in_its_order(run_cfg):
+    run_cfg.model.method = dict(type='Diary')
+    run_cfg.default_hooks.checkpoint = None
+    Diary.lines.clear()
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    loop = runner.train_loop
+    expected = []
+    for task, steps in enumerate(loop.steps_per_task, 1):
+        batches = steps // 2
+        expected.append(('before_task', task, 0, 0))
+        for step in range(steps):
+            moment = (task, step // batches, step)
+            expected += [(name, *moment) for name in ('prepare', 'before_step', 'after_step')]
+        expected.append(('after_task', task, 1, steps - 1))
+    assert Diary.lines == expected
+    assert runner.message_hub.get_info('method_summary') == dict(note='written')
+    assert runner.message_hub.get_info('prepare_seconds') > 0
+
+
+def test_a_whole_run_killed_and_resumed(run_cfg):
+    """Ours on the tiny detector; stopped in task 2, it goes on with the same prototypes."""
+    run_cfg.model.method = dict(type='GuidedGSLoRA')
+    run_cfg.train_dataloader.dataset.update(few_shot=2)
+    run_cfg.custom_hooks.append(dict(type='AveragingHook'))
+
+    def finish(name, stop=None):
+        cfg = copy.deepcopy(run_cfg)
+        cfg.experiment_name = f'{run_cfg.experiment_name}_{name}_{stop}'
+        cfg.work_dir = f'{run_cfg.work_dir}_{name}'
+        if Path(cfg.work_dir).exists():
+            cfg.resume, cfg.load_from = True, None
+        runner = Runner.from_cfg(cfg)
+        if stop:
+            loop, run_epoch = runner.train_loop, runner.train_loop.run_epoch
+
+            def run_some():
+                run_epoch()
+                loop.stop_training = loop.epoch == stop
+
+            loop.run_epoch = run_some
+        runner.train()
+        return runner
+
+    whole = finish('whole')
+    finish('parts', stop=3)
+    parts = finish('parts')
+    assert parts.train_loop.model.method.parts[1].values.shape == (10, 16)
+    theirs = parts.model.state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(theirs[name], value), name

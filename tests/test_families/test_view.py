@@ -1,0 +1,113 @@
+"""What outputs know of themselves, against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from mmgslora.families.view import Matching, Outputs, View
+
+
+def outputs(logits, boxes=None, kind='sigmoid'):
+    logits = torch.as_tensor(logits, dtype=torch.float64)
+    return Outputs(logits, torch.zeros(len(logits), 3), boxes, kind)
+
+
+def gone(*labels):
+    return torch.tensor(labels)
+
+
+def test_probabilities_of_each_kind():
+    logits = [[0.0, math.log(3), math.log(4)]]
+    assert outputs(logits).log_probs.exp().tolist() == [[0.5, 0.75, pytest.approx(0.8)]]
+    for kind, classes in (('softmax', 3), ('softmax_background', 2)):
+        made = outputs(logits, kind=kind)
+        torch.testing.assert_close(
+            made.log_probs.exp(), torch.tensor([[1, 3, 4]], dtype=torch.float64) / 8
+        )
+        assert made.class_log_probs.shape == (1, classes)
+
+
+def test_odds_of_a_set_of_classes():
+    """1/8 and 3/8 against 4/8; "no object" is among what else can be said."""
+    made = outputs([[0.0, math.log(3), math.log(4)]], kind='softmax_background')
+    assert made.log_odds(gone(0, 1)).item() == pytest.approx(0)
+    assert made.log_odds(gone(1)).item() == pytest.approx(math.log(3 / 5))
+
+
+def test_half_precision_is_widened():
+    made = Outputs(torch.zeros(1, 2, dtype=torch.float16), torch.zeros(1, 1), kind='sigmoid')
+    assert made.log_probs.dtype == torch.float32
+
+
+def test_divergence_of_sigmoids_by_hand():
+    """One prediction, eight kept classes at 1/2, one of them moved to sigmoid(1)."""
+    theirs = torch.zeros(1, 10)
+    ours = theirs.clone()
+    ours[:, 5], ours[:, :2] = 1.0, 9.0  # labels 0 and 1 do not count
+    boxes = torch.zeros(1, 4, dtype=torch.float64)
+    q = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64)).item()
+    apart = 0.5 * math.log(0.5 / q) + 0.5 * math.log(0.5 / (1 - q))
+    # Boxes are 0.1 apart in each of 4 numbers; the other is sure to 1/2; 1 is the least divisor.
+    found = outputs(ours, boxes + 0.1).divergence(outputs(theirs, boxes), gone(0, 1))
+    assert found.item() == pytest.approx(apart + 5 * 0.4 * 0.5)
+    assert outputs(ours).divergence(outputs(theirs)).item() > apart + 1
+
+
+def test_divergence_of_softmaxes_by_hand():
+    """Two images; class 1 does not count."""
+    ours = [[0.0, 9.0, 0.0, 0.0], [math.log(2), -4.0, 0.0, 0.0]]
+    theirs = [[math.log(2), 0.0, 0.0, 0.0], [0.0, -99.0, 0.0, 0.0]]
+    # Among 0, 2, 3: theirs (1/2, 1/4, 1/4) and (1/3, 1/3, 1/3); ours (1/3, 1/3, 1/3), (1/2, ...).
+    first = 0.5 * math.log(0.5 * 3) + 0.5 * math.log(0.25 * 3)
+    second = (math.log((1 / 3) / 0.5) + 2 * math.log((1 / 3) / 0.25)) / 3
+    others = (4 / 5, 1.0)  # what theirs gives to 0, 2 and 3
+    expected = (others[0] * first + others[1] * second) / sum(others)
+    now, before = outputs(ours, kind='softmax'), outputs(theirs, kind='softmax')
+    assert now.divergence(before, gone(1)).item() == pytest.approx(expected)
+    assert before.divergence(before, gone(1)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_divergence_with_background_by_hand():
+    """One prediction of two classes and background, the first class does not count."""
+    before = outputs([[0.0, 0.0, 0.0]], kind='softmax_background')
+    now = outputs([[7.0, math.log(3), 0.0]], kind='softmax_background')
+    # (1/2, 1/2) and (3/4, 1/4); the other expects half an object, and 1 is the least divisor.
+    expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert now.divergence(before, gone(0)).item() == pytest.approx(expected)
+
+
+def test_temperature_softens_both():
+    """Logits 2 and 0 at temperature 2 are 1 and 0, and the square of 2 is taken back."""
+    now, before = (outputs(x, kind='softmax') for x in ([[2.0, 0.0]], [[0.0, 0.0]]))
+    p = 1 / (1 + math.e)
+    expected = 4 * (0.5 * math.log(0.5 / (1 - p)) + 0.5 * math.log(0.5 / p))
+    assert now.divergence(before, temperature=2).item() == pytest.approx(expected)
+
+
+def test_the_other_gets_no_gradient():
+    before = Outputs(torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 1))
+    now = Outputs(torch.ones(1, 2, requires_grad=True), torch.zeros(1, 1))
+    now.divergence(before).backward()
+    assert before.logits.grad is None and now.logits.grad is not None
+
+
+def test_truth_is_matched_once_and_only_if_asked_for():
+    asked = []
+
+    def match():
+        asked.append(1)
+        terms = dict(loss_cls=torch.tensor(1.0), loss_bbox=torch.tensor(0.5))
+        return Matching(torch.tensor([2]), torch.tensor([0]), terms)
+
+    view = View('retain', outputs([[0.0, 0.0, 1.0]]), match)
+    assert view.now.log_probs.shape == (1, 3) and not asked
+    assert view.loss.item() == 1.5 and view.labels.tolist() == [2] and asked == [1]
+
+
+def test_rows_and_joined():
+    boxes = torch.arange(8.0).reshape(2, 4)
+    both = outputs([[0.0, 1.0], [2.0, 3.0]], boxes)
+    again = Outputs.joined(both[torch.tensor([0])], both[torch.tensor([1])])
+    assert torch.equal(again.logits, both.logits) and torch.equal(again.boxes, boxes)
+    assert again.kind == 'sigmoid'

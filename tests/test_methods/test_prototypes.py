@@ -1,0 +1,118 @@
+"""Prototypes: means of the original model, kept with the run, checked when read."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmgslora.errors import ForgettingError
+from mmgslora.families.view import Matching, Outputs, View
+from mmgslora.lora import adapters_disabled, inject_lora, lora_layers
+from mmgslora.methods.base import Context
+from mmgslora.methods.prototypes import FILE, Prototypes
+
+from .views import context as made_context
+
+# Label and embedding of every object, by view; class 2 has no data.
+FORGET = ([1, 1], [[1.0, 2.0], [3.0, 6.0]])
+RETAIN = ([0, 0, 0], [[1.0, 0.0], [2.0, 0.0], [6.0, 3.0]])
+
+
+class Model(nn.Module):
+    """Answers with the objects above, shifted by what its adapter does."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain_model = nn.Sequential(nn.Linear(2, 2))
+        inject_lora(self.plain_model, rank=1, target='0')
+        nn.init.ones_(lora_layers(self.plain_model)['0'].lora_B)
+        self.classifier_weight = torch.arange(6.0).reshape(3, 2)
+        self.tune = SimpleNamespace(at_start=self.at_start)
+
+    @contextmanager
+    def at_start(self):
+        with adapters_disabled(self.plain_model):
+            yield
+
+    def data_preprocessor(self, batch, training):
+        return dict(batch=batch)
+
+    def views(self, batch, sides, teachers):
+        one = torch.ones(1, 2)
+        with torch.no_grad():
+            layer = self.plain_model[0]
+            shift = layer(one) - nn.functional.linear(one, layer.weight, layer.bias)
+        views = {}
+        for side, (labels, embeddings) in (('forget', FORGET), ('retain', RETAIN)):
+            now = Outputs(torch.zeros(len(labels), 3), torch.tensor(embeddings) + batch + shift)
+            matching = Matching(torch.tensor(labels), torch.arange(len(labels)), {})
+            views[side] = View(side, now, lambda matching=matching: matching)
+        return views
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    made = made_context()
+    made.model, made.work_dir = Model(), tmp_path
+    made.loader = [torch.zeros(1), torch.ones(1)]  # two batches, the second one shifted by 1
+    return made
+
+
+def test_means_of_the_original(context):
+    prototypes = Prototypes('embeddings', passes=2)
+    prototypes.before_task(context)
+    torch.testing.assert_close(prototypes.values[:2], torch.tensor([[3.5, 1.5], [2.5, 4.5]]))
+    assert prototypes.values[2].isnan().all()
+    torch.testing.assert_close(prototypes.centre, torch.tensor([3.0, 3.0]))
+    kept = load_file(context.work_dir / FILE)['prototypes']
+    torch.testing.assert_close(kept, prototypes.values, equal_nan=True)
+
+
+def test_progress_is_told(context, monkeypatch, capsys):
+    monkeypatch.setattr('mmgslora.methods.prototypes._TELL_EVERY', 0.0)
+    monkeypatch.setattr('mmgslora.methods.prototypes.print_log', lambda text, logger: print(text))
+    Prototypes('embeddings', passes=2).before_task(context)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == 'Prototypes: 2 passes of 2 batches'
+    assert said[1:] == [f'Prototypes: batch {n} of 4' for n in (1, 2, 3, 4)]
+
+
+def test_rows_of_the_head(context):
+    prototypes = Prototypes('head')
+    prototypes.before_task(context)
+    assert prototypes.of(torch.tensor([2, 0])).tolist() == [[4, 5], [0, 1]]
+
+
+def test_they_are_of_the_original_in_every_task_and_survive_a_kill(context):
+    first = Prototypes('embeddings')
+    first.before_task(context)
+    values = first.values
+    later = made_context(number=2)
+    later.model, later.loader = context.model, context.loader
+    with torch.no_grad():  # task 1 was merged
+        context.model.plain_model[0].weight.add_(1)
+    first.before_task(later)
+    assert first.values is values
+    again = Prototypes('embeddings')
+    again.load_state_dict(first.state_dict())
+    assert again.values is values
+    again.load_state_dict({})  # a checkpoint to start from has none
+    assert again.values is values
+
+
+def test_prototypes_of_a_different_model(context, tmp_path):
+    Prototypes('embeddings').before_task(context)
+    file = tmp_path / 'other.safetensors'
+    Path(context.work_dir, FILE).rename(file)
+    Prototypes('embeddings', str(file)).before_task(context)  # its own model
+    with torch.no_grad():
+        context.model.plain_model[0].weight[0, 0] += 1
+    with pytest.raises(ForgettingError, match=r'other\.safetensors.*another model'):
+        Prototypes('embeddings', str(file)).before_task(context)
+    file.write_bytes(b'no tensors')
+    with pytest.raises(ForgettingError, match=r'other\.safetensors.*cannot be read'):
+        Prototypes('embeddings', str(file)).before_task(context)
