@@ -21,5 +21,5 @@ setup(
     package_data={'mmgslora.report': ['*.j2', '*.css', '*.js']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
-    extras_require={'test': requirements('test')},
+    extras_require={'test': requirements('test'), 'onnx': requirements('onnx')},
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from mmgslora.atomic import replacing
 from mmgslora.errors import ForgettingError
 
-NEEDED = 'onnx'
+NEEDED = ('onnx', 'onnxscript')
 CHECKER = 'onnxruntime'
 # Float32 in another order of operations; boxes are pixels.
 _TOLERANCE = dict(logits=1e-3, boxes=1e-1, scores=1e-4)
@@ -25,6 +24,8 @@ class _Classifier(nn.Module):
     """Images (n, 3, H, W) to logits (n, C)."""
 
     outputs = ('logits',)
+    examples = 2  # torch.export takes a dimension of 1 for a constant
+    exporter = dict(dynamo=True, verbose=False, external_data=False)
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -38,6 +39,9 @@ class _Detector(nn.Module):
     """One image (1, 3, H, W) to boxes (k, 4) in its pixels, x1 y1 x2 y2, scores and labels (k,)."""
 
     outputs = ('boxes', 'scores', 'labels')
+    examples = 1
+    # From a trace: torch.export cannot read mmcv's attention.
+    exporter = dict(dynamo=False)
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ _READERS = dict(classifier=_Classifier, detector=_Detector)
 def write_onnx(
     model: nn.Module, family: str, out: str | Path, size: Sequence[int] | None = None
 ) -> bool:
-    """Write a plain model as ONNX, by torch's exporter from a trace.
+    """Write a plain model as ONNX, by torch's exporter.
 
     Args:
         model: The plain model.
@@ -71,31 +75,35 @@ def write_onnx(
         has not seen and gave what PyTorch gives.
 
     Raises:
-        ForgettingError: onnx is not installed, the size is not known, torch cannot export this
-            model, or the file gives something else than the model. No file is left then.
+        ForgettingError: A package or a torch (2.6) that it needs is not installed, the size is not
+            known, torch cannot export this model, or the file gives something else than the
+            model. No file is left then.
     """
-    if importlib.util.find_spec(NEEDED) is None:
-        raise ForgettingError(f"Writing ONNX needs the package {NEEDED!r}: pip install '.[onnx]'.")
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise ForgettingError(
+                f"Writing ONNX needs the package {name!r}: pip install '.[onnx]'."
+            )
+    if torch.__version__ < (2, 6):
+        raise ForgettingError(f'Writing ONNX needs torch 2.6; this is {torch.__version__}.')
     own = getattr(getattr(model, 'backbone', None), 'image_size', None)
     if size is None and own is None:
         raise ForgettingError('An ONNX file of this model is for one size of image; give --size.')
     size = tuple(size) if size is not None else (own, own)
     reader = _READERS[family](model, size).eval()
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with replacing(out) as draft:
-        _export(reader, images, draft)
+        _export(reader, size, draft)
         checked = importlib.util.find_spec(CHECKER) is not None
         if checked:
             _check(reader, draft, size)
     return checked
 
 
-def _export(reader: nn.Module, images: Tensor, path: Path) -> None:
-    options: dict[str, Any] = {}
-    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-        options['dynamo'] = False  # torch.export cannot read mmcv's attention
-    if len(reader.outputs) == 1:
-        options['dynamic_axes'] = {name: {0: 'images'} for name in ('images', *reader.outputs)}
+def _export(reader: nn.Module, size: tuple[int, int], path: Path) -> None:
+    images = _images(reader.examples, size, seed=0)
+    options: dict[str, Any] = dict(reader.exporter)
+    if reader.examples > 1:
+        options['dynamic_shapes'] = [{0: torch.export.Dim('batch')}]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # sizes are constants of the file, as is meant
@@ -118,7 +126,7 @@ def _check(reader: nn.Module, path: Path, size: tuple[int, int]) -> None:
 
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     for seed in (1, 2):
-        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+        images = _images(1, size, seed)
         expected = reader(images)
         expected = (expected,) if isinstance(expected, Tensor) else expected
         given = session.run(None, {'images': images.numpy()})
@@ -129,3 +137,7 @@ def _check(reader: nn.Module, path: Path, size: tuple[int, int]) -> None:
                     f'The ONNX file gives other {name} than the model, by up to {worst:.2g}; '
                     f'allowed are {_TOLERANCE[name]:g}.'
                 )
+
+
+def _images(number: int, size: tuple[int, int], seed: int) -> Tensor:
+    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(seed))
