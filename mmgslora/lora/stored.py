@@ -305,8 +305,12 @@ def _sorted_out(
             raise ForgettingError(
                 f'{key!r} in {folder} is no name that PEFT gives; it must start with {PREFIX!r}.'
             )
-        # PEFT wraps the out_proj of an attention that has an adapter itself.
-        plain = key.removeprefix(PREFIX).replace('.base_layer.', '.')
+        if '.base_layer.' in key:
+            raise ForgettingError(
+                f'{key!r} in {folder} is of an nn.MultiheadAttention, whose out_proj PEFT counts '
+                'twice; adapters of PEFT are read on Linears only.'
+            )
+        plain = key.removeprefix(PREFIX)
         name, found, matrix = plain.rpartition('.lora_')
         if found and matrix in ('A.weight', 'B.weight'):
             halves.setdefault(name, {})[matrix[0]] = value

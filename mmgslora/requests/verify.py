@@ -40,11 +40,14 @@ def verify(
         What was checked and what could not be, one sentence each.
 
     Raises:
-        ForgettingError: There is no ledger, or a line does not fit: the first one, and why.
+        ForgettingError: There is no ledger, ``base`` does not exist, or a line does not fit: the
+            first one, and why.
     """
     ledger = Ledger(work_dir)
     if not ledger.entries:
         raise ForgettingError(f'{str(work_dir)!r} has no ledger ({ledger.path.name}).')
+    if base is not None and not Path(base).is_file():
+        raise ForgettingError(f'The original model {str(base)!r} does not exist.')
     check = _Check(ledger, base)
     for entry in ledger.entries:
         try:
@@ -93,7 +96,9 @@ class _Check:
     def _file(self, number: int, role: str, file: Mapping[str, str]) -> Path | None:
         """Where a file is, its hash checked; None where it is not here and need not be."""
         shown = file['path']
-        path = self.base if role == 'base' and self.base else find_file(shown, self.work_dir)
+        original = self.ledger.entries[0].get('files', {}).get('base')
+        moved = self.base if original and file['sha256'] == original['sha256'] else None
+        path = moved or find_file(shown, self.work_dir)
         if path is None:
             if self.to_destroy & {shown, Path(shown).parent.as_posix()}:
                 self.found.append(f'Line {number}: {shown} was destroyed, as an export asked for.')

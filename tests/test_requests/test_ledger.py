@@ -89,6 +89,18 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(ledger):
     assert [path.name for path in ledger.work_dir.iterdir()] == ['ledger.jsonl']
 
 
+def test_a_write_that_is_stopped_leaves_the_old_ledger(ledger, monkeypatch):
+    before = ledger.path.read_bytes()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('pathlib.Path.replace', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.append('exported')
+    assert ledger.path.read_bytes() == before and len(Ledger(ledger.work_dir).entries) == 3
+
+
 def test_files_are_named_from_the_work_dir(ledger, tmp_path, monkeypatch):
     (tmp_path / 'merged').mkdir()
     (tmp_path / 'merged/a.pth').write_bytes(b'abc')

@@ -61,6 +61,28 @@ def test_the_ledger_of_a_run(served):
     assert sum('bit for bit' in sentence for sentence in found) == 2
 
 
+def test_a_run_that_was_stopped_in_the_middle_of_a_request(served, tmp_path):
+    """Resumed in its second request: the same weights before and after each, and a whole ledger."""
+    work_dir, cfg = served
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / 'parts'), 'life_parts'
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    loop, run_epoch = runner.train_loop, runner.train_loop.run_epoch
+
+    def run_three():
+        run_epoch()
+        loop.stop_training = loop.epoch == 3
+
+    loop.run_epoch = run_three
+    runner.train()
+    cfg.resume, cfg.load_from, cfg.experiment_name = True, None, 'life_parts_again'
+    Runner.from_cfg(cfg).train()
+    whole, parts = Ledger(work_dir).entries, Ledger(tmp_path / 'parts').entries
+    for key in ('event', 'task', 'base', 'result', 'metrics'):
+        assert [e.get(key) for e in parts] == [e.get(key) for e in whole]
+    verify(tmp_path / 'parts')
+
+
 def test_the_next_request_in_a_copied_work_dir(moved):
     """Classes of before stay old, Drop is measured from the first original, all in one record."""
     work_dir, _ = moved
