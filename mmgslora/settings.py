@@ -112,8 +112,9 @@ def unknown_names(given: Iterable[str], allowed: Iterable[str], where: str) -> l
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """' (did you mean ...?); allowed are ...' for a name that is not known."""
     allowed = list(allowed)
-    near = difflib.get_close_matches(str(name), allowed, n=1)
-    meant = f' (did you mean {near[0]!r}?)' if near else ''
+    lowered = {known.lower(): known for known in allowed}
+    near = difflib.get_close_matches(str(name).lower(), lowered, n=1)
+    meant = f' (did you mean {lowered[near[0]]!r}?)' if near else ''
     return f'{meant}; allowed are {", ".join(allowed)}'
 
 

@@ -31,7 +31,12 @@ class AdapterHook(Hook):
         partition = ClassPartition.current()
         runner.train_loop.model.tune.save(
             Path(runner.work_dir, 'adapters', f'task_{partition.task:02d}'),
-            metadata=dict(partition=asdict(partition), seed=runner.seed),
+            metadata=dict(
+                task=partition.task,
+                classes=list(partition.forget),
+                partition=asdict(partition),
+                seed=runner.seed,
+            ),
         )
 
     @master_only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,6 +96,15 @@ class ForgettingModel(BaseModel):
 
         Raises:
             ForgettingError: A batch holds no image of a side.
+        """
+
+    @abstractmethod
+    def relabelled(self, sample: Any, draw: Callable[[Tensor], Tensor]) -> Any:
+        """A copy of a data sample with other true labels.
+
+        Args:
+            sample: The data sample of one image.
+            draw: Gives the new labels for the old ones, (k,) to (k,).
         """
 
     @property

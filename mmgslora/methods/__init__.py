@@ -2,16 +2,22 @@ from mmgslora.methods.base import METHODS, Context, Method, Task, build_method
 from mmgslora.methods.gs_lora import GSLoRA
 from mmgslora.methods.gs_lora_pp import GSLoRAPlusPlus
 from mmgslora.methods.guided_gs_lora import GuidedGSLoRA
+from mmgslora.methods.neg_grad_plus import NegGradPlus
 from mmgslora.methods.retain_only import RetainOnly
+from mmgslora.methods.salun import SalUn
+from mmgslora.methods.scrub import SCRUB
 
 __all__ = [
     'METHODS',
+    'SCRUB',
     'Context',
     'GSLoRA',
     'GSLoRAPlusPlus',
     'GuidedGSLoRA',
     'Method',
+    'NegGradPlus',
     'RetainOnly',
+    'SalUn',
     'Task',
     'build_method',
 ]

@@ -57,6 +57,7 @@ def test_the_ledger_of_a_run(served):
     assert written.train_cfg.protocol == cfg.train_cfg.protocol
     adapter = json.loads((work_dir / 'adapters/task_02/metadata.json').read_text())
     assert (adapter['base'], adapter['result']) == (second['base'], second['result'])
+    assert (adapter['task'], adapter['classes']) == (2, ['star'])
     found = verify(work_dir)
     assert sum('bit for bit' in sentence for sentence in found) == 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -95,6 +95,14 @@ class ForgettingClassifier(ForgettingModel):
                 teachers={name: outputs[rows] for name, outputs in before.items()},
             )
         return views
+
+    def relabelled(
+        self, sample: BaseDataElement, draw: Callable[[Tensor], Tensor]
+    ) -> BaseDataElement:
+        """See :class:`ForgettingModel`."""
+        other = copy.deepcopy(sample)
+        other.gt_label = draw(sample.gt_label.reshape(1))
+        return other
 
     def _match(self, embeddings: Tensor, labels: Tensor) -> Matching:
         loss = F.cross_entropy(self.classifier.head.training_logits(embeddings, labels), labels)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
@@ -238,6 +238,12 @@ class ForgettingDetector(ForgettingModel):
                 own = teacher.extract_feat(inputs) if self._trunk_learns else features
                 before[name] = self._outputs(teacher, own, samples, queries)
         return {side: self._view(side, now, before, kept, samples) for side in sides}
+
+    def relabelled(self, sample: DetDataSample, draw: Callable[[Tensor], Tensor]) -> DetDataSample:
+        """See :class:`ForgettingModel`."""
+        other = copy.deepcopy(sample)
+        other.gt_instances.labels = draw(sample.gt_instances.labels)
+        return other
 
     def _outputs(
         self, detector: nn.Module, features: tuple[Tensor, ...], samples: SampleList, queries: dict

@@ -1,0 +1,6 @@
+# NegGrad+ (arXiv 2302.09880): ascend on the forget view, descend on the retain view, all
+# parameters; images, steps and schedule are the demo's.
+#   python tools/train.py configs/baselines/neg_grad_plus_classification_forget.py
+_base_ = '../classification/gslora_classification_forget.py'
+model = dict(method=dict(_delete_=True, type='NegGradPlus'))
+optim_wrapper = dict(optimizer=dict(lr=1e-4))

@@ -1,0 +1,6 @@
+# SCRUB (arXiv 2302.09880): epochs away from the original on the forget view, epochs back to it on
+# the retain view, all parameters; images, steps and schedule are the demo's.
+#   python tools/train.py configs/baselines/scrub_shapes_forget.py
+_base_ = '../gslora_shapes_forget.py'
+model = dict(method=dict(_delete_=True, type='SCRUB'))
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
