@@ -1,11 +1,10 @@
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 import torch
 from test_requests.made_run import make_run
 
+from mmgslora.errors import ForgettingError
 from mmgslora.requests import Ledger
 
 TOOL = 'tools/adapters.py'
@@ -58,13 +57,6 @@ def test_export_lists_what_must_be_destroyed(made, main, tmp_path, capsys):
     assert entry['final'] and 'adapters/task_03' in entry['to_destroy']
 
 
-def test_errors_are_one_sentence(made, repo_root):
-    result = subprocess.run(
-        [sys.executable, TOOL, 'revoke', made.work_dir, '9'],
-        cwd=repo_root,
-        env={'PYTHONPATH': str(repo_root), 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith('error: There is no request 9')
+def test_a_request_that_there_is_not(made, main):
+    with pytest.raises(ForgettingError, match='There is no request 9'):
+        main('revoke', made.work_dir, 9)
