@@ -71,5 +71,6 @@ def write_checkpoint(
             torchvision's are.
     """
     content = dict(state) if meta is None else dict(state_dict=dict(state), meta=dict(meta))
-    with replacing(path) as draft:
-        torch.save(content, draft)
+    # torch writes the name of a file into it, and the draft's is another one every time.
+    with replacing(path) as draft, draft.open('wb') as file:
+        torch.save(content, file)

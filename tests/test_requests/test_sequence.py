@@ -106,6 +106,14 @@ def test_whole_modules_cannot_do_without_what_they_were_trained_on(made):
     assert torch.equal(sequence.state([1, 3])[f'{name}.weight'], made.weights[2][f'{name}.weight'])
 
 
+def test_the_same_checkpoint_is_the_same_file(tmp_path):
+    """Two runs that end with the same weights have the same hash in their records."""
+    for name in 'ab':
+        write_checkpoint(tmp_path / name / 'task_01.pth', {'w': torch.ones(3)}, dict(task=1))
+    one, other = (tmp_path / name / 'task_01.pth' for name in 'ab')
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     class Bomb:
         def __reduce__(self):
