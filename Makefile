@@ -1,4 +1,5 @@
-# make setup | demo | audit | demo-classification | demo-face | test | test-oldest | lint | clean.
+# make setup | demo | audit | demo-classification | demo-face | bench | test | test-oldest | lint |
+# clean.
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo audit demo-classification demo-face test test-oldest lint clean
+.PHONY: setup demo audit demo-classification demo-face bench test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -56,6 +57,13 @@ demo-face: $(RUNTIME)
 	$(RUN) tools/train.py configs/face/gslora_face_forget.py --resume
 	$(RUN) tools/report.py work_dirs/gslora_face_forget
 	@echo "make demo-face took $$(( $$(date +%s) - $(START) )) s."
+
+# A step and a request beside the obvious alternatives: docs/results/speed.json, speed.md. On an idle
+# machine only.
+bench: $(TEST)
+	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
+	$(RUN) tools/train.py configs/classification/vit_shapes.py --resume
+	$(RUN) benchmarks/speed.py
 
 # Two processes of one thread each; the tests of one file stay together, for their fixtures' sake.
 test: $(TEST)

@@ -18,8 +18,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmgslora', 'mmgslora.*']),
-    package_data={'mmgslora.report': ['*.j2', '*.css', '*.js']},
+    package_data={'mmgslora.report': ['*.j2', '*.css']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
-    extras_require={'test': requirements('test'), 'onnx': requirements('onnx')},
+    extras_require={name: requirements(name) for name in ('onnx', 'signing', 'test')},
 )

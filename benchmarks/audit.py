@@ -22,7 +22,7 @@ from statistics import fmean
 import matplotlib.pyplot as plt
 from compare import GS, GS_PP, NO_PROTOTYPES, RETAIN_ONLY, ROOT, folder_of, run, spread, write
 
-from mmgslora.audit.measures import HEAD_ONLY
+from mmgslora.audit.rows import HEAD_ONLY
 
 CONFIG = 'configs/gslora_shapes_forget.py'
 ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'

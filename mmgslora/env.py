@@ -1,6 +1,6 @@
-"""What is installed here, how deformable attention will run, and the known traps of this machine.
+"""What is installed here, how deformable attention will run, and the known issues of this machine.
 
-``python -m mmgslora.env`` prints it and exits with 1 if a trap is left for you to get out of.
+``python -m mmgslora.env`` prints it and exits with 1 if an issue is left for you to fix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable
 
 from . import compat
@@ -35,13 +35,26 @@ PACKAGES = (
     ),
     ('pycocotools',),
     ('setuptools',),
-    ('transformers',),  # not needed, but one of the traps needs it
+    ('transformers',),  # not needed, but one of the known issues is about it
+)
+
+
+# Of what collect_env says: versions are among the packages, the rest is long or says nothing.
+_SAID_ELSEWHERE = (
+    'Python',
+    'PyTorch',
+    'TorchVision',
+    'OpenCV',
+    'MMEngine',
+    'GPU ',
+    'MUSA',
+    'numpy',
 )
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What the traps look at.
+class Environment:
+    """What the known issues look at.
 
     Args:
         versions: Names of installed packages to their versions, as from :func:`versions`.
@@ -51,6 +64,7 @@ class Machine:
         torchvision_error: What torchvision said when its NMS was called, empty if all is well.
         pkg_resources: Whether ``pkg_resources`` can be imported.
         gpu: The names of the GPUs that torch can use, empty if there is none.
+        system: Whatever else MMEngine's ``collect_env`` says, such as platform and compilers.
     """
 
     versions: Mapping[str, str]
@@ -60,6 +74,7 @@ class Machine:
     torchvision_error: str = ''
     pkg_resources: bool = True
     gpu: str = ''
+    system: Mapping[str, str] = field(default_factory=dict)
 
     def version(self, *names: str) -> tuple[int, ...]:
         """The first three numbers of the first installed of some packages, () if there is none."""
@@ -70,73 +85,73 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Trap:
+class KnownIssue:
     """A known way for today's packages not to work together.
 
     Args:
         name: What is wrong, in the words of the report.
-        caught: Whether a machine is in it.
-        cure: What to do, or what mmgslora has done.
+        applies: Whether an environment has it.
+        fix: What to do, or what mmgslora has done.
         handled: Whether mmgslora has done all that most users need.
     """
 
     name: str
-    caught: Callable[[Machine], bool]
-    cure: str
+    applies: Callable[[Environment], bool]
+    fix: str
     handled: bool = False
 
 
-TRAPS = (
-    Trap(
+KNOWN_ISSUES = (
+    KnownIssue(
         'mmcv >= 2.2 with mmdet 3.3, which asserts that mmcv is older',
         lambda m: m.version('mmcv', 'mmcv-lite') >= (2, 2) and m.version('mmdet')[:2] == (3, 3),
         'Install mmcv 2.1.0 or mmcv-lite 2.1.0.',
     ),
-    Trap(
+    KnownIssue(
         'both mmcv and mmcv-lite installed, each over the files of the other',
         lambda m: {'mmcv', 'mmcv-lite'} <= set(m.versions),
         'Uninstall both, then install the one you want.',
     ),
-    Trap(
+    KnownIssue(
         'mmcv without compiled operators',
         lambda m: bool(m.version('mmcv', 'mmcv-lite')) and not m.compiled_mmcv,
         'Deformable attention, NMS, RoIAlign and the sigmoid focal loss run in PyTorch instead. '
         'For other operators, or for speed, install a compiled mmcv that fits your torch.',
         handled=True,
     ),
-    Trap(
+    KnownIssue(
         'an mmcv compiled for numpy 1 with numpy 2',
         lambda m: m.version('numpy') >= (2,) and 'numpy' in m.mmcv_error.lower(),
         "Install 'numpy<2', or compile mmcv against numpy 2.",
     ),
-    Trap(
+    KnownIssue(
         'a compiled mmcv that does not load, most often one for another torch',
         lambda m: bool(m.mmcv_error) and 'numpy' not in m.mmcv_error.lower(),
         'Install the mmcv that was compiled for your torch, or uninstall it and take mmcv-lite.',
     ),
-    Trap(
+    KnownIssue(
         'an mmcv compiled without CUDA on a machine with a GPU',
         lambda m: bool(m.gpu) and 'not available' in m.mmcv_cuda,
         'Install an mmcv compiled with CUDA, or uninstall it and take mmcv-lite.',
     ),
-    Trap(
+    KnownIssue(
         'torchvision that does not import or lacks its operators',
         lambda m: bool(m.torchvision_error),
         'Install the torchvision that belongs to your torch, from the same source (pip, conda, '
         'CPU or CUDA).',
     ),
-    Trap(
+    KnownIssue(
         'torch >= 2.6, whose safe loading refuses the checkpoints of mmengine <= 0.10.7',
         lambda m: m.version('torch') >= (2, 6) and () < m.version('mmengine') <= (0, 10, 7),
         'mmgslora allows the classes that these checkpoints hold, and nothing else.',
         handled=True,
     ),
-    Trap(
+    KnownIssue(
         'no pkg_resources, which setuptools dropped in 82 and mmengine <= 0.10.7 imports',
         lambda m: not m.pkg_resources and () < m.version('mmengine') <= (0, 10, 7),
         "Install 'setuptools<82'.",
     ),
-    Trap(
+    KnownIssue(
         'torch >= 2.5 and transformers with mmengine <= 0.10.5, which registers Adafactor twice',
         lambda m: (
             m.version('torch') >= (2, 5)
@@ -148,9 +163,9 @@ TRAPS = (
 )
 
 
-def traps(machine: Machine) -> list[Trap]:
-    """The known traps that a machine is in."""
-    return [trap for trap in TRAPS if trap.caught(machine)]
+def known_issues(environment: Environment) -> list[KnownIssue]:
+    """The known issues that an environment has."""
+    return [issue for issue in KNOWN_ISSUES if issue.applies(environment)]
 
 
 def versions() -> dict[str, str]:
@@ -166,52 +181,56 @@ def versions() -> dict[str, str]:
     return found
 
 
-def this_machine() -> Machine:
+def this_environment() -> Environment:
     """Looks at the machine it runs on, which loads torch, torchvision and a compiled mmcv."""
     compiled = compat.has_compiled_mmcv()
+    collected = _collected()
     mmcv_error = _error_of(_load_operators) if compiled else ''
     built = compiled and not mmcv_error
-    return Machine(
+    return Environment(
         versions=versions(),
         compiled_mmcv=compiled,
         mmcv_cuda=sys.modules[compat.EXTENSION].get_compiling_cuda_version() if built else '',
         mmcv_error=mmcv_error,
         torchvision_error=_error_of(_call_nms) if _is_there('torchvision') else '',
         pkg_resources=_is_there('pkg_resources'),
-        gpu=_gpu_names() if _is_there('torch') else '',
+        gpu=', '.join(value for key, value in collected.items() if key.startswith('GPU ')),
+        system={k: v for k, v in collected.items() if not k.startswith(_SAID_ELSEWHERE)},
     )
 
 
-def attention_path(machine: Machine) -> str:
+def attention_path(environment: Environment) -> str:
     """Which code deformable attention will run."""
-    if not machine.version('mmcv', 'mmcv-lite'):
+    if not environment.version('mmcv', 'mmcv-lite'):
         return 'none, mmcv is not installed'
-    if not machine.gpu:
+    if not environment.gpu:
         return 'PyTorch path on CPU'
-    return 'compiled CUDA operator' if machine.compiled_mmcv else 'PyTorch path on GPU'
+    return 'compiled CUDA operator' if environment.compiled_mmcv else 'PyTorch path on GPU'
 
 
-def report(machine: Machine) -> str:
+def report(environment: Environment) -> str:
     """The text that ``python -m mmgslora.env`` prints."""
-    rows = [('python', machine.versions['python'])]
+    rows = [('python', environment.versions['python'])]
     for names in PACKAGES:
-        installed = [name for name in names if name in machine.versions]
-        rows += [(name, machine.versions[name]) for name in installed]
+        installed = [name for name in names if name in environment.versions]
+        rows += [(name, environment.versions[name]) for name in installed]
         rows += [] if installed else [(names[0], 'not installed')]
-    rows += [('GPU', machine.gpu or 'none'), ('deformable attention', attention_path(machine))]
-    lines = [f'{name:<32}{value}' for name, value in rows] + ['', 'Known traps']
+    rows.append(('GPU', environment.gpu or 'none'))
+    rows.append(('deformable attention', attention_path(environment)))
+    rows += environment.system.items()
+    lines = [f'{name:<32}{value}' for name, value in rows] + ['', 'Known issues']
 
-    caught = traps(machine)
-    for trap in TRAPS:
-        if trap not in caught:
-            lines.append(f'  no       {trap.name}')
+    found = known_issues(environment)
+    for issue in KNOWN_ISSUES:
+        if issue not in found:
+            lines.append(f'  no       {issue.name}')
             continue
-        lines.append(f'  {"handled" if trap.handled else "TO DO":<9}{trap.name}')
-        lines += textwrap.wrap(trap.cure, 99, initial_indent=' ' * 13, subsequent_indent=' ' * 13)
-    if machine.mmcv_error:
-        lines += ['', f'mmcv said: {machine.mmcv_error}']
-    if machine.torchvision_error:
-        lines += ['', f'torchvision said: {machine.torchvision_error}']
+        lines.append(f'  {"handled" if issue.handled else "TO DO":<9}{issue.name}')
+        lines += textwrap.wrap(issue.fix, 99, initial_indent=' ' * 13, subsequent_indent=' ' * 13)
+    if environment.mmcv_error:
+        lines += ['', f'mmcv said: {environment.mmcv_error}']
+    if environment.torchvision_error:
+        lines += ['', f'torchvision said: {environment.torchvision_error}']
     return '\n'.join(lines)
 
 
@@ -219,11 +238,11 @@ def main() -> int:
     """Prints the report.
 
     Returns:
-        The exit code: 1 if this machine is in a trap that mmgslora does not handle.
+        The exit code: 1 if this machine has an issue that mmgslora does not handle.
     """
-    machine = this_machine()
-    print(report(machine))
-    return int(any(not trap.handled for trap in traps(machine)))
+    environment = this_environment()
+    print(report(environment))
+    return int(any(not issue.handled for issue in known_issues(environment)))
 
 
 def _is_there(name: str) -> bool:
@@ -251,11 +270,15 @@ def _call_nms() -> None:
     nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
 
 
-def _gpu_names() -> str:
-    import torch
+def _collected() -> dict[str, str]:
+    if not (_is_there('mmengine') and _is_there('torch')):
+        return {}
+    try:
+        from mmengine.utils.dl_utils import collect_env
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ', '.join(torch.cuda.get_device_name(index) for index in range(count))
+        return {name: str(value) for name, value in collect_env().items()}
+    except Exception as error:  # one of the issues below, which says more
+        return {'collect_env': f'{type(error).__name__}: {error}'}
 
 
 if __name__ == '__main__':

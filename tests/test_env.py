@@ -24,14 +24,16 @@ WORKING = {
 
 def machine(changes=(), **facts):
     versions = {**WORKING, **dict(changes)}
-    return env.Machine(versions={name: text for name, text in versions.items() if text}, **facts)
+    return env.Environment(
+        versions={name: text for name, text in versions.items() if text}, **facts
+    )
 
 
-def test_the_set_that_users_report_as_working_is_in_no_trap():
-    assert env.traps(machine()) == []
+def test_the_set_that_users_report_as_working_has_no_known_issue():
+    assert env.known_issues(machine()) == []
 
 
-# Each row: a machine one step away from the working set, and words of the only trap it is in.
+# Each row: a machine one step away from the working set, and words of the only known issue it has.
 LITE = {'mmcv': None, 'mmcv-lite': '2.1.0'}
 ONE_STEP = [
     (machine({'mmcv': '2.2.0'}), 'mmdet 3.3'),
@@ -58,14 +60,14 @@ ONE_STEP = [
 
 @pytest.mark.parametrize(('there', 'words'), ONE_STEP, ids=[words for _, words in ONE_STEP])
 def test_one_step_from_the_working_set(there, words):
-    (trap,) = env.traps(there)
-    assert words in trap.name
-    assert trap.cure in ' '.join(env.report(there).split())
+    (issue,) = env.known_issues(there)
+    assert words in issue.name
+    assert issue.fix in ' '.join(env.report(there).split())
 
 
-def test_every_trap_has_a_machine_above():
-    assert {trap.name for there, _ in ONE_STEP for trap in env.traps(there)} == {
-        trap.name for trap in env.TRAPS
+def test_every_known_issue_has_a_machine_above():
+    assert {issue.name for there, _ in ONE_STEP for issue in env.known_issues(there)} == {
+        issue.name for issue in env.KNOWN_ISSUES
     }
 
 
@@ -82,11 +84,11 @@ def test_every_trap_has_a_machine_above():
         machine({'torch': '2.5.1', 'mmengine': '0.10.6', 'transformers': '4.46.0'}),
         machine({'torch': '2.4.1', 'mmengine': '0.10.5', 'transformers': '4.46.0'}),
         machine({'torch': '2.5.1', 'mmengine': '0.10.5'}),
-        env.Machine(versions={'python': '3.9.0'}, compiled_mmcv=False, pkg_resources=False),
+        env.Environment(versions={'python': '3.9.0'}, compiled_mmcv=False, pkg_resources=False),
     ],
 )
-def test_just_beside_a_trap(there):
-    assert env.traps(there) == []
+def test_just_beside_a_known_issue(there):
+    assert env.known_issues(there) == []
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,8 @@ def test_just_beside_a_trap(there):
         (machine({'torch': '2.14.1'}, pkg_resources=False), 1),
     ],
 )
-def test_exit_code_tells_of_traps_that_are_not_handled(monkeypatch, capsys, there, code):
-    monkeypatch.setattr(env, 'this_machine', lambda: there)
+def test_exit_code_tells_of_issues_that_are_not_handled(monkeypatch, capsys, there, code):
+    monkeypatch.setattr(env, 'this_environment', lambda: there)
     assert env.main() == code
     assert ('TO DO' in capsys.readouterr().out) == bool(code)
 
@@ -132,18 +134,21 @@ def test_versions_are_those_of_the_installed_distributions():
     assert all(isinstance(text, str) for text in found.values())
 
 
-def test_this_machine_reports_a_torchvision_without_operators(monkeypatch):
+def test_this_environment_reports_a_torchvision_without_operators(monkeypatch):
     def fail(*args):
         raise RuntimeError('operator torchvision::nms does not exist')
 
     monkeypatch.setattr('torchvision.ops.nms', fail)
-    there = env.this_machine()
+    there = env.this_environment()
     assert there.torchvision_error == 'RuntimeError: operator torchvision::nms does not exist'
     assert there.compiled_mmcv == compat.has_compiled_mmcv()
     assert there.versions == env.versions()
+    assert there.system['sys.platform'] == sys.platform and 'GCC' in there.system
+    assert not any('PyTorch' in name or 'GPU' in name for name in there.system)
+    assert f'sys.platform                    {sys.platform}' in env.report(there)
 
 
-def test_this_machine_reports_compiled_operators_that_do_not_load(tmp_path):
+def test_this_environment_reports_compiled_operators_that_do_not_load(tmp_path):
     (tmp_path / 'mmcv').mkdir()
     (tmp_path / 'mmcv/__init__.py').write_text('')
     (tmp_path / 'mmcv/_ext.py').write_text("raise ImportError('undefined symbol: _ZN3c10')\n")

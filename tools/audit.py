@@ -27,17 +27,10 @@ from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.audited_model import AuditedModel, Images, same_inside, without_rows
-from mmgslora.audit.measures import (
-    HEAD_ONLY,
-    MEASURES,
-    ORACLE,
-    ORIGINAL,
-    UNLEARNED,
-    Audit,
-    Settings,
-)
+from mmgslora.audit.measures import MEASURES, Audit, Settings
 from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.sentences import sentences
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Spread
+from mmgslora.audit.sentences import sentence, text_of
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
 from mmgslora.families import family_of
@@ -101,8 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
     record.write()
     console.print(_table(record))
-    for sentence in sentences(record):
-        console.print(sentence)
+    for kind in record.rows.kinds():
+        console.print(f'{kind.capitalize().replace("_", " ")}: {sentence(record.rows, kind)}')
+    if verdict := record.verdict():
+        console.print(f'Verdict: {verdict.verdict}. {verdict.reason}')
+    for line in record.cannot_conclude():
+        console.print(f'Cannot be concluded: {line}')
     console.print(f'Results: {record.path}')
 
 
@@ -286,27 +283,25 @@ def _check_oracle(rows: Sequence[Mapping], path: str, audit: Audit, original: fl
 
 def _table(record: AuditRecord) -> Table:
     """Means over the seeds with half the range, one row per measure, per-class values left out."""
-    table = Table(title=f'Audit of task {record.task}: {", ".join(record.forgotten)}')
+    rows = record.rows
+    table = Table(title=f'Audit of task {rows.task}: {", ".join(rows.forgotten)}')
     table.add_column('measure')
-    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, ORACLE) if m in record.files]
+    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, ORACLE) if m in rows.files]
     for model in models:
         table.add_column(model, justify='right')
-    cells: dict[str, dict[str, list[float]]] = {}
-    for row in record.rows:
-        if '/per_class/' not in row['measure'] and row['value'] is not None:
-            of_measure = cells.setdefault(row['measure'], {})
-            of_measure.setdefault(row['model'], []).append(row['value'])
-    for measure, of_models in cells.items():
-        table.add_row(measure, *(_cell(of_models.get(model), measure) for model in models))
+    for kind, measures in rows.kinds().items():
+        for measure in measures:
+            if '/per_class/' not in measure:
+                values = (rows.value(measure, model) for model in models)
+                table.add_row(measure, *(_cell(kind, value) for value in values))
     return table
 
 
-def _cell(values: Sequence[float] | None, measure: str) -> str:
-    if not values:
+def _cell(kind: str, value: Spread | None) -> str:
+    if value is None:
         return ''
-    digits = 3 if measure.startswith(('membership', 'divergence')) else 1
-    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
-    return f'{mean:.{digits}f}' + (f' ± {half:.{digits}f}' if len(values) > 1 else '')
+    half = f' ± {text_of(kind, (value.high - value.low) / 2)}' if value.seeds > 1 else ''
+    return text_of(kind, value.mean) + half
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """Write the report of a forgetting run (report.html) and a certificate for each of its requests.
 
-Both go into the run's work_dir and need nothing but its files; what audit.json holds is in them if
-it is there. With --verify, nothing is written: a signed certificate is checked.
+Both go into the run's work_dir and need nothing but its files, of which no Python is executed; what
+audit.json holds is in them if it is there. With --verify, nothing is written: a signed certificate
+is checked. Signatures need the extra mmgslora[signing].
 """
 
 from __future__ import annotations
@@ -13,15 +14,9 @@ from pathlib import Path
 
 import mmgslora  # noqa: F401  puts compat in place
 from mmgslora.errors import ForgettingError
-from mmgslora.report.certificate import (
-    certificates_of,
-    load_key,
-    make_key,
-    sign,
-    verify,
-    write_certificates,
-)
+from mmgslora.report.certificate import certificates_of, write_certificates
 from mmgslora.report.page import write_report
+from mmgslora.report.record import unfinished
 from mmgslora.report.run import FinishedRun
 
 
@@ -29,7 +24,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', nargs='?', help='folder of the run, with forgetting.json')
     parser.add_argument(
-        '--config', help="read requests and thresholds from this config, not from the run's own"
+        '--config',
+        help="execute this config of yours for requests and thresholds instead of the run's own",
     )
     parser.add_argument('--sign', metavar='KEYFILE', help='sign with this Ed25519 key (PEM)')
     parser.add_argument('--make-key', metavar='KEYFILE', help='make a key, and KEYFILE.pub')
@@ -44,26 +40,26 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
+    if args.make_key or args.verify or args.sign:
+        from mmgslora.report import signing  # which needs an optional package
     if args.make_key:
-        public = make_key(Path(args.make_key))
+        public = signing.make_key(Path(args.make_key))
         print(f'{args.make_key}: keep it to yourself. {public}: give it to those who verify.')
     elif args.verify:
-        for line in verify(Path(args.verify), Path(args.key) if args.key else None):
+        for line in signing.verify(Path(args.verify), Path(args.key) if args.key else None):
             print(line)
     else:
-        write(args.work_dir, args.config, args.sign)
-
-
-def write(work_dir: str, config: str | None, key_file: str | None) -> None:
-    key = load_key(Path(key_file)) if key_file else None
-    run = FinishedRun(work_dir, config)
-    certificates = certificates_of(run)
-    if key:
-        certificates = [sign(certificate, key) for certificate in certificates]
-    for certificate, path in zip(certificates, write_certificates(run, certificates)):
-        verdict = certificate['verdict']
-        print(f'{os.path.relpath(path)}: {verdict["result"]}. {verdict["sentence"]}')
-    print(os.path.relpath(write_report(run, certificates)))
+        key = signing.load_key(Path(args.sign)) if args.sign else None
+        run = FinishedRun(args.work_dir, args.config)
+        certificates = certificates_of(run)
+        if key:
+            certificates = [signing.sign(certificate, key) for certificate in certificates]
+        for certificate, path in zip(certificates, write_certificates(run, certificates)):
+            verdict = certificate['verdict']
+            print(f'{os.path.relpath(path)}: {verdict["result"]}. {verdict["sentence"]}')
+        if unfinished(run.record):
+            print(unfinished(run.record))
+        print(os.path.relpath(write_report(run, certificates)))
 
 
 if __name__ == '__main__':

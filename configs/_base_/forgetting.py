@@ -4,7 +4,9 @@ custom_hooks = [
     dict(type='FiniteLossHook'),
     dict(type='MethodHook'),
     dict(type='AdapterHook'),
-    dict(type='PictureHook'),
+    dict(type='ImageHook'),
     dict(type='RecordHook'),
     dict(type='LedgerHook'),
 ]
+# Several processes: groups that are held at zero take no part in a step.
+find_unused_parameters = True

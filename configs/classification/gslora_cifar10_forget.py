@@ -3,7 +3,7 @@
 #   python tools/train.py configs/classification/gslora_cifar10_forget.py
 _base_ = [
     './vit_cifar10.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/cifar10_3x2.py',
 ]

@@ -3,7 +3,7 @@
 #   python tools/train.py configs/classification/gslora_classification_forget.py
 _base_ = [
     './vit_shapes.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/shapes_3x2.py',
 ]

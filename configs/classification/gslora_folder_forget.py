@@ -5,7 +5,7 @@
 # A class is given by the name of its folder or its number among the sorted names, from 0.
 _base_ = [
     './vit_folder.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])

@@ -4,7 +4,7 @@
 # Data under data/imagenet100, see ../_base_/datasets/imagenet100.py. Awaits a run.
 _base_ = [
     './vit-b16_imagenet100.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/hundred_4x20.py',
 ]

@@ -7,7 +7,7 @@
 #   --cfg-options val_evaluator.margin_at_test=0.35
 _base_ = [
     './face-transformer_casia100.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/hundred_4x20.py',
 ]

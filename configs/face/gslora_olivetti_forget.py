@@ -3,7 +3,7 @@
 #   python tools/train.py configs/face/gslora_olivetti_forget.py
 _base_ = [
     './face-transformer_olivetti.py',
-    '../_base_/forgetting_classifier.py',
+    '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/olivetti_4x5.py',
 ]

@@ -7,16 +7,16 @@ import numpy as np
 from mmgslora.audit.audited_model import Objects
 
 
-def js_divergence(ours: Objects, theirs: Objects) -> float:
+def js_divergence(one: Objects, other: Objects) -> float:
     """Mean Jensen-Shannon divergence of two models' predictions on the same objects.
 
     In bits, so that it lies between 0 (the same) and 1. Predictions are paired by the object
     they sit on: the queries of two detectors do not correspond to each other.
     """
-    return float(_js_bits(ours.log_probs, theirs.log_probs).mean())
+    return float(_js_bits(one.log_probs, other.log_probs).mean())
 
 
-def zero_retrain_forgetting(ours: Objects, untrained: Objects) -> float:
+def zero_retrain_forgetting(unlearned: Objects, untrained: Objects) -> float:
     """ZRF of Chundawat et al. (arXiv 2205.08096, section 5): 1 - mean JS to a random model.
 
     .. math:: ZRF = 1 - \\frac{1}{n_f} \\sum_{i=1}^{n_f} JS\\big(M(x_i), T_d(x_i)\\big)
@@ -24,7 +24,7 @@ def zero_retrain_forgetting(ours: Objects, untrained: Objects) -> float:
     over the forget data, with :math:`T_d` randomly initialised. Near 1: nothing is said of the
     forgotten that a model without any training would not say.
     """
-    return 1 - js_divergence(ours, untrained)
+    return 1 - js_divergence(unlearned, untrained)
 
 
 def _js_bits(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:

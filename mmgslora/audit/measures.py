@@ -15,6 +15,7 @@ from mmgslora.audit.membership import membership_auc
 from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, relearning_curve
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED
 from mmgslora.errors import ForgettingError
 
 MEASURES = (
@@ -22,9 +23,6 @@ MEASURES = (
     *('divergence', 'relearning', 'new_head'),
 )
 NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
-ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
-HEAD_ONLY = 'head only'
-"""A control: the original without the head's rows of the classes, nothing trained."""
 
 
 @dataclass(frozen=True)

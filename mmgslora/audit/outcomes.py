@@ -1,4 +1,4 @@
-"""Where the forgotten objects went, and which retained class paid for it."""
+"""What became of the forgotten objects, and which retained class paid for it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def nearest_classes(
     """
     probe = fit_probe(train, layer)
     known = probe.classes_
-    beliefs = probe.predict_proba(held_out.features[layer])
+    probs = probe.predict_proba(held_out.features[layer])
     mean = np.array(
         [
-            beliefs[held_out.labels == label].mean(0)
+            probs[held_out.labels == label].mean(0)
             if (held_out.labels == label).any()
             else np.zeros(len(known))
             for label in known

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from mmgslora.audit.measures import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Settings
+from mmgslora.atomic import write_text
+from mmgslora.audit.measures import Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
+from mmgslora.audit.rows import (
+    ORACLE,
+    ORIGINAL,
+    UNLEARNED,
+    AuditRows,
+    curve_point,
+    digest,
+    unit_key,
+)
 from mmgslora.audit.verdict import Verdict, judge_request, limits_of, worst
-from mmgslora.report.audit_rows import AuditRows
 from mmgslora.report.record import unfinished
 
 _ALWAYS = (
@@ -36,8 +43,8 @@ _NO_ORACLE = (
 class AuditRecord:
     """Rows of an audit, kept in a file that is rewritten whole after every unit.
 
-    A unit that is there, measured on the same files with the same settings, need not be measured
-    again; one that was measured on others is dropped.
+    A unit that is in the file, measured on the same files with the same settings, need not be
+    measured again; one that was measured on others, or changed since, is dropped.
 
     Args:
         path: Of ``audit.json``.
@@ -59,18 +66,23 @@ class AuditRecord:
         settings: Settings,
         limits: Mapping[str, float] | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.run, self.task = run, task['task']
-        self.forgotten = [*task['old'], *task['forget']]
-        self.files, self.settings = dict(files), settings
+        self.path, self.run = Path(path), run
+        self.about = dict(
+            task=task['task'],
+            forgotten_classes=[*task['old'], *task['forget']],
+            files=dict(files),
+            settings=asdict(settings),
+        )
         self.limits = limits_of(None) if limits is None else dict(limits)
         self.units: dict[str, dict] = {}
         self.nearest: dict[str, str] = {}
+        self._measured: list[dict] = []
         before = self._read()
         for name, unit in before.get('units', {}).items():
-            if unit['key'] == self._key(name):
+            rows = [row for row in before.get('rows', ()) if row.get('unit') == name]
+            if unit['key'] == self._key(name) and unit.get('rows', digest(rows)) == digest(rows):
                 self.units[name] = unit
-        self._measured = [row for row in before.get('rows', ()) if row.get('unit') in self.units]
+                self._measured += rows
         if f'outcomes:{ORIGINAL}' in self.units:
             self.nearest = before.get('nearest', {})
 
@@ -81,17 +93,7 @@ class AuditRecord:
             return {}
 
     def _key(self, name: str) -> str:
-        """Hash of everything that a unit's rows depend on."""
-        unit, _, model = name.partition(':')
-        roles = {model} | (self.files.keys() - {UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY})
-        if unit == 'divergence':
-            roles.add(ORACLE)
-        settings = asdict(self.settings)
-        if unit.startswith('relearning'):
-            settings.pop('relearning_images')  # each k is a unit of its own
-        hashes = {role: self.files[role]['sha256'] for role in roles if role in self.files}
-        content = [unit, self.task, self.forgotten, self.run.get('split'), settings, hashes]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return unit_key(name, self.about, self.run.get('split'))
 
     def has(self, unit: str, model: str) -> bool:
         """Whether a unit is already measured for a model."""
@@ -100,98 +102,69 @@ class AuditRecord:
     def add(self, unit: str, model: str, rows: list[dict], seconds: float) -> None:
         """Keep the rows of a unit and write the file."""
         name = f'{unit}:{model}'
-        self.units[name] = dict(key=self._key(name), seconds=round(seconds, 2))
+        self.units[name] = dict(key=self._key(name), rows=digest(rows), seconds=round(seconds, 2))
         self._measured += [dict(row, unit=name) for row in rows]
         self.write()
 
     @property
-    def rows(self) -> list[dict]:
+    def rows(self) -> AuditRows:
         """All rows, and those that follow from them by comparing models."""
-        measured = self._measured
-        return [*measured, *self._damage(measured), *self._leads(measured)]
+        rows = [*self._measured, *self._damage(), *self._leads()]
+        content = dict(self.about, rows=rows, nearest=self.nearest, units=self.units)
+        return AuditRows(content, str(self.path))
 
-    def mean(self, measure: str, model: str, rows: list[dict] | None = None) -> float | None:
-        """Mean over the seeds; None where nothing was measured."""
-        rows = self.rows if rows is None else rows
-        values = [r['value'] for r in rows if (r['measure'], r['model']) == (measure, model)]
-        return fmean(values) if values else None
-
-    def _damage(self, rows: list[dict]) -> list[dict]:
+    def _damage(self) -> list[dict]:
         """Points that each retained class has lost since the original."""
-        values = {(row['model'], row['measure']): row['value'] for row in rows}
+        values = {(row['model'], row['measure']): row['value'] for row in self._measured}
         derived = []
         for (model, measure), value in values.items():
             name = measure.removeprefix('output/per_class/')
+            gone = measure == name or name in self.about['forgotten_classes']
             before = values.get((ORIGINAL, measure))
-            if measure == name or name in self.forgotten or model == ORIGINAL or before is None:
-                continue
-            measure = f'damage/{name}'
-            derived.append(dict(model=model, seed=None, measure=measure, value=before - value))
+            if not gone and model != ORIGINAL and before is not None:
+                row = dict(model=model, seed=None, measure=f'damage/{name}', value=before - value)
+                derived.append(row)
         return derived
 
-    def _leads(self, rows: list[dict]) -> list[dict]:
+    def _leads(self) -> list[dict]:
         """What each relearning curve is ahead of the oracle's with the same images."""
-        curves = self._curves(rows)
+        points: dict[tuple, list[tuple[int, float]]] = {}
+        for row in self._measured:
+            if row['measure'].startswith('relearning/'):
+                images, step = curve_point(row['measure'])
+                key = row['model'], row['seed'], images
+                points.setdefault(key, []).append((step, row['value']))
+        curves = {key: Curve(*map(tuple, zip(*sorted(of)))) for key, of in points.items()}
         derived = []
         for (model, seed, k), curve in curves.items():
             oracle = curves.get((ORACLE, seed, k))
             if model == ORACLE or oracle is None or oracle.steps != curve.steps:
                 continue
-            for name, value in (
-                ('lead', area_between(curve, oracle)),
-                ('steps_to_oracle', steps_to_oracle(curve, oracle)),
-            ):
-                measure = f'relearning/{k}/{name}'
+            lead, steps = area_between(curve, oracle), steps_to_oracle(curve, oracle)
+            for name, value in (('lead', lead), ('steps_to_oracle', steps)):
+                measure = f'relearning/k{k}/{name}'
                 derived.append(dict(model=model, seed=seed, measure=measure, value=value))
         return derived
 
-    def _curves(self, rows: list[dict]) -> dict[tuple[str, int, str], Curve]:
-        points: dict[tuple, list[tuple[int, float]]] = {}
-        for row in rows:
-            first, _, rest = row['measure'].partition('/')
-            if first == 'relearning':
-                k, _, step = rest.partition('/step')
-                key = row['model'], row['seed'], k
-                points.setdefault(key, []).append((int(step), row['value']))
-        return {key: Curve(*map(tuple, zip(*sorted(of)))) for key, of in points.items()}
-
-    def verdicts(self) -> list[Verdict]:
-        """One for every request up to the audited task; none before the output was measured."""
-        if not self.has('output', UNLEARNED):
-            return []
-        rows = AuditRows(
-            dict(task=self.task, forgotten_classes=self.forgotten, rows=self.rows), str(self.path)
-        )
-        return [
-            judge_request(self.run, task, self.limits, rows)
-            for task in self.run['tasks']
-            if task['task'] <= self.task
-        ]
-
     def verdict(self) -> Verdict | None:
-        """The worst of :meth:`verdicts`."""
-        return worst(found) if (found := self.verdicts()) else None
+        """The worst on the requests up to the audited task; None before the output was measured."""
+        if not self.has('output', UNLEARNED):
+            return None
+        tasks = [task for task in self.run['tasks'] if task['task'] <= self.about['task']]
+        return worst(judge_request(self.run, task, self.limits, self.rows) for task in tasks)
 
     def cannot_conclude(self) -> list[str]:
         """What this audit says nothing about, in sentences."""
-        said = list(_ALWAYS) if ORACLE in self.files else [*_NO_ORACLE, *_ALWAYS[1:]]
-        return [unfinished(self.run), *said] if unfinished(self.run) else said
+        always = _ALWAYS if ORACLE in self.about['files'] else (*_NO_ORACLE, *_ALWAYS[1:])
+        return [*filter(None, [unfinished(self.run)]), *always]
 
     def write(self) -> None:
-        """Write the file; it is never there in part."""
+        """Write the file; it is whole or not there."""
         verdict = self.verdict()
-        content: dict[str, Any] = dict(
-            task=self.task,
-            forgotten_classes=self.forgotten,
-            files=self.files,
-            settings=asdict(self.settings),
-            rows=self.rows,
-            nearest=self.nearest,
+        content = dict(
+            self.rows.content,
             limits=self.limits,
             verdict=verdict and verdict.as_dict(),
             cannot_conclude=self.cannot_conclude(),
-            units=self.units,
         )
-        draft = self.path.with_suffix('.tmp')
-        draft.write_text(json.dumps(content, indent=1), encoding='utf-8')
-        draft.replace(self.path)
+        write_text(self.path, json.dumps(content, indent=1))

@@ -78,7 +78,7 @@ def area_between(curve: Curve, oracle: Curve) -> float:
     Step 0 is left out: it measures forgetting, not relearning.
     """
     pairs = zip(curve.steps, curve.values, oracle.values)
-    return fmean(ours - theirs for step, ours, theirs in pairs if step > 0)
+    return fmean(value - reference for step, value, reference in pairs if step > 0)
 
 
 def steps_to_oracle(curve: Curve, oracle: Curve) -> int | None:

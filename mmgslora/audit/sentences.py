@@ -1,114 +1,138 @@
-"""What an audit found, one plain sentence per measure."""
+"""What an audit found, one plain sentence per kind of measure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from mmgslora.audit.rows import (
+    MODEL_NAMES,
+    ORACLE,
+    ORIGINAL,
+    UNLEARNED,
+    AuditRows,
+    curve_point,
+)
+from mmgslora.audit.verdict import RELEARNING_POINT
+from mmgslora.report.format import points, value_text
 
-from mmgslora.audit.measures import ORACLE, ORIGINAL, UNLEARNED
-from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.verdict import NEW_HEAD_MEASURE, RELEARNING_MEASURE
-
-
-def sentences(record: AuditRecord) -> list[str]:
-    """One sentence per finished measure, then the verdict and what cannot be concluded."""
-    found = [*_output(record), *_outcomes(record), *_localisation(record), *_probe(record)]
-    found += [*_membership(record), *_divergence(record), *_relearning(record)]
-    verdict = record.verdict()
-    if verdict is not None:
-        found.append(f'Verdict: {verdict.verdict}. {verdict.reason}')
-    return found + [f'Cannot be concluded: {text}' for text in record.cannot_conclude()]
+_SHARES_OF_ONE = ('membership', 'divergence', 'other')
+_NOT_MEASURED = 'The model after forgetting was not measured.'
 
 
-def _beside(record: AuditRecord, measure: str, form: str) -> str | None:
-    """'x (original y, oracle z)'; None where the unlearned model was not measured."""
-    unlearned = record.mean(measure, UNLEARNED)
+def text_of(kind: str, value: float | None) -> str:
+    """A value of a kind of measures: percent and points with one decimal, others with more."""
+    return value_text(value) if kind in _SHARES_OF_ONE else points(value)
+
+
+def sentence(audit: AuditRows, kind: str) -> str:
+    """What the measures of a kind found, beside the original and the oracle.
+
+    Args:
+        audit: The audit.
+        kind: One of its :meth:`AuditRows.kinds`.
+    """
+    measures = audit.of(kind)
+    if kind in ('probe', 'prototype'):
+        return _probe(audit, kind, measures)
+    if kind == 'relearning':
+        return _relearning(audit, measures)
+    if kind == 'new_head':
+        return f'With new rows in the head, {_relearning(audit, measures)}'
+    if kind == 'outcomes':
+        return _outcomes(audit)
+    if kind == 'damage':
+        return _damage(audit)
+    found = []
+    for measure in measures:
+        unlearned = audit.value(measure, UNLEARNED)
+        others = [
+            f'{what} {text_of(kind, value.mean)}'
+            for model, what in ((ORIGINAL, 'before'), (ORACLE, 'oracle'))
+            if (value := audit.value(measure, model))
+        ]
+        if unlearned and others and '/per_class/' not in measure:
+            now = text_of(kind, unlearned.mean)
+            found.append(f'{name_of(measure)} {now} ({", ".join(others)})')
+    if not found:
+        return 'There is no other model to compare these numbers with.'
+    return f'After forgetting: {"; ".join(found[:3])}.'
+
+
+def name_of(measure: str) -> str:
+    """A measure without the word that names its kind."""
+    return measure.partition('/')[2] or measure
+
+
+def worst_first(audit: AuditRows) -> list[str]:
+    """The measures of damage, from the class that lost most to the one that gained most."""
+    lost = {measure: audit.value(measure, UNLEARNED) for measure in audit.of('damage')}
+    return sorted(lost, key=lambda m: lost[m].mean if lost[m] else float('-inf'), reverse=True)
+
+
+def _probe(audit: AuditRows, kind: str, measures: list[str]) -> str:
+    last = measures[-1]
+    unlearned, before = audit.value(last, UNLEARNED), audit.value(last, ORIGINAL)
     if unlearned is None:
-        return None
-    others = [
-        f'{model} {value:{form}}'
-        for model in (ORIGINAL, ORACLE)
-        if (value := record.mean(measure, model)) is not None
-    ]
-    return f'{unlearned:{form}}' + (f' ({", ".join(others)})' if others else '')
+        return _NOT_MEASURED
+    reader = 'the probe' if kind == 'probe' else 'the nearest mean'
+    text = f'From {name_of(last)}, {reader} names {points(unlearned.mean)} % of the forgotten '
+    text += f'objects (before forgetting {points(before.mean)} %)' if before else 'objects'
+    gap = audit.gap(last)
+    if gap is None:
+        return f'{text}; without an oracle it is not known how many would be too many.'
+    text += f', from the oracle {points(audit.value(last, ORACLE).mean)} %: '
+    text += f'{points(gap)} points' if gap > 0 else 'no'
+    text += ' more than in a model that never saw them.'
+    gaps = {m: gap for m in measures if (gap := audit.gap(m)) is not None}
+    widest = max(gaps, key=gaps.get)
+    if gaps[widest] > max(gap, 0):
+        text += f' The largest lead is at {name_of(widest)}, {points(gaps[widest])} points.'
+    return text
 
 
-def _names(record: AuditRecord, first: str) -> list[str]:
-    """Measures that start so, in their order, each once."""
-    return list(dict.fromkeys(r['measure'] for r in record.rows if r['measure'].startswith(first)))
+def _relearning(audit: AuditRows, measures: list[str]) -> str:
+    images, step = RELEARNING_POINT
+    measure = next((m for m in measures if curve_point(m) == RELEARNING_POINT), None)
+    unlearned = audit.value(measure, UNLEARNED) if measure else None
+    if unlearned is None:
+        return f'{step} steps on {images} images were not measured.'
+    text = f'{step} steps on {images} images bring the forgotten classes back to '
+    text += f'{points(unlearned.mean)} %'
+    gap = audit.gap(measure)
+    if gap is None:
+        return f'{text}; without an oracle it is not known how much of that is new learning.'
+    text += f', the oracle to {points(audit.value(measure, ORACLE).mean)} %: '
+    if gap > 0:
+        return f'{text}{points(gap)} points of lead are knowledge that was left behind.'
+    return f'{text}no lead over a model that never saw the classes.'
 
 
-def _output(record: AuditRecord) -> Iterator[str]:
-    values = {name: _beside(record, name, '.1f') for name in _names(record, 'output/A')}
-    parts = [f'{name.partition("/")[2]} is {text}' for name, text in values.items() if text]
-    if parts:
-        yield f'Output, in %: {"; ".join(parts)}.'
-    damage = {name: record.mean(name, UNLEARNED) for name in _names(record, 'damage/')}
-    damage = {name: value for name, value in damage.items() if value is not None}
-    if damage:
-        worst = max(damage, key=damage.get)
-        name = worst.partition('/')[2]
-        near = record.nearest.get(name)
-        yield (
-            f'Hardest hit of the classes that stay: {name}, {damage[worst]:.1f} points lost'
-            + (f'; the class the original confuses it with most is {near}.' if near else '.')
-        )
+def _outcomes(audit: AuditRows) -> str:
+    said = []
+    for model in (UNLEARNED, ORACLE):
+        shares = audit.outcomes(model)
+        if not shares:
+            continue
+        parts = [f'{points(share)} % {what}' for what, share in shares.items()]
+        called = {
+            name_of(measure).removeprefix('called '): value.mean
+            for measure in audit.of('outcomes')
+            if '/called ' in measure and (value := audit.value(measure, model))
+        }
+        if called:
+            most = max(called, key=called.get)
+            parts.append(f'most often called {most}, {points(called[most])} %')
+        said.append(f'{MODEL_NAMES[model]}: {", ".join(parts)}')
+    text = '; '.join(said)
+    return f'{text[:1].upper()}{text[1:]}.' if said else _NOT_MEASURED
 
 
-def _outcomes(record: AuditRecord) -> Iterator[str]:
-    shares = {
-        name.partition('/')[2]: value
-        for name in _names(record, 'outcomes/')
-        if (value := record.mean(name, UNLEARNED)) is not None
-    }
-    if shares:
-        order = sorted(shares, key=lambda name: -shares[name])
-        text = ', '.join(f'{name} {shares[name]:.1f} %' for name in order)
-        yield f'Objects of the forgotten classes now: {text}.'
-
-
-def _localisation(record: AuditRecord) -> Iterator[str]:
-    text = _beside(record, 'localisation/forget', '.1f')
-    if text:
-        yield f'The best box on a forgotten object overlaps it by {text} %, mean IoU.'
-
-
-def _probe(record: AuditRecord) -> Iterator[str]:
-    for kind, what in (('probe', 'A linear probe'), ('prototype', 'The nearest class mean')):
-        names = _names(record, f'{kind}/')
-        text = names and _beside(record, names[-1], '.1f')
-        if text:
-            layer = names[-1].partition('/')[2]
-            yield f'{what} on {layer} names {text} % of the forgotten objects.'
-
-
-def _membership(record: AuditRecord) -> Iterator[str]:
-    texts = {name: _beside(record, name, '.3f') for name in _names(record, 'membership/')}
-    parts = [f'{name.partition("/")[2]} {text}' for name, text in texts.items() if text]
-    if parts:
-        yield f'Membership attacks, AUC where 0.5 is chance: {"; ".join(parts)}.'
-
-
-def _divergence(record: AuditRecord) -> Iterator[str]:
-    zrf = _beside(record, 'divergence/ZRF', '.3f')
-    if zrf:
-        yield f'ZRF, near 1 where the output says no more than an untrained model does: {zrf}.'
-    sides = [_beside(record, f'divergence/oracle_{side}', '.4f') for side in ('forget', 'retain')]
-    if all(sides):
-        yield (
-            'Jensen-Shannon divergence from the oracle, in bits: '
-            f'{sides[0]} on forgotten and {sides[1]} on retained objects.'
-        )
-
-
-def _relearning(record: AuditRecord) -> Iterator[str]:
-    text = _beside(record, RELEARNING_MEASURE, '.1f')
-    if text:
-        yield f'Relearning on 16 images brings the forgotten classes to {text} % in 20 steps.'
-    text = _beside(record, NEW_HEAD_MEASURE, '.1f')
-    if text:
-        yield f'With new rows in the head of every model: {text} %.'
-    for name in _names(record, 'relearning/'):
-        lead = name.endswith('/lead') and record.mean(name, UNLEARNED)
-        if name.endswith('/lead') and lead is not None:
-            k = name.split('/')[1][1:]
-            yield f'With k = {k} it is {lead:+.1f} points from the oracle, mean over the steps.'
+def _damage(audit: AuditRows) -> str:
+    worst = worst_first(audit)[0]
+    unlearned = audit.value(worst, UNLEARNED)
+    if unlearned is None:
+        return _NOT_MEASURED
+    name = name_of(worst)
+    text = f'{name} has lost most: {points(unlearned.mean)} points'
+    if near := audit.nearest.get(name):
+        gone = ', which was forgotten' if near in audit.forgotten else ''
+        text += f'. The class it is taken for most is {near}{gone}'
+    return f'{text}.'

@@ -7,21 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import fmean
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from mmgslora.audit.rows import ORACLE, AuditRows
 from mmgslora.errors import ForgettingError
-from mmgslora.report.audit_rows import AuditRows
 from mmgslora.report.record import mean_before, merged_file, metric_prefix, number, share_kept
+from mmgslora.settings import Share, problems
 
-LIMITS = {
-    'forgotten_max': (2.0, 'Highest mean AP (or accuracy) of the forgotten classes, in %'),
-    'retained_min_share': (0.95, 'Smallest share of their own value that retained classes keep'),
-    'probe_gap_max': (2.0, "Most points by which a probe may name more than the oracle's"),
-    'relearning_gap_max': (0.0, 'Most points by which relearning may lead the oracle'),
-}
-"""Name -> (default, meaning). ``forgotten_max`` gives way to the oracle's AP on the same classes
-where that was measured and is higher: AP is a ranking, and a class without a single example can
-have some. All defaults are ours."""
+Percent = Annotated[float, Field(ge=0, le=100, description='a number from 0 to 100')]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request must keep to; all defaults are ours.
+
+    Attributes:
+        forgotten_max: Highest mean AP (or accuracy) of the forgotten classes, in %. It gives way
+            to the oracle's on the same classes where that was measured and is higher: AP is a
+            ranking, and a class without a single example can have some.
+        retained_min_share: Smallest share of their own value that retained classes keep.
+        probe_gap_max: Most points by which a probe may name more than the oracle's.
+        relearning_gap_max: Most points by which relearning may lead the oracle.
+    """
+
+    forgotten_max: Percent = 2.0
+    retained_min_share: Share = 0.95
+    probe_gap_max: Percent = 2.0
+    relearning_gap_max: Percent = 0.0
+
 
 RELEARNING_POINT = (16, 20)
 """Images and steps at which relearning is compared."""
@@ -55,10 +71,7 @@ _SAYS = {
         'Hidden, not forgotten: the model no longer names the classes, but more of them is left '
         'inside it than in a model that never saw them.',
     ),
-    TOO_COSTLY: (
-        FAILED,
-        'At too high a price: what had to stay lost more than was allowed.',
-    ),
+    TOO_COSTLY: (FAILED, 'At too high a price: what had to stay lost more than was allowed.'),
     NOT_SHOWN: (INCOMPLETE, 'Not shown: a value that decides was not measured.'),
     OUTPUT_ONLY: (
         INCOMPLETE,
@@ -97,30 +110,17 @@ class Verdict:
 
 
 def limits_of(thresholds: Mapping[str, Any] | None) -> dict[str, float]:
-    """The user's thresholds over the defaults of :data:`LIMITS`.
+    """The user's thresholds over the defaults of :class:`Limits`.
 
     Raises:
-        ForgettingError: A name is unknown, or a value is no number or out of range (0 to 1 for a
-            share, else 0 to 100).
+        ForgettingError: A name is unknown, or a value is no number or out of range.
     """
-    limits = {name: default for name, (default, _) in LIMITS.items()}
-    if thresholds is not None and not isinstance(thresholds, Mapping):
-        raise ForgettingError(
-            f'thresholds is {thresholds!r}; it must be a dict with {", ".join(LIMITS)}.'
-        )
-    for name, value in (thresholds or {}).items():
-        if name not in limits:
-            raise ForgettingError(f'thresholds has {name!r}; allowed are {", ".join(LIMITS)}.')
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ForgettingError(f'thresholds.{name} is {value!r}; it must be a number.')
-        most = 1 if name == 'retained_min_share' else 100
-        if not 0 <= value <= most:
-            raise ForgettingError(
-                f'thresholds.{name} is {value!r}; it must lie between 0 and {most}'
-                f'{", a share of 1" if most == 1 else ""}.'
-            )
-        limits[name] = float(value)
-    return limits
+    if not isinstance(thresholds, (Mapping, type(None))):
+        allowed = ', '.join(asdict(Limits()))
+        raise ForgettingError(f'thresholds is {thresholds!r}; it must be a dict with {allowed}.')
+    if wrong := problems(Limits, thresholds or {}, 'thresholds'):
+        raise ForgettingError(' '.join(wrong))
+    return asdict(Limits(**{name: float(value) for name, value in (thresholds or {}).items()}))
 
 
 def judge_request(
@@ -152,93 +152,79 @@ def judge_request(
         unfit: Task number -> why its merged file is not the one that the run measured. Defaults
             to None: all are.
     """
-    output = _output_checks(record, task, limits['forgotten_max'], audit, unfit or {})
-    retained = _retained_check(record, task, limits['retained_min_share'], unfit or {})
-    inside = _inside_checks(limits, audit, reason)
-    results = [check['result'] for check in output]
-    if results[0] == FAILED:
+    checks = _checks(record, task, limits, audit, reason, unfit or {})
+    results = {part: [c['result'] for c in checks if c['threshold'] == part] for part in limits}
+    output, (retained,) = results['forgotten_max'], results['retained_min_share']
+    inside = [*results['probe_gap_max'], *results['relearning_gap_max']]
+    if output[0] == FAILED:
         verdict = NOT_FORGOTTEN
-    elif FAILED in results:
+    elif FAILED in output:
         verdict = CAME_BACK
-    elif any(check['result'] == FAILED for check in inside):
+    elif FAILED in inside:
         verdict = HIDDEN
-    elif retained['result'] == FAILED:
+    elif retained == FAILED:
         verdict = TOO_COSTLY
-    elif NOT_MEASURED in (*results, retained['result']):
+    elif NOT_MEASURED in (*output, retained):
         verdict = NOT_SHOWN
-    elif any(check['result'] == NOT_MEASURED for check in inside):
+    elif NOT_MEASURED in inside:
         verdict = OUTPUT_ONLY
     else:
         verdict = FORGOTTEN
-    checks = [*output, retained, *inside]
     return Verdict(task['task'], verdict, *_SAYS[verdict], _reason(checks), checks)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict that a run as a whole deserves: that of its worst request."""
-    order = list(_SAYS)
-    return min(verdicts, key=lambda verdict: order.index(verdict.verdict))
+    return min(verdicts, key=lambda verdict: list(_SAYS).index(verdict.verdict))
 
 
-def _output_checks(
-    record: Mapping, task: Mapping, limit: float, audit: AuditRows | None, unfit: Mapping[int, str]
-) -> list[dict]:
-    """At the end of the task, and again in the last model of the run."""
-    prefix, last = metric_prefix(record), record['tasks'][-1]
-    oracle = _mean_of(audit, task['forget'], 'oracle')
-    allowed = limit if oracle is None else max(limit, oracle)
-    values = {task['task']: (f'{prefix}f', number(task['metrics'].get(f'{prefix}f')))}
-    if last['task'] != task['task']:
-        found = [number(last['per_class'].get(name)) for name in task['forget']]
-        mean = None if None in found else sum(found) / len(found)
-        values[last['task']] = (f'{prefix}o of these classes', mean)
-    return [
-        _check('forgotten_max', f'{name} after task {n}', value, allowed, merged_file(n),
-               unfit.get(n, ''))
-        for n, (name, value) in values.items()
-    ]  # fmt: skip
-
-
-def _retained_check(
-    record: Mapping, task: Mapping, limit: float, unfit: Mapping[int, str]
-) -> dict[str, Any]:
-    share = share_kept(record, task)
-    if not task['retain'] or not mean_before(record, task['retain']):
-        share = None
-    name = f'share of their pre-trained mean kept by {len(task["retain"])} retained classes'
-    number_of_task = task['task']
-    model, why = merged_file(number_of_task), unfit.get(number_of_task, '')
-    return _check('retained_min_share', name, share, limit, model, why)
-
-
-def _inside_checks(
-    limits: Mapping[str, float], audit: AuditRows | None, reason: str
+def _checks(
+    record: Mapping[str, Any],
+    task: Mapping[str, Any],
+    limits: Mapping[str, float],
+    audit: AuditRows | None,
+    reason: str,
+    unfit: Mapping[int, str],
 ) -> list[dict[str, Any]]:
-    model, probe, relearning = None, 'probe', RELEARNING_MEASURE
-    gaps: dict[str, float | None] = {}
-    if audit is not None:
-        model = merged_file(audit.task)
-        probe = next(reversed(audit.of('probe')), probe)
-        leads = {name: audit.gap(name) for name in (RELEARNING_MEASURE, NEW_HEAD_MEASURE)}
-        known = {name: lead for name, lead in leads.items() if lead is not None}
-        relearning = max(known, key=known.get, default=relearning)
-        gaps = {probe: audit.gap(probe), relearning: known.get(relearning)}
-        if leads[RELEARNING_MEASURE] is None and (gaps[relearning] or 0) <= (
-            limits['relearning_gap_max'] + _ROUNDING
-        ):
-            # A new head alone can show that something is left, not that nothing is.
-            relearning = RELEARNING_MEASURE
-        reason = (
-            'the audit has no such comparison with the oracle'
-            if audit.has_oracle
-            else 'the audit has no oracle to compare with'
-        )
-    why = '' if audit is not None else reason
-    return [
-        _check(threshold, f'{name}, above the oracle', gaps.get(name), limits[threshold], model,
-               why, missing=reason)
-        for threshold, name in (('probe_gap_max', probe), ('relearning_gap_max', relearning))
-    ]  # fmt: skip
+    """What is compared with which limit: the output, once or twice; what stays; the inside."""
+    prefix, n, last = metric_prefix(record), task['task'], record['tasks'][-1]
+    names, kept, rows = task['forget'], task['retain'], audit or AuditRows({})
+    oracle = [rows.value(f'output/per_class/{name}', ORACLE) for name in names]
+    allowed = limits['forgotten_max']
+    if None not in oracle:
+        allowed = max(allowed, fmean(value.mean for value in oracle))
+    # At the end of the task, and again in the last model of the run.
+    values = {n: (f'{prefix}f', number(task['metrics'].get(f'{prefix}f')))}
+    if last['task'] != n:
+        now = [number(last['per_class'].get(name)) for name in names]
+        mean = None if None in now else fmean(now)
+        values[last['task']] = (f'{prefix}o of these classes', mean)
+    checks = [
+        _check('forgotten_max', f'{name} after task {m}', value, allowed, m, unfit.get(m))
+        for m, (name, value) in values.items()
+    ]
+    share = share_kept(record, task) if mean_before(record, kept) else None
+    what = f'share of their pre-trained mean kept by {len(kept)} retained classes'
+    least = limits['retained_min_share']
+    checks.append(_check('retained_min_share', what, share, least, n, unfit.get(n)))
+
+    probe = next(reversed(rows.of('probe')), 'probe')
+    gaps = {name: rows.gap(name) for name in (probe, RELEARNING_MEASURE, NEW_HEAD_MEASURE)}
+    anew, relearned, limit = (
+        gaps[NEW_HEAD_MEASURE], gaps[RELEARNING_MEASURE], limits['relearning_gap_max']
+    )  # fmt: skip
+    # The larger lead counts; a new head alone can show that something is left, not that nothing is.
+    alone = relearned is None and anew is not None and anew > limit + _ROUNDING
+    larger = None not in (anew, relearned) and anew > relearned
+    relearning = NEW_HEAD_MEASURE if alone or larger else RELEARNING_MEASURE
+    missing = 'the audit has no such comparison with the oracle'
+    if not rows.has_oracle:
+        missing = 'the audit has no oracle to compare with'
+    for threshold, name in (('probe_gap_max', probe), ('relearning_gap_max', relearning)):
+        name, gap = f'{name}, above the oracle', gaps[name]
+        model, why = (audit.task, None) if audit else (None, reason)
+        checks.append(_check(threshold, name, gap, limits[threshold], model, why, missing))
+    return checks
 
 
 def _check(
@@ -246,24 +232,18 @@ def _check(
     measure: str,
     value: float | None,
     limit: float,
-    model: str | None,
-    why: str,
+    task: int | None,
+    why: str | None,
     missing: str = 'the run did not record it',
 ) -> dict[str, Any]:
     """One value held against its limit; ``why`` says what makes it worthless, if anything."""
-    value = None if why else value
+    value, model = None if why is not None else value, task and merged_file(task)
     check = dict(threshold=threshold, measure=measure, value=value, limit=limit, model=model)
     if value is None:
         return dict(check, result=NOT_MEASURED, reason=why or missing)
     least = threshold == 'retained_min_share'
     fits = value >= limit - _ROUNDING if least else value <= limit + _ROUNDING
     return dict(check, result=PASSED if fits else FAILED, reason=None)
-
-
-def _mean_of(audit: AuditRows | None, names: Sequence[str], model: str) -> float | None:
-    """Mean AP or accuracy of these classes in a model of the audit; None if one is unknown."""
-    values = [audit and audit.value(f'output/per_class/{name}', model) for name in names]
-    return None if None in values else sum(value.mean for value in values) / len(values)
 
 
 def _reason(checks: Sequence[Mapping[str, Any]]) -> str:

@@ -72,6 +72,12 @@ class ForgettingViews(Dataset):
         # Per view: the images, and which labels are kept in each.
         self._drawn: dict[str, list[tuple[int, set[int]]]] = {'forget': [], 'retain': []}
 
+    def __deepcopy__(self, memo: dict) -> ForgettingViews:
+        """A copy draws its own images of the same data set: MMEngine copies what it loads from."""
+        other = copy.copy(self)
+        other._drawn = dict(self._drawn)
+        return other
+
     @property
     def metainfo(self) -> dict:
         return self.base.metainfo
@@ -217,12 +223,19 @@ class PairedSampler(Sampler):
     Args:
         dataset: A :class:`ForgettingViews`.
         seed: Seed of the order, used together with the epoch. Defaults to 0.
+        max_pairs: Pairs of an epoch in each process, where a pass would be longer; the next epoch
+            goes on where this one ended. Defaults to None: whole passes.
     """
 
-    def __init__(self, dataset: ForgettingViews, seed: int | None = 0) -> None:
+    def __init__(
+        self, dataset: ForgettingViews, seed: int | None = 0, max_pairs: int | None = None
+    ) -> None:
         self.rank, self.world_size = get_dist_info()
         self.num_forget, self.num_retain = dataset.num_forget, dataset.num_retain
         self.pairs = -(-self.num_retain // self.world_size)
+        self.whole = max_pairs is None or max_pairs >= self.pairs
+        if not self.whole:
+            self.pairs = max_pairs
         self.seed = seed or 0
         self.epoch = 0
 
@@ -235,14 +248,21 @@ class PairedSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         total = self.pairs * self.world_size
-        retain = np.resize(self._order('retain', self.epoch), total)
-        start = self.epoch * total
-        rounds = range(start // self.num_forget, (start + total - 1) // self.num_forget + 1)
-        forget = np.concatenate([self._order('forget', r) for r in rounds])
-        forget = forget[start % self.num_forget :][:total]
+        if self.whole:
+            retain = np.resize(self._order('retain', self.epoch), total)
+        else:
+            retain = self._cycled('retain', self.num_retain, total)
+        forget = self._cycled('forget', self.num_forget, total)
         for pair in range(self.rank, total, self.world_size):
             yield int(forget[pair])
             yield self.num_forget + int(retain[pair])
+
+    def _cycled(self, side: str, count: int, total: int) -> np.ndarray:
+        """The ``total`` items of this epoch in an endless row of shuffled passes."""
+        start = self.epoch * total
+        rounds = range(start // count, (start + total - 1) // count + 1)
+        row = np.concatenate([self._order(side, r) for r in rounds])
+        return row[start % count :][:total]
 
     def _order(self, side: str, round_: int) -> np.ndarray:
         count = self.num_forget if side == 'forget' else self.num_retain

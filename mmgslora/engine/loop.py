@@ -47,6 +47,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
         epochs_per_task: Passes over the retain view per task. A cosine schedule over epochs that
             has neither ``T_max`` nor ``end`` takes a task from its first epoch to its last.
+        steps_per_task: Most steps of a task, for large data; where its epochs would have more, each
+            is cut short, and the next one goes on where it ended. Defaults to None: no limit.
         evaluate_on: The split that the pre-trained model and every task are measured on: 'test',
             or 'val' for choosing settings. Its data loader and evaluator must be in the config.
             Defaults to 'test'.
@@ -65,11 +67,17 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         dataloader: dict,
         protocol: dict,
         epochs_per_task: int,
+        steps_per_task: int | None = None,
         evaluate_on: str = 'test',
         seal: bool = False,
     ) -> None:
         if epochs_per_task < 1:
             raise ForgettingError(f'epochs_per_task is {epochs_per_task}; it must be at least 1.')
+        if steps_per_task is not None and steps_per_task < epochs_per_task:
+            raise ForgettingError(
+                f'steps_per_task is {steps_per_task}; it must be at least epochs_per_task, '
+                f'{epochs_per_task}, for every epoch has a step.'
+            )
         if evaluate_on not in ('test', 'val'):
             raise ForgettingError(f"evaluate_on is {evaluate_on!r}; it can be 'test' or 'val'.")
         if not runner.cfg.get(f'{evaluate_on}_dataloader'):
@@ -100,6 +108,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
                 pass
         # Workers that outlive an epoch would not take the seeds of the next one.
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
+        if steps_per_task is not None:
+            pairs = steps_per_task // epochs_per_task * dataloader['batch_size'] // 2
+            self._loader_cfg['sampler'] = {**dataloader['sampler'], 'max_pairs': pairs}
         self._runner = runner  # BaseLoop would set it too late
         # Building every task's loader now finds what is wrong with task 7 before task 1 trains.
         steps = [len(self._build_loader(t)) for t in range(1, len(self.protocol) + 1)]

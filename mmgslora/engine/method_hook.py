@@ -14,7 +14,7 @@ _KEYS = ('method', 'tune')
 
 @HOOKS.register_module()
 class MethodHook(Hook):
-    """Lets a method act before a task, before and after each step, and after the task.
+    """Lets a method act before a task, at each iteration and step, and after the task.
 
     A step is the optimizer's: with gradient accumulation or AMP one may belong to several
     iterations, or to none. What the method and the tuner need to go on after a kill is in every
@@ -60,6 +60,7 @@ class MethodHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         loop = runner.train_loop
         loop.model.context.step = loop.epoch_in_task * len(loop.dataloader) + batch_idx
+        loop.model.method.before_iter(loop.model.context)
 
     def after_train_epoch(self, runner, metrics=None) -> None:
         self._detach()

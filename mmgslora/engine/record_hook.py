@@ -12,17 +12,18 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from rich.console import Console
 
+from mmgslora.atomic import write_text
 from mmgslora.audit.verdict import limits_of
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
 from mmgslora.lora import trainable_share
 from mmgslora.methods.base import Method
-from mmgslora.report import forgetting_table, plot_forgetting, summary_lines
 from mmgslora.report.certificate import requests_of
-from mmgslora.report.png import drawing
+from mmgslora.report.charts import forgetting_figure, write_image
 from mmgslora.report.record import merged_file
 from mmgslora.report.run import sha256
+from mmgslora.report.table import forgetting_table, summary_lines
 from mmgslora.tuning import Tuner
 
 
@@ -139,11 +140,8 @@ class RecordHook(Hook):
         hub.update_info('finished_tasks', [*done, task])
         record = self.record(runner)
         path = Path(runner.work_dir, 'forgetting.json')
-        draft = path.with_suffix('.tmp')
-        draft.write_text(json.dumps(record, indent=1))
-        draft.replace(path)
-        with drawing(path.with_suffix('.png')):
-            plot_forgetting(record, path.with_suffix('.png'))
+        write_text(path, json.dumps(record, indent=1))
+        write_image(path.with_suffix('.png'), lambda: forgetting_figure(record))
 
     @master_only
     def after_train(self, runner) -> None:
@@ -172,6 +170,7 @@ class RecordHook(Hook):
             requests=requests_of(runner.cfg.get('requests'), len(protocol)),
             thresholds=runner.cfg.get('thresholds'),
             audit=runner.cfg.get('audit'),
+            images=runner.message_hub.get_info('before_after', {}).get('rule'),
             versions=versions(),
             pretrained=_nest(runner.message_hub.get_info('pretrained')),
             tasks=runner.message_hub.get_info('finished_tasks', []),

@@ -23,6 +23,7 @@ _KEPT = (
     'model.method',
     'model.tune',
     'train_cfg.epochs_per_task',
+    'train_cfg.steps_per_task',
     'train_cfg.evaluate_on',
     'train_dataloader.batch_size',
     'train_dataloader.dataset.data_ratio',

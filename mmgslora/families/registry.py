@@ -11,6 +11,7 @@ from mmgslora.errors import ForgettingError
 if TYPE_CHECKING:  # the families fill the registry
     from mmgslora.audit.audited_model import AuditedModel, Images
     from mmgslora.families.base import ForgettingModel
+    from mmgslora.families.drawing import Drawing
 
 FAMILIES: dict[str, Family] = {}
 """Every family by its name."""
@@ -26,12 +27,14 @@ class Family:
         model: The wrapper that makes the two views of a step.
         audited: The plain model under audit.
         images: The data that an audit shows it.
+        drawing: What is drawn of its answers.
     """
 
     name: str
     model: type[ForgettingModel]
     audited: type[AuditedModel]
     images: type[Images]
+    drawing: type[Drawing]
 
 
 def register_family(family: Family) -> Family:

@@ -24,6 +24,8 @@ class Adapter(nn.Module):
         lora_alpha: Numerator of the scale.
         init: 'kaiming' or 'xavier', see :meth:`reset`.
         enabled: Whether the forward pass adds the adapter.
+        held: Whether the adapter is kept at zero: the forward pass leaves it out, and it gets no
+            gradient.
     """
 
     weight_name = 'weight'
@@ -31,15 +33,22 @@ class Adapter(nn.Module):
     lora_alpha: float
     init: str
     enabled: bool
+    held: bool
 
     def _add_adapter(self, rank: int, lora_alpha: float, init: str, like: Tensor) -> None:
         """Freeze the layer and give it a fresh adapter with the device and dtype of ``like``."""
         self.requires_grad_(False)
-        self.rank, self.lora_alpha, self.init, self.enabled = rank, lora_alpha, init, True
+        self.rank, self.lora_alpha, self.init = rank, lora_alpha, init
+        self.enabled, self.held = True, False
         rows, columns = like.shape
         self.lora_A = nn.Parameter(like.new_empty(rank, columns))
         self.lora_B = nn.Parameter(like.new_empty(rows, rank))
         self.reset()
+
+    @property
+    def learns(self) -> bool:
+        """Whether the forward pass adds the adapter, so that it learns."""
+        return self.enabled and not self.held
 
     @property
     def adapted(self) -> nn.Parameter:
@@ -70,6 +79,7 @@ class Adapter(nn.Module):
             generator: Source of the random numbers. Defaults to PyTorch's global CPU one.
             first: Whether this is the adapter of the first task. Defaults to False.
         """
+        self.held = False
         device = 'cpu' if generator is None else generator.device
 
         def draw(matrix: Tensor, bound: float) -> None:
@@ -99,7 +109,8 @@ class Adapter(nn.Module):
     def merge(self, generator: torch.Generator | None = None) -> None:
         """Add the adapter to the weight for good and start a fresh one.
 
-        With ``enabled`` the output is the same before and after, up to rounding.
+        With ``enabled`` the output is the same before and after, up to rounding; the weight of an
+        adapter that is zero is not written to.
 
         Args:
             generator: Source of the fresh ``A``, see :meth:`reset`. Defaults to None.
@@ -107,7 +118,8 @@ class Adapter(nn.Module):
         Raises:
             ForgettingError: If the sum holds NaN or infinity; nothing is changed then.
         """
-        self.adapted.copy_(self.merged_weight())
+        if self.lora_B.any():
+            self.adapted.copy_(self.merged_weight())
         self.reset(generator)
 
     def extra_repr(self) -> str:

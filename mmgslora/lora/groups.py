@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,21 @@ class LoRAGroup:
         name: Where the group stands in the model, e.g. ``'encoder.layers.0.ffn'``.
         A: The ``lora_A`` of its layers; empty for a single ``B``.
         B: The ``lora_B`` of its layers, in the order of ``A``; empty for a single ``A``.
+        layers: Its layers.
     """
 
     name: str
     A: list[nn.Parameter]
     B: list[nn.Parameter]
+    layers: list[Adapter] = field(default_factory=list)
+
+    def hold(self) -> None:
+        """Keep a group at zero until its adapters are fresh again: its layers are the plain ones.
+
+        A group that shares its layers with another, as single matrices do, is not held.
+        """
+        for layer in self.layers:
+            layer.held = True
 
     def norm(self, eps: float = 0.0) -> Tensor:
         """Joint norm sqrt(sum ||A||_F^2 + sum ||B||_F^2 + eps), the penalised quantity.
@@ -87,7 +97,7 @@ def discover_groups(model: nn.Module, by: str = 'block') -> list[LoRAGroup]:
     if by == 'block':
         return _by_block(model, layers)
     if by == 'module':
-        return [LoRAGroup(name, [m.lora_A], [m.lora_B]) for name, m in layers.items()]
+        return [LoRAGroup(name, [m.lora_A], [m.lora_B], [m]) for name, m in layers.items()]
     if by == 'matrix':
         groups = []
         for name, layer in layers.items():
@@ -118,6 +128,7 @@ def _by_block(model: nn.Module, layers: dict[str, Adapter]) -> list[LoRAGroup]:
                 group_name or type(model).__name__,
                 [layers[name].lora_A for name in names],
                 [layers[name].lora_B for name in names],
+                [layers[name] for name in names],
             )
         )
     return groups

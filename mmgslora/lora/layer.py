@@ -100,7 +100,7 @@ class LoRALinear(Adapter, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: (..., in_features) to (..., out_features)."""
         output = super().forward(input)
-        if self.enabled:
+        if self.learns:
             # Scaled where it is narrowest.
             output = output + F.linear(self.scale * F.linear(input, self.lora_A), self.lora_B)
         return output

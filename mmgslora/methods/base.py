@@ -101,6 +101,9 @@ class Part:
     def before_task(self, context: Context) -> None:
         """The task's data are drawn and its optimizer is built; nothing is trained."""
 
+    def before_iter(self, context: Context) -> None:
+        """An iteration begins."""
+
     def before_step(self, context: Context) -> None:
         """Gradients are there, weights have not moved. Not each iteration has a step."""
 
@@ -171,6 +174,10 @@ class Method(Part, ABC):
     def before_task(self, context: Context) -> None:
         for part in self.parts:
             part.before_task(context)
+
+    def before_iter(self, context: Context) -> None:
+        for part in self.parts:
+            part.before_iter(context)
 
     def before_step(self, context: Context) -> None:
         for part in self.parts:

@@ -91,11 +91,13 @@ class Sparsity(Part):
     def before_task(self, context: Context) -> None:
         self._groups, self._held = [], None
 
-    def before_step(self, context: Context) -> None:
+    def before_iter(self, context: Context) -> None:
         # Read off the weights, so that a resumed run holds the same groups.
         if self._held is None and self.refits(context):
             groups = self.groups(context)
             self._held = [g for g in groups if g.B and not any(map(torch.any, g.B))]
+            for group in self._held:
+                group.hold()
 
     @torch.no_grad()
     def after_step(self, context: Context) -> None:
@@ -106,6 +108,7 @@ class Sparsity(Part):
             for group in self.groups(context):
                 entries = sum(matrix.numel() for matrix in group.B)
                 proximal_step([group], _lr(group, lr_of) * alpha * math.sqrt(entries))
+        # Gradients from before they were held may have moved them.
         for group in self._held or ():
             for matrix in group.B:
                 matrix.zero_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any
 
 DASH = '–'
 """Stands where nothing was measured."""
@@ -24,20 +24,9 @@ def percent(share: float | None) -> str:
 
 def value_text(value: float | None) -> str:
     """A number of unknown unit: one decimal, or three where it would be lost below 1."""
-    if value is None:
-        return DASH
-    return points(value) if abs(value) >= 1 or value == 0 else f'{value:.3f}'.replace('-', '−')
-
-
-def gap_text(value: float | None, text: Callable[[float | None], str]) -> str:
-    """A difference as ``text`` writes it, with a plus where it is above what ``text`` calls 0."""
-    written = text(value)
-    return f'+{written}' if value and value > 0 and written != text(0.0) else written
-
-
-def for_matplotlib(text: str) -> str:
-    """Text that matplotlib shows as it is; a bare ``$`` would begin a formula."""
-    return text.replace('$', r'\$')
+    if value is None or abs(value) >= 1 or value == 0:
+        return points(value)
+    return f'{value:.3f}'.replace('-', '−')
 
 
 def short(value: Any) -> str:
@@ -49,12 +38,3 @@ def short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ', '.join(map(short, value))
     return str(value)
-
-
-def pairs(value: Any) -> list[tuple[str, str]]:
-    """Whatever an audit wrote, as lines of name and text."""
-    if value in (None, {}, []):
-        return []
-    if isinstance(value, Mapping):
-        return [(str(name).replace('_', ' '), short(item)) for name, item in value.items()]
-    return [('', short(value))]

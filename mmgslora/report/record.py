@@ -1,11 +1,10 @@
-"""Reading a run's ``forgetting.json``: the few derived values that table and figure share."""
+"""Reading a run's ``forgetting.json``: the derived values that verdict, table and page share."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,10 @@ from mmgslora.errors import ForgettingError
 from mmgslora.report.format import short
 
 
-@dataclass(frozen=True)
-class ClassChange:
-    """What became of one class: its value now and before any forgetting, in percent."""
-
-    name: str
-    now: float
-    before: float
-
-    @property
-    def share(self) -> float:
-        """The part of the pre-trained value that is left, 1.0 for all of it."""
-        return self.now / self.before
-
-
-def method_name(record: dict) -> str | None:
-    """The class name of the method that forgot; None in a record that does not say."""
-    return (record.get('method') or {}).get('type')
-
-
 def run_title(record: dict) -> str:
     """What tells one run from another: config, method, seed."""
-    parts = [Path(record.get('config') or '').name, method_name(record)]
+    method = (record.get('method') or {}).get('type')
+    parts = [Path(record.get('config') or '').name, method]
     return ', '.join([*filter(None, parts), f'seed {record.get("seed")}'])
 
 
@@ -82,6 +63,12 @@ def merged_file(task: int) -> str:
     return f'merged/task_{task:02d}.pth'
 
 
+def class_groups(task: dict) -> dict[str, list[str]]:
+    """What every class is in a task, under the letter of its group."""
+    keys = dict(r='retain', m='missing', f='forget', o='old')
+    return {letter: task.get(key) or [] for letter, key in keys.items()}
+
+
 def metric_prefix(record: dict) -> str:
     """What stands before ``f``, ``r``, ``o`` in the metrics' names: 'AP_', 'Acc_', ...
 
@@ -106,11 +93,14 @@ def metric(task: dict, key: str) -> float | None:
     return number(task['metrics'].get(key))
 
 
+NAME_RATE = 'forgotten_name_rate'
+
+
 def found_keys(tasks: list[dict]) -> list[str]:
-    """Metrics of forgotten classes still being found: 'AR_f@0.3', ..., strictest first, 'Named'."""
+    """Metrics of forgotten classes still being found: 'AR_f@0.3', ..., strictest first."""
     keys = {key for task in tasks for key in task['metrics']}
     recalls = (key for key in keys if key.startswith('AR_f@'))
-    return sorted(recalls, key=lambda key: -float(key.split('@')[1])) + sorted(keys & {'Named'})
+    return sorted(recalls, key=lambda key: -float(key.split('@')[1])) + sorted(keys & {NAME_RATE})
 
 
 def values_before(record: dict, gone: bool = False) -> dict[str, Any]:
@@ -121,20 +111,19 @@ def values_before(record: dict, gone: bool = False) -> dict[str, Any]:
         gone: Measured as classes that must be gone are, with every query of a detector counted.
     """
     pretrained = record['pretrained']
-    if gone:
-        return {**pretrained['per_class'], **pretrained.get('every_query/per_class', {})}
-    return pretrained['per_class']
+    every_query = pretrained.get('every_query/per_class', {}) if gone else {}
+    return {**pretrained['per_class'], **every_query}
+
+
+def mean_of(per_class: dict[str, Any], names: Iterable[str]) -> float | None:
+    """The mean over those of the named classes that were measured, None if none was."""
+    values = [v for v in (number(per_class.get(name)) for name in names) if v is not None]
+    return sum(values) / len(values) if values else None
 
 
 def mean_before(record: dict, names: Iterable[str], gone: bool = False) -> float | None:
-    """The pre-trained model's mean over the named classes, None if none was measured.
-
-    Args:
-        record: The content of a run's ``forgetting.json``.
-        names: The classes.
-        gone: See :func:`values_before`.
-    """
-    return _mean(values_before(record, gone), names)
+    """The pre-trained model's mean over the named classes; see :func:`values_before`."""
+    return mean_of(values_before(record, gone), names)
 
 
 def share_kept(record: dict, task: dict) -> float | None:
@@ -143,32 +132,52 @@ def share_kept(record: dict, task: dict) -> float | None:
     Both means are taken over the same classes with equal weights: a metric that weighs
     by images (accuracy) would otherwise be compared with one that does not.
     """
-    before_all = record['pretrained']['per_class']
+    before_all, now_all = values_before(record), task['per_class']
     both = [
         name
         for name in task['retain']
-        if number(task['per_class'].get(name)) is not None
-        and number(before_all.get(name)) is not None
+        if None not in (number(now_all.get(name)), number(before_all.get(name)))
     ]
-    now, before = _mean(task['per_class'], both), _mean(before_all, both)
-    return now / before if before else None
+    before = mean_of(before_all, both)
+    return mean_of(now_all, both) / before if before else None
 
 
-def hardest_hit(record: dict, task: dict) -> ClassChange | None:
+def hardest_hit(record: dict, task: dict) -> dict[str, Any] | None:
     """The class that must stay and kept the smallest share of its own pre-trained value.
 
     Classes with and without training data both must stay, so both are looked at. A class
     the pre-trained model did not know either (0 %) has nothing to lose and is left out.
+
+    Returns:
+        Its ``name``, its value ``now`` and ``before``, in percent, and their quotient ``share``.
     """
-    before_all = record['pretrained']['per_class']
-    changes = []
+    hits = []
     for name in [*task['retain'], *task.get('missing', [])]:
-        now, before = number(task['per_class'].get(name)), number(before_all.get(name))
+        now, before = number(task['per_class'].get(name)), number(values_before(record).get(name))
         if now is not None and before:
-            changes.append(ClassChange(name, now, before))
-    return min(changes, key=lambda change: change.share, default=None)
+            hits.append(dict(name=name, now=now, before=before, share=now / before))
+    return min(hits, key=lambda hit: hit['share'], default=None)
 
 
-def _mean(per_class: dict[str, Any], names: Iterable[str]) -> float | None:
-    values = [v for v in (number(per_class.get(name)) for name in names) if v is not None]
-    return sum(values) / len(values) if values else None
+def task_summary(record: dict, task: dict) -> dict[str, Any]:
+    """A task's line in table and page: each value beside the pre-trained one it compares with.
+
+    Returns:
+        ``f``, ``r``, ``o``, ``m`` and ``h`` with ``f_before``, ..., ``share`` of AP_r that is
+        kept, ``found`` (see :func:`found_keys`), ``hit`` (see :func:`hardest_hit`), ``zero`` and
+        ``groups``, how many blocks were left untouched and how many there are, and ``seconds``.
+    """
+    prefix, groups = metric_prefix(record), task.get('groups') or {}
+    line = dict(task=task['task'], forget=task['forget'], h=metric(task, 'H'))
+    for letter, names in class_groups(task).items():
+        line[letter] = metric(task, f'{prefix}{letter}')
+        line[f'{letter}_before'] = mean_before(record, names, gone=letter in 'fo')
+    return dict(
+        line,
+        share=share_kept(record, task),
+        found=[metric(task, key) for key in found_keys(tasks_of(record))],
+        hit=hardest_hit(record, task),
+        zero=sum(norm == 0.0 for norm in groups.values()),
+        groups=len(groups),
+        seconds=number(task.get('train_seconds')),
+    )

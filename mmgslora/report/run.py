@@ -1,18 +1,20 @@
-"""What a finished run left in its work_dir: the page and the certificates read it here."""
+"""What a finished run left in its work_dir: page, certificates and audit read it here."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from mmgslora.audit.rows import AuditRows
+from mmgslora.audit.verdict import Verdict, judge_request, limits_of
 from mmgslora.errors import ForgettingError
-from mmgslora.report.audit_rows import AuditRows
-from mmgslora.report.record import tasks_of
+from mmgslora.report.record import merged_file, tasks_of
+from mmgslora.report.schema import Audit, Record, check_consistency, read_json
 
 
 class FinishedRun:
@@ -25,31 +27,55 @@ class FinishedRun:
 
     Raises:
         ForgettingError: There is no ``forgetting.json``, it holds no task, or one of the files
-            cannot be read.
+            cannot be read or holds what no run can have written.
     """
 
     def __init__(
         self, work_dir: str | os.PathLike[str], config: str | os.PathLike[str] | None = None
     ) -> None:
         self.work_dir = Path(work_dir)
-        if not (self.work_dir / 'forgetting.json').is_file():
+        path, audit = self.work_dir / 'forgetting.json', self.work_dir / 'audit.json'
+        if not path.is_file():
             raise ForgettingError(
                 f'{str(work_dir)!r} has no forgetting.json; give the work_dir of a run that has '
                 'finished at least one forgetting task.'
             )
-        self.record = read_json(self.work_dir / 'forgetting.json')
+        self.record = read_json(path, Record)
         self.tasks = tasks_of(self.record)
-        if not isinstance(self.record.get('pretrained', {}).get('per_class'), dict):
-            raise ForgettingError(
-                f'{str(self.work_dir / "forgetting.json")!r} holds no values of the pre-trained '
-                'model (pretrained.per_class), which everything is compared with.'
-            )
-        self.config_path = self._find_config()
+        check_consistency(self.record, str(path))
         wishes = _read_config(Path(config)) if config else self.record
         self.requests = wishes.get('requests')
         self.thresholds = wishes.get('thresholds')
-        audit = self.work_dir / 'audit.json'
-        self.audit = AuditRows(read_json(audit), str(audit)) if audit.is_file() else None
+        self.audit = AuditRows(read_json(audit, Audit), str(audit)) if audit.is_file() else None
+        self._hashes: dict[str, str | None] = {}
+
+    @property
+    def split(self) -> str:
+        """The split that the run measures on, 'test' or 'val'."""
+        return self.record.get('split') or 'val'
+
+    @property
+    def config_path(self) -> Path | None:
+        """The config that MMEngine left in the work_dir under the name of the one it was given."""
+        named = self.work_dir / Path(self.record.get('config') or '').name
+        if named.suffix == '.py' and named.is_file():
+            return named
+        others = sorted(self.work_dir.glob('*.py'))
+        return others[0] if len(others) == 1 else None
+
+    def file(self, path: str) -> dict[str, str | None]:
+        """A file as certificates and page name it: its path and the hash of its content.
+
+        Args:
+            path: Relative to the work_dir.
+
+        Returns:
+            ``path`` and ``sha256``; the hash is None where the file is not there.
+        """
+        if path not in self._hashes:  # merged checkpoints are large, and asked for several times
+            found = self.work_dir / path
+            self._hashes[path] = sha256(found) if found.is_file() else None
+        return dict(path=path, sha256=self._hashes[path])
 
     @property
     def original(self) -> str | None:
@@ -57,37 +83,71 @@ class FinishedRun:
         return self.record.get('original')
 
     @property
-    def split(self) -> str:
-        """The split that the run measures on, 'test' or 'val'."""
-        return self.record.get('split') or 'val'
+    def original_file(self) -> dict[str, str | None]:
+        """The original with its hash, as the run recorded it.
 
-    def file(self, path: str | None) -> dict[str, str | None]:
-        """A file as certificates and page name it: its path and the hash of its content.
-
-        Args:
-            path: Relative to the work_dir, or as the config has it (relative to where training
-                was started, which must then be the current folder).
-
-        Returns:
-            ``path`` and ``sha256``; the hash is None where the file is not there.
+        A record may name any file of the machine, so it is hashed here only inside the work_dir.
         """
-        found = path and find_file(path, self.work_dir)
-        return dict(path=path, sha256=self._sha256(found) if found else None)
+        path, recorded = self.original, self.record.get('original_sha256')
+        inside = path and not Path(path).is_absolute() and '..' not in Path(path).parts
+        if recorded or not inside:
+            return dict(path=path, sha256=recorded)
+        return self.file(path)
 
-    def _sha256(self, path: Path) -> str:
-        # Merged checkpoints are large, and page and certificates ask for each several times.
-        known = self.__dict__.setdefault('_hashes', {})
-        if path not in known:
-            known[path] = sha256(path)
-        return known[path]
+    @cached_property
+    def unfit(self) -> dict[int, str]:
+        """Task number -> why its merged file is not the one that the run measured."""
+        found = {}
+        for task in self.tasks:
+            file = self.file(merged_file(task['task']))
+            recorded = (task.get('merged') or {}).get('sha256')
+            if file['sha256'] is None:
+                found[task['task']] = f'{file["path"]} is missing'
+            elif recorded not in (None, file['sha256']):
+                found[task['task']] = f'{file["path"]} was changed after the run had measured it'
+        return found
 
-    def _find_config(self) -> Path | None:
-        """The config that MMEngine left in the work_dir under the name of the one it was given."""
-        named = self.work_dir / Path(self.record.get('config') or '').name
-        if named.suffix == '.py' and named.is_file():
-            return named
-        others = sorted(self.work_dir.glob('*.py'))
-        return others[0] if len(others) == 1 else None
+    def audit_reason(self, task: dict) -> str:
+        """Why the audit says nothing about a task's request; empty if it does."""
+        audit = self.audit
+        if audit is None:
+            return 'there is no audit.json'
+        if audit.task not in [one['task'] for one in self.tasks]:
+            return f'audit.json is of task {audit.task}, which this run does not have'
+        last = self.tasks[audit.task - 1]
+        if {*audit.forgotten} != {*last['old'], *last['forget']} or audit.task < task['task']:
+            return f'audit.json is of task {audit.task} and does not cover this request'
+        return self.unfit.get(audit.task) or self._other_files(audit)
+
+    def _other_files(self, audit: AuditRows) -> str:
+        """Which role of the audit was played by another file than the run's."""
+        hashes = {role: file.get('sha256') for role, file in audit.files.items()}
+        merged, original = self.file(merged_file(audit.task)), self.original_file
+        if hashes.get('unlearned') != merged['sha256']:
+            return f'audit.json was made of another file than {merged["path"]}'
+        if None not in (hashes.get('original'), self.record.get('original_sha256')) and (
+            hashes['original'] != original['sha256']
+        ):
+            return f'audit.json was made with another original than {original["path"]}'
+        if audit.has_oracle and not hashes.get('oracle'):
+            return 'audit.json has values of an oracle, but names no file of one'
+        if audit.has_oracle and hashes['oracle'] in (merged['sha256'], original['sha256']):
+            return 'the oracle of audit.json is the audited or the original model itself'
+        return audit.foreign(self.record.get('split'))
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """The verdict on each request, in their order.
+
+        Raises:
+            ForgettingError: The thresholds are not what they must be.
+        """
+        limits, found = limits_of(self.thresholds), []
+        for task in self.tasks:
+            reason = self.audit_reason(task)
+            audit = None if reason else self.audit
+            found.append(judge_request(self.record, task, limits, audit, reason, self.unfit))
+        return found
 
 
 def find_file(path: str, work_dir: Path) -> Path | None:
@@ -104,38 +164,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file.
-
-    Raises:
-        ForgettingError: The file is no JSON, or something else than an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise ForgettingError(f'{str(path)!r} cannot be read as JSON: {error}.') from error
-    if not isinstance(content, dict):
-        raise ForgettingError(
-            f'{str(path)!r} holds a {type(content).__name__}; it must hold a JSON object.'
-        )
-    return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write all of a text or nothing; the folder is made if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        # As bytes: what is hashed and signed must not depend on the system's line ends.
-        draft.write_bytes(text.encode())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        # Only its values are read: what it would import for training is not needed here.
         return Config.fromfile(path, import_custom_modules=False).to_dict()
     except Exception as error:  # a config is Python, which can fail in any way
         raise ForgettingError(f'Config {str(path)!r} cannot be read: {error}.') from error

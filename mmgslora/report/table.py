@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmgslora.report.record import (
+    NAME_RATE,
     found_keys,
     hardest_hit,
     mean_before,
@@ -18,7 +19,7 @@ from mmgslora.report.record import (
     number,
     run_settings,
     run_title,
-    share_kept,
+    task_summary,
     tasks_of,
 )
 
@@ -44,41 +45,21 @@ def forgetting_table(record: dict) -> Table:
     Raises:
         ForgettingError: The record holds no task or no forget and retain metric.
     """
-    tasks = tasks_of(record)
-    prefix = metric_prefix(record)
-    found = found_keys(tasks)
-    has_missing = any(metric(task, f'{prefix}m') is not None for task in tasks)
+    tasks, prefix = tasks_of(record), metric_prefix(record)
+    found, summaries = found_keys(tasks), [task_summary(record, task) for task in tasks]
+    letters = 'from'[: 4 if any(line['m'] is not None for line in summaries) else 3]
 
-    headers: list[Cell] = [(f'{prefix}f', ''), (f'{prefix}r', ''), (f'{prefix}o', '')]
-    headers += [(f'{prefix}m', '')] if has_missing else []
-    headers += [('H', '')]
-    headers += [(key.partition('@')[0], ''.join(key.partition('@')[1:])) for key in found]
+    headers: list[Cell] = [(f'{prefix}{letter}', '') for letter in letters] + [('H', '')]
+    for key in found:
+        name, at, score = key.partition('@')
+        headers.append(('named', 'forgotten') if key == NAME_RATE else (name, at + score))
     headers += [(' hardest hit', ''), ('zero', 'groups'), ('train', 's')]
 
     classes = record['pretrained']['per_class']
     known = sum(number(value) is not None for value in classes.values())
     start: list[Cell] = [('', '')] * len(headers)
     start[1] = (_points(mean_before(record, classes)), '')
-    rows = [start]
-    for task in tasks:
-        row = [
-            (
-                _points(metric(task, f'{prefix}f')),
-                _of(mean_before(record, task['forget'], gone=True)),
-            ),
-            (
-                _points(metric(task, f'{prefix}r')),
-                _of(mean_before(record, task['retain']), share_kept(record, task)),
-            ),
-            (_points(metric(task, f'{prefix}o')), ''),
-        ]
-        if has_missing:
-            missing_before = mean_before(record, task.get('missing', []))
-            row.append((_points(metric(task, f'{prefix}m')), _of(missing_before)))
-        row.append((_points(metric(task, 'H')), ''))
-        row += [(_points(metric(task, key)), '') for key in found]
-        row += [_hit_cell(record, task), (_zero_groups(task), ''), (_seconds(task), '')]
-        rows.append(row)
+    rows = [start, *(_row(line, letters) for line in summaries)]
 
     # The names get what the numbers leave: numbers must never be cut.
     task_cells = ['task', *(str(task['task']) for task in tasks)]
@@ -112,6 +93,20 @@ def forgetting_table(record: dict) -> Table:
     for number_cell, names, row in zip(['', *task_cells[1:]], all_names, rows):
         table.add_row(number_cell, Text(names), *map(_text, row))
     return table
+
+
+def _row(line: dict, letters: str) -> list[Cell]:
+    below = {letter: _of(line[f'{letter}_before']) for letter in 'fm'}
+    below['r'] = _of(line['r_before'], line['share'])
+    row = [(_points(line[letter]), below.get(letter, '')) for letter in letters]
+    row += [(_points(line['h']), ''), *((_points(value), '') for value in line['found'])]
+    hit, seconds = line['hit'], line['seconds']
+    name = Text(hit['name'] if hit else _NOTHING)
+    name.truncate(_CLASS_WIDTH, overflow='ellipsis')
+    # Text beside right-aligned numbers needs more air than the one column between cells.
+    below = f' {_points(hit["now"])}, {_of(hit["before"], hit["share"])}' if hit else ''
+    zero = f'{line["zero"]}/{line["groups"]}' if line['groups'] else _NOTHING
+    return [*row, (f' {name.plain}', below), (zero, ''), (_points(seconds), '')]
 
 
 def summary_lines(record: dict) -> list[str]:
@@ -161,8 +156,9 @@ def summary_lines(record: dict) -> list[str]:
     hit = hardest_hit(record, last)
     if hit:
         lines.append(
-            f'Hardest hit of the classes that must stay, after task {last["task"]}: {hit.name}, '
-            f'{hit.now:.1f} of {hit.before:.1f} ({100 * hit.share:.0f} % kept).'
+            f'Hardest hit of the classes that must stay, after task {last["task"]}: '
+            f'{hit["name"]}, {hit["now"]:.1f} of {hit["before"]:.1f} '
+            f'({100 * hit["share"]:.0f} % kept).'
         )
 
     paper = [
@@ -204,8 +200,8 @@ def _caption(prefix: str, found: list[str], every_query: bool) -> Text:
         caption += ' AR_f@s: forgotten objects still found with a score of s or more.'
     if every_query:
         caption += ' AP_f, AP_o, AR_f: every query counts.'
-    if 'Named' in found:
-        caption += ' Named: pictures of classes forgotten by now that get the name of any of them.'
+    if NAME_RATE in found:
+        caption += ' Named forgotten: images of forgotten classes still given the name of any.'
     caption += ' Zero groups: transformer blocks the task left exactly as they were.'
     return Text(caption)
 
@@ -229,30 +225,6 @@ def _of(before: float | None, share: float | None = None) -> str:
         return ''
     part = '' if share is None else f'{100 * share:.0f}% '
     return f'{part}of {_points(before)}'
-
-
-def _hit_cell(record: dict, task: dict) -> Cell:
-    hit = hardest_hit(record, task)
-    if hit is None:
-        return _NOTHING, ''
-    name = Text(hit.name)
-    name.truncate(_CLASS_WIDTH, overflow='ellipsis')
-    # Text beside right-aligned numbers needs more air than the one column between cells.
-    return f' {name.plain}', f' {_points(hit.now)}, {_of(hit.before, hit.share)}'
-
-
-def _zero_groups(task: dict) -> str:
-    groups = task.get('groups') or {}
-    if not groups:
-        return _NOTHING
-    return f'{sum(norm == 0.0 for norm in groups.values())}/{len(groups)}'
-
-
-def _seconds(task: dict) -> str:
-    seconds = number(task.get('train_seconds'))
-    if seconds is None:
-        return _NOTHING
-    return f'{seconds:.1f}' if seconds < 100 else f'{seconds:.0f}'
 
 
 def _duration(seconds: float) -> str:

@@ -135,11 +135,14 @@ class Tuner(ABC):
             "tune with type='LoRA'."
         )
 
-    def trains(self, parts: Sequence[str]) -> bool:
-        """Whether something in these parts of the model may change."""
-        inside = tuple(f'{part}.' for part in parts)
-        named = self.model.named_parameters()
-        return any(p.requires_grad and name.startswith(inside) for name, p in named if inside)
+    @abstractmethod
+    def learns(self, module: nn.Module, recurse: bool = True) -> bool:
+        """Whether a module may change at the moment, or differs from its weights.
+
+        Args:
+            module: Of the model, or of a teacher.
+            recurse: Whether the modules inside it count. Defaults to True.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What of the past must survive a kill: weights of teachers that are copies."""

@@ -77,6 +77,9 @@ class Full(Tuner):
     def at_start(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def learns(self, module: nn.Module, recurse: bool = True) -> bool:
+        return any(parameter.requires_grad for parameter in module.parameters(recurse))
+
     def owns(self, key: str) -> bool:
         return False
 

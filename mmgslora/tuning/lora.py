@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mmgslora.lora import (
+    Adapter,
     LoRAGroup,
     adapters_disabled,
     check_live_adapters,
@@ -100,6 +101,10 @@ class LoRA(Tuner):
         for layer in lora_layers(copied).values():
             layer.enabled = False
         return copied
+
+    def learns(self, module: nn.Module, recurse: bool = True) -> bool:
+        layers = lora_layers(module).values() if recurse else (module,)
+        return any(isinstance(layer, Adapter) and layer.learns for layer in layers)
 
     def owns(self, key: str) -> bool:
         return _OWN.fullmatch(key) is not None

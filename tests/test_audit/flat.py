@@ -1,4 +1,4 @@
-"""Points in the plane as pictures and two matrices as a model: audits with known answers."""
+"""Points in the plane as images and two matrices as a model: audits with known answers."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ import pytest
 
 from mmgslora.audit.measures import Audit, Settings
 from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.sentences import sentences
+from mmgslora.audit.rows import KINDS
+from mmgslora.audit.sentences import sentence
 from mmgslora.audit.verdict import FORGOTTEN, HIDDEN, NOT_FORGOTTEN, OUTPUT_ONLY
 from mmgslora.errors import ForgettingError
 
@@ -51,14 +52,18 @@ def test_without_an_oracle_only_the_output_is_judged(tmp_path):
     record = run(tmp_path, head_cut(), with_oracle=False)
     assert record.verdict().verdict == OUTPUT_ONLY
     assert 'Without an oracle' in record.cannot_conclude()[0]
-    assert not any('oracle' in row['measure'] for row in record.rows)
+    assert not any('oracle' in row['measure'] for row in record.rows.content['rows'])
     hidden = run(tmp_path, original(), with_oracle=False, measures=('output',))
     assert hidden.verdict().verdict == NOT_FORGOTTEN
 
 
 def test_every_measure_of_a_cut_head(tmp_path):
     record = run(tmp_path, head_cut())
-    value = record.mean
+
+    def value(measure, model):
+        found = record.rows.value(measure, model)
+        return found and found.mean
+
     assert value('output/Acc_gone', 'unlearned') == 0
     assert value('output/Acc_gone', 'original') == 100
     assert value('output/Acc_r', 'unlearned') == 100
@@ -72,7 +77,7 @@ def test_every_measure_of_a_cut_head(tmp_path):
     assert value('probe/inside', 'oracle') < 80
     assert value('prototype/inside', 'unlearned') == 100
     assert value('membership/loss', 'unlearned') == pytest.approx(0.5, abs=0.1)
-    # Ours and the oracle differ on neither side by much; the original does on the forgotten.
+    # Unlearned and oracle differ on neither side by much; the original does on the forgotten.
     near, far = (value('divergence/oracle_forget', model) for model in ('unlearned', 'original'))
     assert near < far / 2
     assert 0 <= value('divergence/ZRF', 'original') <= 1
@@ -82,27 +87,28 @@ def test_every_measure_of_a_cut_head(tmp_path):
 
 def test_rows_are_complete(tmp_path):
     record = run(tmp_path, head_cut())
-    for row in record.rows:
+    content = record.rows.content
+    for row in content['rows']:
         assert {'model', 'seed', 'measure', 'value'} <= row.keys()
     for measure in ('probe/inside', 'membership/loss', 'relearning/k16/step5', 'divergence/ZRF'):
         for model in ('unlearned', 'oracle', 'original'):
-            rows = [r for r in record.rows if (r['measure'], r['model']) == (measure, model)]
+            rows = [r for r in content['rows'] if (r['measure'], r['model']) == (measure, model)]
             assert [r['seed'] for r in rows] == [0, 1, 2]
     assert record.nearest.keys() == {'a', 'b', 'c', 'd'}
     assert record.nearest['a'] in ('b', 'd')
 
 
 def test_every_measure_has_its_sentence(tmp_path):
-    said = sentences(run(tmp_path, head_cut()))
-    for start in (
-        'Output, in %: Acc_gone is 0.0',
-        'Hardest hit',
-        'Objects of',
-        'A linear probe on ',
-    ):
-        assert any(text.startswith(start) for text in said), start
-    assert any('inside names 100.0 (original 100.0, oracle' in text for text in said)
-    assert any(text.startswith('Verdict: hidden, not forgotten.') for text in said)
+    record = run(tmp_path, head_cut())
+    said = {kind: sentence(record.rows, kind) for kind in record.rows.kinds()}
+    assert said.keys() == {*KINDS} - {'localisation'}
+    assert said['output'].startswith('After forgetting: Acc_gone 0.0 (before 100.0, oracle ')
+    assert said['damage'].startswith('b has lost most: 0.0 points. The class it is taken for most')
+    assert 'After forgetting: 0.0 % found' in said['outcomes']
+    assert said['probe'].startswith(
+        'From inside, the probe names 100.0 % of the forgotten objects (before forgetting 100.0 %)'
+    )
+    assert record.verdict().verdict == 'hidden, not forgotten'
 
 
 def test_units_come_in_order_and_only_those_asked_for():

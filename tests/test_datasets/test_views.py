@@ -1,5 +1,6 @@
 """Views of a hand-made five-image COCO file."""
 
+import copy
 import json
 
 import cv2
@@ -256,6 +257,31 @@ def test_paired_sampler(forget, retain):
         np.add.at(uses, order[0::2], 1)
     # After `forget` epochs of `retain` pairs every forget image was used equally often.
     assert uses.tolist() == [retain] * forget
+
+
+def test_short_epochs_go_on_where_the_last_one_ended():
+    """Five pairs at a time of 8 retain images: after 8 epochs each was used 5 times."""
+    sampler, uses = PairedSampler(Counts(3, 8), seed=1, max_pairs=5), np.zeros(8, int)
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert len(order) == len(sampler) == 10
+        np.add.at(uses, np.array(order[1::2]) - 3, 1)
+        if epoch == 0:
+            assert len(set(order[1::2])) == 5  # none twice within a pass
+    assert uses.tolist() == [5] * 8
+    whole = [list(PairedSampler(Counts(3, 8), seed=1, max_pairs=n)) for n in (None, 8, 99)]
+    assert whole[0] == whole[1] == whole[2]
+
+
+def test_a_copy_shares_the_data_and_draws_for_itself(dataset):
+    views = ForgettingViews(dataset, data_ratio=1.0)
+    protocol = Protocol(CLASSES, [['cat'], ['dog']])
+    views.set_partition(protocol.partition(1))
+    other = copy.deepcopy(views)
+    assert other.base is views.base
+    views.set_partition(protocol.partition(2))
+    assert other.image_ids('forget') != views.image_ids('forget')
 
 
 def test_ranks_share_the_pairs(monkeypatch):

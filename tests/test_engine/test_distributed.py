@@ -103,7 +103,7 @@ def config(tiny_cfg, tiny_checkpoint, work_dir):
     cfg.experiment_name = work_dir.name
     cfg.train_dataloader.dataset.dataset.pipeline[2].prob = 0.0  # ranks flip for themselves
     cfg.custom_imports = dict(imports=['mmgslora.register', 'test_engine.test_distributed'])
-    cfg.custom_hooks = [h for h in cfg.custom_hooks if h.type != 'PictureHook']
+    cfg.custom_hooks = [h for h in cfg.custom_hooks if h.type != 'ImageHook']
     cfg.custom_hooks.append(dict(type='TraceHook'))
     cfg.default_hooks.checkpoint.max_keep_ckpts = -1
     cfg.test_evaluator.outfile_prefix = f'{work_dir}_detections'

@@ -349,3 +349,14 @@ def test_the_log_of_a_resumed_run_has_no_needless_warnings(finished):
     """
     hub = torch.load(Path(finished.work_dir, 'epoch_4.pth'))['message_hub']
     assert hub['resumed_keys'].keys() == hub['log_scalars'].keys() | hub['runtime_info'].keys()
+
+
+def test_a_limit_of_steps(run_cfg):
+    """At most so many steps a task, in epochs of equal length; the record says how many."""
+    run_cfg.train_cfg.update(epochs_per_task=2, steps_per_task=5)
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    assert [task['steps'] for task in record_of(runner)['tasks']] == [4, 4]
+    run_cfg.train_cfg.update(epochs_per_task=6)
+    with pytest.raises(ForgettingError, match='steps_per_task is 5; it must be at least.* 6'):
+        Runner.from_cfg(run_cfg).train()

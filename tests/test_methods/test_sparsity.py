@@ -27,7 +27,7 @@ def moment():
 
 
 def step(sparsity, moment):
-    sparsity.before_step(moment)
+    sparsity.before_iter(moment)
     sparsity.after_step(moment)
 
 
@@ -41,7 +41,7 @@ def test_proximal_step_selects_then_refits(moment):
     assert not small.B[0].any()
     moment.step = moment.epoch = 1
     assert sparsity.alpha_at(moment) == 0 and sparsity.refits(moment)
-    sparsity.before_step(moment)
+    sparsity.before_iter(moment)
     with torch.no_grad():  # the optimizer moves both
         big.B[0].fill_(1.0)
         small.B[0].fill_(1.0)
@@ -57,7 +57,7 @@ def test_a_resumed_task_holds_the_same_groups(moment):
     small.B[0].data.zero_()
     moment.step = 1
     sparsity = Sparsity('proximal', alpha=1.0, select=0.5)
-    sparsity.before_step(moment)
+    sparsity.before_iter(moment)
     small.B[0].data.fill_(1.0)
     sparsity.after_step(moment)
     assert not small.B[0].any() and big.B[0].any()

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmgslora.audit.rows import digest, unit_key
+
 # What sha256 gives for b'abc', as the standard (FIPS 180-2) prints it.
 ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
 ORACLE = hashlib.sha256(b'oracle').hexdigest()
@@ -66,7 +68,7 @@ def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dic
         ),
         settings=dict(seeds=[0, 1]),
         rows=[
-            dict(model=model, seed=seed, measure=measure, value=value)
+            dict(model=model, seed=seed, measure=measure, value=value, unit=unit_of(measure, model))
             for measure, models in values.items()
             for model, of_seeds in models.items()
             for seed, value in enumerate(of_seeds)
@@ -76,4 +78,22 @@ def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dic
         nearest=dict(hexagon='circle'),
         cannot_conclude=['Nothing is known about night.'],
     )
-    return {**audit, **changes}
+    return with_units({**audit, **changes})
+
+
+def unit_of(measure: str, model: str) -> str | None:
+    """The unit of work that a measure belongs to; None where it follows from others."""
+    kind = measure.split('/')[0]
+    return None if kind == 'damage' else f'{kind}:{model}'
+
+
+def with_units(audit: dict[str, Any], split: str | None = None) -> dict[str, Any]:
+    """The audit as it is written for its files, settings and rows."""
+    rows: dict[str, list[dict]] = {}
+    for row in audit['rows']:
+        if row.get('unit'):
+            rows.setdefault(row['unit'], []).append(row)
+    units = {
+        name: dict(key=unit_key(name, audit, split), rows=digest(of)) for name, of in rows.items()
+    }
+    return dict(audit, units=units)

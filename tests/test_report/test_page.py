@@ -1,15 +1,18 @@
 """The page is read back by Python's parser, and by Chromium where there is one."""
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 
+from mmgslora.report import charts
 from mmgslora.report.page import report_page, write_report
 from mmgslora.report.run import FinishedRun
 
@@ -19,6 +22,17 @@ from .runs import ABC, CONFIG, ORACLE, audit_of, make_run
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 NASTY = '<script>boo()</script>'
+
+
+@pytest.fixture
+def real_charts():
+    """Draws the charts, which takes most of the time; else the page has empty ones."""
+
+
+@pytest.fixture(autouse=True)
+def _charts(request, monkeypatch):
+    if 'real_charts' not in request.fixturenames:
+        monkeypatch.setattr(charts, 'as_svg', lambda figure: 'data:image/svg+xml,')
 
 
 class Page(HTMLParser):
@@ -67,13 +81,16 @@ class Page(HTMLParser):
     def table(self, name):
         return next(rows for label, rows in self.tables if name in (label or '').split())
 
-    def figure(self, name):
-        return json.loads(''.join(self.scripts[f'figure-{name}']))
-
-    def traces(self, name):
-        return {
-            trace['name']: dict(zip(trace['x'], trace['y'])) for trace in self.figure(name)['data']
-        }
+    def figures(self):
+        """The texts of every chart, by name."""
+        found = {}
+        for tag, attrs in self.tags:
+            if tag == 'img' and attrs.get('id', '').startswith('figure-'):
+                svg = base64.b64decode(attrs['src'].removeprefix('data:image/svg+xml;base64,'))
+                nodes = ElementTree.fromstring(svg.decode()).iter()
+                texts = [node.text for node in nodes if node.tag.endswith('text')]
+                found[attrs['id'].removeprefix('figure-')] = texts
+        return found
 
 
 def read(tmp_path, record=None, audit=None, config=CONFIG):
@@ -92,7 +109,7 @@ def coco_record(**changes):
     return make_record(COCO_TASKS, stay, detr_groups(7), missing=('cat', 'cow'), **changes)
 
 
-def test_nothing_is_asked_of_the_network(tmp_path):
+def test_nothing_is_asked_of_the_network(tmp_path, real_charts):
     record = shapes_record()
     work_dir = write_run(tmp_path, record, audit_of(record))
     cv2.imwrite(str(work_dir / 'before_after.png'), np.zeros((8, 8, 3), np.uint8))
@@ -107,9 +124,25 @@ def test_nothing_is_asked_of_the_network(tmp_path):
     assert policy.startswith("default-src 'none'") and 'http' not in policy
 
 
-def test_plotly_is_in_the_page_once(tmp_path):
-    page = read(tmp_path)
-    assert len([s for s in page.scripts[None] if len(s) > 1_000_000]) == 1
+def test_the_page_runs_nothing(tmp_path):
+    record = shapes_record()
+    page = read(tmp_path, record, audit_of(record))
+    assert not page.scripts and not any(name.startswith('on') for _, a in page.tags for name in a)
+    policy = next(a['content'] for t, a in page.tags if 'http-equiv' in a)
+    assert 'script' not in policy
+
+
+def test_the_charts_of_run_classes_and_audit_are_in_the_page(tmp_path, real_charts):
+    record = shapes_record()
+    page = read(tmp_path, record, audit_of(record))
+    figures = page.figures()
+    assert list(figures) == [
+        'forgetting', 'classes', 'audit-outcomes', 'audit-probe', 'audit-relearning',
+    ]  # fmt: skip
+    assert {'AP_f 1.0', 'forgotten now', 'encoder 0'} <= set(figures['forgetting'])
+    assert {'circle', 'after task 2'} <= set(figures['classes'])
+    assert {'called another', 'oracle (never saw them)'} <= set(figures['audit-outcomes'])
+    assert 'decoder.2' in figures['audit-probe'] and '16 images' in figures['audit-relearning']
 
 
 def test_the_summary_holds_the_values_beside_the_pretrained_ones(tmp_path):
@@ -133,45 +166,23 @@ def test_the_head_names_the_method_and_the_split_of_the_images(tmp_path):
         cv2.imwrite(str(work_dir / 'before_after.png'), np.zeros((4, 4, 3), np.uint8))
         return report_page(FinishedRun(work_dir))
 
-    method = dict(type='GSLoRA', beta=0.2)
-    html = html_of('one', dict(shapes_record(), method=method, split='test'))
+    method, images = dict(type='GSLoRA', beta=0.2), 'The first test images of <b>'
+    html = html_of('one', dict(shapes_record(), method=method, split='test', images=images))
     assert '· GSLoRA · seed 3' in html and '<li>Method: GSLoRA(beta=0.2).</li>' in html
-    assert 'The first test images in which the model found' in html
+    assert 'The first test images of &lt;b&gt;; what came out after forgetting' in html
     older = {k: v for k, v in shapes_record().items() if k not in ('method', 'split')}
     html = html_of('other', older)
     assert 'GSLoRA' not in html.partition('</header>')[0]
-    assert 'The first val images in which the model found' in html
+    assert 'Images of the val split; what came out after forgetting played no part' in html
 
 
-def test_every_class_has_its_values_and_the_chart_has_the_same(tmp_path):
+def test_every_class_has_its_values(tmp_path):
     page = read(tmp_path)
     head, *rows = page.table('classes-table')
     assert head == ['class', 'asked in task', 'pre-trained', 'after 1', 'after 2', 'kept']
     assert rows[0] == ['circle', '1', '80.0', '1.0', '1.0', '']
     assert rows[2] == ['star', '2', '80.0', '80.0', '1.0', '']
     assert rows[5] == ['hexagon', '', '60.0', '30.0', '30.0', '50 %']
-    traces = page.figure('classes')['data']
-    assert traces[0]['name'] == 'pre-trained' and traces[0]['y'] == [80, 80, 80, 60, 60, 60]
-    shown = {t['name']: dict(zip(t['x'], t['y'])) for t in traces if t.get('visible', True)}
-    assert shown['forgotten in this task'] == {'star': 1.0}
-    assert shown['forgotten earlier'] == {'circle': 1.0, 'square': 1.0}
-    assert shown['retained'] == {'triangle': 57.0, 'cross': 57.0, 'hexagon': 30.0}
-    (menu,) = page.figure('classes')['layout']['updatemenus']
-    shown_by_first = menu['buttons'][0]['args'][1]
-    assert [t['name'] for t, seen in zip(traces, shown_by_first) if seen] == [
-        'pre-trained', 'retained', 'forgotten in this task',
-    ]  # fmt: skip
-
-
-def test_the_metrics_chart_begins_with_the_pretrained_values(tmp_path):
-    page = read(tmp_path)
-    traces = page.traces('metrics')
-    assert traces['AP_r: retained'] == {'pre-trained': 65.0, 'task 1': 56.0, 'task 2': 48.0}
-    assert traces['AP_f: forgotten in this task'] == {
-        'pre-trained': 80.0, 'task 1': 1.0, 'task 2': 1.0,
-    }  # fmt: skip
-    axis = page.figure('metrics')['layout']['xaxis']
-    assert axis['categoryarray'] == ['pre-trained', 'task 1', 'task 2']
 
 
 def test_the_blocks_show_exact_zeros_and_nothing_else_as_zero(tmp_path):
@@ -195,11 +206,11 @@ def test_requests_are_shown_with_what_was_given_and_what_was_not(tmp_path):
     assert first[6].startswith('failed At too high a price')
 
 
-def test_without_an_audit_the_page_says_so(tmp_path):
+def test_without_an_audit_the_page_says_so(tmp_path, real_charts):
     page = read(tmp_path)
     assert 'No audit was run' in page.says
     assert 'not what it still knows' in page.says
-    assert not [name for name in page.scripts if name and 'audit' in name]
+    assert not [name for name in page.figures() if 'audit' in name]
     head, first, _ = page.table('checks-table')
     assert first[-2:] == ['not measured', 'not measured']
     assert 'Not measured: there is no audit.json.' in page.says
@@ -208,7 +219,7 @@ def test_without_an_audit_the_page_says_so(tmp_path):
 def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tmp_path):
     page = read(tmp_path, audit=audit_of(shapes_record()))
     tables = [rows for label, rows in page.tables if label == 'audit-table']
-    output, where, probe, relearning, anew, membership, damage, other = tables
+    output, outcomes, probe, relearning, anew, membership, damage, other = tables
     assert probe[0] == [
         'measure', 'before forgetting', 'after forgetting', 'GradAscent',
         'oracle (never saw them)', 'above the oracle',
@@ -219,7 +230,8 @@ def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tm
     ]  # fmt: skip
     assert relearning[2][2] == '61.0 (60.0 to 62.0)' and relearning[2][-1] == '+20.5'
     assert anew[1][-1] == '+6.0'
-    anew = 'With new rows in the head, 20 steps on 16 images bring AP_gone back to 31.0 %'
+    anew = 'With new rows in the head, 20 steps on 16 images bring the forgotten classes back to '
+    anew += '31.0 %'
     assert page.says.count(f'{anew}, the oracle to 25.0 %') == 2  # at the top, and in its section
     assert other[1][:4] == ['thing', '–', '0.250 (0.250 to 0.250)', '0.500 (0.500 to 0.500)']
     assert [row[0] for row in output[1:]] == ['AP_gone'] and output[1][2] == '0.8'
@@ -233,25 +245,16 @@ def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tm
         'After forgetting: 5.0 % found, 0.0 % low score, 30.0 % called another, 65.0 % background, '
         'most often called hexagon, 20.0 %; oracle (never saw them): 1.0 % found'
     ) in page.says
-    bars = {t['name']: t['x'] for t in page.figure('audit-outcomes')['data']}
-    assert bars['called another'] == [20.0, 30.0]
     assert (
         'From decoder.2, the probe names 91.0 % of the forgotten objects (before forgetting '
         '94.0 %), from the oracle 82.0 %: 9.0 points more than in a model that never saw them. '
         'The largest lead is at encoder, 24.0 points.'
     ) in page.says
     assert (
-        '20 steps on 16 images bring AP_gone back to 61.0 %, the oracle to 40.5 %: 20.5 points '
-        'of lead'
+        '20 steps on 16 images bring the forgotten classes back to 61.0 %, the oracle to 40.5 %: '
+        '20.5 points of lead'
     ) in page.says
     assert 'Nothing is known about night.' in page.says and 'No audit was run' not in page.says
-    assert page.traces('audit-probe')['oracle (never saw them)'] == {
-        'encoder': 70.0, 'decoder.2': 82.0,
-    }  # fmt: skip
-    (error,) = [t['error_y'] for t in page.figure('audit-probe')['data'] if 'after' in t['name']]
-    assert error['array'] == [0, 1] and error['arrayminus'] == [0, 1]
-    curves = page.traces('audit-relearning')
-    assert curves['after forgetting'] == {0: pytest.approx(0.1), 20: 61.0}
 
 
 def test_an_audit_without_an_oracle_concludes_nothing(tmp_path):
@@ -301,6 +304,19 @@ def test_an_unfinished_run_is_said_to_be_one(tmp_path):
     assert page.says.count('The run is unfinished: 1 of its 2 requests is served') == 2
 
 
+@pytest.mark.parametrize('content', [b'', b'no image', b'\x89PNG\r\n\x1a\n\x00\x00'])
+def test_a_broken_image_is_said_to_be_broken(tmp_path, content):
+    work_dir = write_run(tmp_path)
+    cv2.imwrite(str(work_dir / 'before_after.png'), np.zeros((64, 64, 3), np.uint8))
+    whole = (work_dir / 'before_after.png').read_bytes()
+    for broken in (content, whole[: len(whole) // 2]):
+        (work_dir / 'before_after.png').write_bytes(broken)
+        assert (
+            'before_after.png cannot be read as an image'
+            in Page(report_page(FinishedRun(work_dir))).says
+        )
+
+
 def test_sealed_rows_have_a_line_of_their_own(tmp_path):
     record = shapes_record()
     record['tasks'][1]['metrics']['sealed/AP_f'] = 0.0
@@ -321,22 +337,20 @@ def test_a_run_without_config_and_files_is_said_to_lack_them(tmp_path):
     assert ['model after task 1', 'merged/task_01.pth', 'file not found, so not hashed'] in (
         page.table('files-table')
     )
-    assert 'The run left no picture' in page.says
+    assert 'The run left no image' in page.says
 
 
-def test_class_names_are_text(tmp_path):
+def test_class_names_are_text(tmp_path, real_charts):
     record = make_record([[NASTY]], ['a&b "q"', '</script><b>'], {'a.0': [1.0]})
     page = read(tmp_path, record, audit_of(record))
     assert not any(tag == 'b' and attrs for tag, attrs in page.tags)
-    # Plotly's own code, ours, and one script per figure: none more.
-    assert [tag for tag, _ in page.tags].count('script') == 2 + len(page.scripts) - 1
+    assert not page.scripts
     assert page.table('classes-table')[1][0] == NASTY
     assert page.table('requests-table')[1][1] == NASTY
-    # Plotly reads tags in its texts, so there the name is escaped once more.
-    assert page.figure('classes')['data'][0]['x'][0] == '&lt;script&gt;boo()&lt;/script&gt;'
+    assert NASTY in page.figures()['classes']
 
 
-def test_a_long_run_of_many_classes(tmp_path):
+def test_a_long_run_of_many_classes(tmp_path, real_charts):
     page = read(tmp_path, coco_record())
     head, *rows = page.table('classes-table')
     assert len(head) == 3 + 7 + 1 and len(rows) == 80
@@ -345,7 +359,7 @@ def test_a_long_run_of_many_classes(tmp_path):
     assert len(rows) == 7 and rows[0][head.index('AP_m')] == '40.0 of 50.0'
     assert rows[0][1] == 'microwave, skateboard, parking meter and 7 more'
     assert len(page.table('requests-table')) == len(page.table('checks-table')) == 1 + 7
-    assert page.figure('classes')['layout']['updatemenus'][0]['type'] == 'dropdown'
+    assert {'microwave', 'cow', 'after task 7'} <= set(page.figures()['classes'])
 
 
 def test_tables_of_many_tasks_come_in_pieces_that_fit_a_page(tmp_path):
@@ -356,12 +370,12 @@ def test_tables_of_many_tasks_come_in_pieces_that_fit_a_page(tmp_path):
     assert pieces[1][0][3] == '11' and pieces[2][0][-2] == 'after 23'
 
 
-def test_a_classifier(tmp_path):
+def test_a_classifier(tmp_path, real_charts):
     page = read(tmp_path, shapes_record(prefix='Acc_', recall=False))
     head = page.table('tasks-table')[0]
     assert {'Acc_f', 'Acc_r', 'Acc_o'} <= set(head) and 'AP_' not in page.says
     assert not [cell for cell in head if cell.startswith('AR')]
-    assert page.figure('metrics')['layout']['yaxis']['title']['text'] == 'Acc (%)'
+    assert 'Acc (%)' in page.figures()['forgetting']
 
 
 def chromium(tmp_path, *arguments):
@@ -376,23 +390,16 @@ def chromium(tmp_path, *arguments):
 
 
 @needs_chromium
-def test_a_browser_draws_every_chart_and_complains_of_nothing(tmp_path):
+def test_a_browser_shows_the_page_and_complains_of_nothing(tmp_path, real_charts):
     record = make_record([['circle', NASTY]], ['star', 'heart'], {'a.0': [0.0], 'a.1': [1.0]})
     path = write_report(FinishedRun(write_run(tmp_path, record, audit_of(record))))
-    # What a person would press: the page must say so itself if that fails.
-    path.write_text(path.read_text() + '<script>console.log("the page was run")</script>')
     result = chromium(tmp_path, '--dump-dom', path.as_uri())
-    console = [line for line in result.stderr.splitlines() if 'CONSOLE' in line]
-    assert len(console) == 1 and 'the page was run' in console[0]
-    # Metrics, classes, outcomes, probe and relearning, each also as a picture for paper.
-    assert 'data-charts="5"' in result.stdout
-    assert len(re.findall(r'class="still"[^>]* src="data:image/svg', result.stdout)) == 5
-    names = re.findall(r'<text[^>]*data-unformatted="([^"]*boo[^"]*)"[^>]*>([^<]*)<', result.stdout)
-    assert names and all(shown == '&lt;script&gt;boo()&lt;/script&gt;' for _, shown in names)
+    assert not [line for line in result.stderr.splitlines() if 'CONSOLE' in line]
+    assert len(re.findall(r'src="data:image/svg', result.stdout)) == 5
 
 
 @needs_chromium
-def test_it_prints_with_its_charts_and_no_wider_than_the_paper(tmp_path):
+def test_it_prints_with_its_charts_and_no_wider_than_the_paper(tmp_path, real_charts):
     path = write_report(FinishedRun(write_run(tmp_path, coco_record(), None)))
     pdf = tmp_path / 'report.pdf'
     chromium(tmp_path, '--no-pdf-header-footer', f'--print-to-pdf={pdf}', path.as_uri())

@@ -6,8 +6,7 @@ import pytest
 from rich.console import Console
 
 from mmgslora.errors import ForgettingError
-from mmgslora.report import forgetting_table, summary_lines
-from mmgslora.report.table import shorten_names
+from mmgslora.report.table import forgetting_table, shorten_names, summary_lines
 
 from .records import COCO_TASKS, detr_groups, make_record, shapes_record
 
@@ -88,10 +87,10 @@ def test_other_prefixes_and_no_recall():
     assert 'AP_' not in text and 'AR_f' not in text
     record = shapes_record(prefix='Acc_', recall=False)
     for task in record['tasks']:
-        task['metrics']['Named'] = 7.7
+        task['metrics']['forgotten_name_rate'] = 7.7
     named = printed(record)
-    assert named.count('7.7') == len(record['tasks']) and 'Named: pictures of' in named
-    assert 'Named' not in text
+    assert named.count('7.7') == len(record['tasks']) and 'Named forgotten: images of' in named
+    assert 'Named' not in text and 'named' not in text
     assert 'Acc_f 0.4' in '\n'.join(summary_lines(shapes_record(prefix='Acc_')))
 
 
@@ -173,13 +172,16 @@ def test_runs_of_different_methods_do_not_look_alike():
     plain = printed(record)
     record.update(
         method=dict(type='GSLoRA', beta=0.2, sparsity=dict(mode='proximal')),
-        lora=dict(rank=8, targets=['encoder.layers.0.ffn']),
-        prototype_seconds=90.0,
+        tune=dict(type='LoRA', rank=8, targets=['encoder.layers.0.ffn']),
     )
+    for task in record['tasks']:
+        task['prepare_seconds'] = 45.0
     assert 'forget.py, GSLoRA, seed 3' in printed(record) and 'GSLoRA' not in plain
     lines = summary_lines(record)
     assert lines[1:3] == [
         'Method: GSLoRA(beta=0.2, sparsity=mode=proximal).',
-        'LoRA: rank=8.',
+        'Trained: LoRA(rank=8).',
     ]
-    assert any('in all, the prototypes before it 90.0 s, evaluation' in line for line in lines)
+    assert any(
+        'in all, what the method prepares before it 90.0 s, evaluation' in line for line in lines
+    )

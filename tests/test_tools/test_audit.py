@@ -265,7 +265,9 @@ def test_an_oracle_of_something_else(tool, finished, tiny_checkpoint, tmp_path, 
 
 def test_an_original_as_published(tool, tiny_cfg, tmp_path):
     classes = ('cat', 'dog')
-    state = MODELS.build(copy.deepcopy(tiny_cfg.model.detector)).state_dict()
+    model = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
+    model.init_weights()  # or 'level_embed' is whatever was in memory
+    state = model.state_dict()
     extras = {'data_preprocessor.mean': torch.zeros(3, 1, 1)}
     checkpoint = dict(state_dict=state | extras, meta=dict(CLASSES=classes))
     torch.save(checkpoint, tmp_path / 'published.pth')

@@ -26,7 +26,7 @@ def test_what_trains():
     assert [n for n, p in plain.named_parameters() if p.requires_grad] == [
         '0.weight', '0.bias', '1.weight', '1.bias'
     ]  # fmt: skip
-    assert tuner.trains(['1']) and not tuner.trains(['2']) and not tuner.trains([])
+    assert tuner.learns(plain[1]) and not tuner.learns(plain[2])
     assert not tuner.has_groups and not tuner.owns('0.weight')
     part = model()
     tuned(part, target=r'0\..*')

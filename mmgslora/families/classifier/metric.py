@@ -32,9 +32,9 @@ class ForgettingAccuracyMetric(BaseMetric):
 
     - ``Acc_f, Acc_r, Acc_o, Acc_m, Drop, H``: see :func:`group_by_partition`. The predicted class
       is the plain arg-max.
-    - ``Named``: share of the images of all classes that must be gone, earlier ones too, that still
-      get the name of any of them. Acc_f and Acc_o only see the right names: two classes that are
-      taken for each other have an accuracy of 0.
+    - ``forgotten_name_rate``: share of the images of all classes that must be gone, earlier ones
+      too, that still get the name of any of them. Acc_f and Acc_o only see the right names: two
+      classes that are taken for each other have an accuracy of 0.
     - ``paper/Acc_f``, ``_r``, ``_o``, ``_m``, ``Drop`` and ``H``: as the authors' code measures,
       over the images of a group instead of its classes, so that a class with many images counts
       more; and Acc_r is over retained and missing classes together, as in their tables.
@@ -106,7 +106,7 @@ class ForgettingAccuracyMetric(BaseMetric):
         per_class = self._per_class(results, 'correct')
         classes = self.dataset_meta['classes']
         images = Counter(classes[result['label']] for result in results)
-        metrics = {**self._grouped(per_class, images), **self._named(results)}
+        metrics = {**self._grouped(per_class, images), **self._name_rate(results)}
         if self.margin_at_test is not None:
             with_margin = self._per_class(results, 'correct_with_margin')
             grouped = self._grouped(with_margin, images, 'margin_at_test/')
@@ -141,13 +141,13 @@ class ForgettingAccuracyMetric(BaseMetric):
         theirs = group_by_partition(per_class, as_theirs, pretrained, prefix='Acc', weights=images)
         return {**grouped, **{f'paper/{key}': value for key, value in theirs.items()}}
 
-    def _named(self, results: list[dict]) -> dict[str, float]:
+    def _name_rate(self, results: list[dict]) -> dict[str, float]:
         partition = ClassPartition.current()
         if partition is None:
             return {}
         gone = {*partition.labels('forget'), *partition.labels('old')}
         named = [result['predicted'] in gone for result in results if result['label'] in gone]
-        return {'Named': 100 * fmean(named)} if named else {}
+        return {'forgotten_name_rate': 100 * fmean(named)} if named else {}
 
     def _verify(self, results: list[dict]) -> dict[str, float]:
         partition = ClassPartition.current()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmgslora.audit.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.families.detector.model import class_layers, class_rows, predict_every_query
+from mmgslora.families.detector.predictions import class_layers, class_rows, predict_every_query
 
 _CACHE_BYTES = 2**29
 _ON_OBJECT = 0.5

@@ -9,39 +9,17 @@ from functools import partial
 
 import torch
 from mmdet.structures import DetDataSample, SampleList
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.registry import MODELS
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import labels_measured_whole
 from mmgslora.families.base import ForgettingModel, taken
+from mmgslora.families.cache import FeatureCache
+from mmgslora.families.detector.encoding import Encoding, ImageBatch
+from mmgslora.families.detector.predictions import class_layers, predict_every_query
 from mmgslora.families.view import SIDES, Matching, Outputs, View
-
-
-@contextmanager
-def _shared_queries(detector: nn.Module, first: dict) -> Iterator[None]:
-    """Within, every pass decodes the queries of the first: row i is the same query in all.
-
-    Two-stage detectors choose their queries from the encoder's output, so a teacher would choose
-    others, in another order, and comparing it row by row would mean nothing.
-
-    Args:
-        detector: The detector that decodes, the student or a teacher.
-        first: What the first pass decoded; empty before it.
-    """
-
-    def forward_decoder(memory: Tensor, **inputs) -> dict:
-        if not first:
-            first.update(inputs)
-        return type(detector).forward_decoder(detector, memory=memory, **first)
-
-    detector.forward_decoder = forward_decoder
-    try:
-        yield
-    finally:
-        del detector.forward_decoder
+from mmgslora.settings import NonNegative
 
 
 @contextmanager
@@ -75,76 +53,6 @@ def _recorded_targets(head: nn.Module, kept: Tensor | None) -> Iterator[list]:
         del head.get_targets
 
 
-@contextmanager
-def _recorded_predictions(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect logits (q, C) and unit boxes (q, 4) from which the head lists each image's best."""
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def predict_single(logits: Tensor, boxes: Tensor, *args, **kwargs) -> InstanceData:
-        seen.append((logits, boxes))
-        return type(head)._predict_by_feat_single(head, logits, boxes, *args, **kwargs)
-
-    head._predict_by_feat_single = predict_single
-    try:
-        yield seen
-    finally:
-        del head._predict_by_feat_single
-
-
-def predict_every_query(
-    detector: nn.Module, inputs: Tensor, data_samples: SampleList, labels: Sequence[int]
-) -> SampleList:
-    """Detections as always, and beside them what every query says of some classes.
-
-    A detector lists its ``max_per_img`` best detections of all classes together, so that it is
-    the other classes that decide how much of a weak one is seen.
-
-    Args:
-        detector: A DETR-like detector of MMDetection.
-        inputs: Images (b, 3, H, W) from its data preprocessor.
-        data_samples: Theirs.
-        labels: The g classes in question.
-
-    Returns:
-        list[DetDataSample]: With ``pred_instances`` and ``every_query``: ``bboxes`` (q, 4), x1 y1
-        x2 y2 in pixels of the original image, ``scores`` (q, g), a softmax head's whether or not
-        the class is the likeliest, and ``labels`` in its metainfo. The queries are those that can
-        become detections.
-    """
-    head, labels = detector.bbox_head, list(labels)
-    with _recorded_predictions(head) as seen:
-        samples = detector(inputs, data_samples, mode='predict')
-    for sample, (logits, boxes) in zip(samples, seen):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        scores = logits.sigmoid() if head.loss_cls.use_sigmoid else logits.softmax(-1)
-        size = boxes.new_tensor(sample.img_shape[:2]).flip(0).repeat(2)
-        boxes = (bbox_cxcywh_to_xyxy(boxes) * size).clamp(min=0).minimum(size)
-        boxes = boxes / boxes.new_tensor(sample.scale_factor).repeat(2)
-        sample.every_query = InstanceData(
-            metainfo=dict(labels=labels), bboxes=boxes, scores=scores[:, labels]
-        )
-    return samples
-
-
-def class_rows(detector: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
-    """Weight and bias with which each decoder layer, and a two-stage encoder, scores classes."""
-    head = detector.bbox_head
-    branches = head.cls_branches if hasattr(head, 'cls_branches') else [head.fc_cls]
-    return [(branch.weight, branch.bias) for branch in dict.fromkeys(branches)]
-
-
-def class_layers(detector: nn.Module) -> list[nn.Module]:
-    """The layers that score classes after each decoder layer.
-
-    Not the one of a two-stage encoder, which chooses the queries: some detectors read nothing but
-    its first class.
-    """
-    head = detector.bbox_head
-    if hasattr(head, 'cls_branches'):
-        return list(head.cls_branches[: detector.decoder.num_layers])
-    return [head.fc_cls]
-
-
 @MODELS.register_module()
 class ForgettingDetector(ForgettingModel):
     """Makes a DETR-like detector forget.
@@ -154,6 +62,9 @@ class ForgettingDetector(ForgettingModel):
     something there. Both views of a step share one forward pass. Queries for denoising and encoder
     losses belong to the detector's original training and are not used.
 
+    What does not learn is computed once per image and kept, see
+    :class:`~mmgslora.families.detector.encoding.Encoding`.
+
     Args:
         detector: Config of the detector, as in MMDetection.
         method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
@@ -161,6 +72,7 @@ class ForgettingDetector(ForgettingModel):
             what the method says; for most LoRA of rank 8 and lora_alpha 1 in the feed-forward
             network of every transformer block outside backbone and neck.
         init_cfg: As in MMEngine. Defaults to None.
+        cache_gb: Memory for kept features, in 10^9 bytes; 0 keeps none. Defaults to 2.
 
     Raises:
         ForgettingError: The model has no head with one-to-one matching, or see
@@ -176,6 +88,7 @@ class ForgettingDetector(ForgettingModel):
         method: dict,
         tune: dict | None = None,
         init_cfg: dict | None = None,
+        cache_gb: NonNegative = 2.0,
     ) -> None:
         # MMDetection's constructors write into the config they are given.
         built = MODELS.build(copy.deepcopy(detector))
@@ -186,7 +99,7 @@ class ForgettingDetector(ForgettingModel):
                 'ForgettingDetector wraps detectors that match queries to boxes one to one.'
             )
         super().__init__(built, method, tune, init_cfg)
-        self._trunk_learns = self.tune.trains(self.frozen_parts)
+        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9))
 
     @property
     def num_classes(self) -> int:
@@ -227,16 +140,14 @@ class ForgettingDetector(ForgettingModel):
     ) -> dict[str, View]:
         """See :class:`ForgettingModel`."""
         inputs, samples = taken(inputs, data_samples, sides)
-        with torch.set_grad_enabled(self._trunk_learns and torch.is_grad_enabled()):
-            features = self.detector.extract_feat(inputs)
+        images = ImageBatch(inputs, samples)
         queries: dict = {}
-        now = self._outputs(self.detector, features, samples, queries)
+        now = self._outputs(self.detector, images, queries)
         kept = self._kept_queries(len(samples))
         before = {}
         for name in teachers:
             with torch.no_grad(), self.tune.teacher(name) as teacher:
-                own = teacher.extract_feat(inputs) if self._trunk_learns else features
-                before[name] = self._outputs(teacher, own, samples, queries)
+                before[name] = self._outputs(teacher, images, queries)
         return {side: self._view(side, now, before, kept, samples) for side in sides}
 
     def relabelled(self, sample: DetDataSample, draw: Callable[[Tensor], Tensor]) -> DetDataSample:
@@ -245,15 +156,11 @@ class ForgettingDetector(ForgettingModel):
         other.gt_instances.labels = draw(sample.gt_instances.labels)
         return other
 
-    def _outputs(
-        self, detector: nn.Module, features: tuple[Tensor, ...], samples: SampleList, queries: dict
-    ) -> Outputs:
+    def _outputs(self, detector: nn.Module, images: ImageBatch, queries: dict) -> Outputs:
         """Of the last decoder layer: embeddings (b, q, D), logits (b, q, C), boxes (b, q, 4)."""
-        with _shared_queries(detector, queries):
-            inputs = detector.forward_transformer(features, samples)
-        logits, boxes = detector.bbox_head(**inputs)
+        embeddings, logits, boxes = self._encoding.outputs(detector, images, queries)
         kind = 'sigmoid' if detector.bbox_head.loss_cls.use_sigmoid else 'softmax_background'
-        return Outputs(logits[-1], inputs['hidden_states'][-1], boxes[-1], kind)
+        return Outputs(logits, embeddings, boxes, kind)
 
     def _kept_queries(self, images: int) -> Tensor | None:
         """(b, q) queries of the last pass that can become detections; None where all can.

@@ -98,7 +98,7 @@ def test_groups():
     assert metrics['Acc_f'] == 25 and metrics['Acc_r'] == pytest.approx((200 / 3 + 100) / 2)
     assert metrics['Acc_o'] == 0 and metrics['Acc_m'] == 50
     assert 'Drop' not in metrics and 'H' not in metrics
-    assert metrics['Named'] == 20  # one picture of ann; four are of ann, one is of dee
+    assert metrics['forgotten_name_rate'] == 20  # one of ann; four are of ann, one is of dee
 
 
 def test_over_images_as_the_authors_have_it():
@@ -137,7 +137,7 @@ def test_two_forgotten_classes_that_swapped_their_names_are_still_named():
     ann, dee = (0.9, 0.0, 0.0, 0.1, 0.0), (0.1, 0.0, 0.0, 0.9, 0.0)
     metrics = measure(data_samples([(0, dee), (3, ann), (1, ann), (2, dee)]))
     assert metrics['Acc_f'] == metrics['Acc_o'] == 0
-    assert metrics['Named'] == 100
+    assert metrics['forgotten_name_rate'] == 100
 
 
 @pytest.mark.parametrize('prefix', [None, 'test'])

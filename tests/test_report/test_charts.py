@@ -1,13 +1,29 @@
+import base64
+from xml.etree import ElementTree
+
 import cv2
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmgslora.report import group_map, plot_forgetting
-from mmgslora.report.figures import forgetting_figure, short_group_names, spread
+from mmgslora.audit.rows import AuditRows
+from mmgslora.report import charts
+from mmgslora.report.blocks import group_map, short_group_names
+from mmgslora.report.charts import (
+    apart,
+    as_svg,
+    as_text,
+    classes_figure,
+    forgetting_figure,
+    outcomes_figure,
+    probe_figure,
+    relearning_figure,
+    write_image,
+)
 
 from .records import COCO_TASKS, detr_groups, make_record, shapes_record
+from .runs import audit_of
 
 
 def zero_marks(figure):
@@ -103,26 +119,29 @@ def test_labels_stand_apart(tasks, groups):
     assert max(box.x1 for box in named) < min(box.x0 for box in names)
 
 
-def test_the_file_is_a_picture_of_sensible_size(tmp_path):
-    path = plot_forgetting(shapes_record(), tmp_path / 'report' / 'forgetting.png')
+def test_the_file_is_an_image_of_sensible_size(tmp_path):
+    path = tmp_path / 'report' / 'forgetting.png'
+    write_image(path, lambda: forgetting_figure(shapes_record()))
     height, width, _ = cv2.imread(str(path)).shape
     assert 900 < width < 3000 and 500 < height < 2000
     assert path.stat().st_size < 400_000
     assert [p.name for p in path.parent.iterdir()] == ['forgetting.png']
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_one_line(tmp_path, monkeypatch, caplog):
     path = tmp_path / 'forgetting.png'
-    path.write_bytes(b'the old picture')
+    path.write_bytes(b'the old image')
 
     def half_written(self, target, **kwargs):
         target.write_bytes(b'\x89PNG')
-        raise OSError('disk full')
+        raise OSError('disk\nfull')
 
+    said = []
+    monkeypatch.setattr(charts, 'print_log', lambda text, **_: said.append(text))
     monkeypatch.setattr(Figure, 'savefig', half_written)
-    with pytest.raises(OSError, match='disk full'):
-        plot_forgetting(shapes_record(), path)
-    assert path.read_bytes() == b'the old picture'
+    write_image(path, Figure)
+    assert said == [f'{path} was not drawn: disk full']
+    assert path.read_bytes() == b'the old image'
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -146,9 +165,9 @@ def test_group_names_lose_what_they_share(groups, expected):
     assert short_group_names(groups) == expected
 
 
-def test_spread_keeps_order_and_distance():
-    assert spread([80.0, 0.5, 0.3], 10.0, 2.0, 96.0) == [80.0, 12.0, 2.0]
-    assert spread([95.0, 96.0], 10.0, 2.0, 96.0) == [86.0, 96.0]
+def test_apart_keeps_order_and_distance():
+    assert apart([80.0, 0.5, 0.3], 10.0, 2.0, 96.0) == [80.0, 12.0, 2.0]
+    assert apart([95.0, 96.0], 10.0, 2.0, 96.0) == [86.0, 96.0]
 
 
 def test_the_title_says_which_run_it_is():
@@ -160,3 +179,68 @@ def test_the_title_says_which_run_it_is():
     figure = forgetting_figure(record)
     assert figure.get_suptitle() == '$my_x$.py, GSLoRA, seed 3'
     FigureCanvasAgg(figure).draw()
+
+
+def bars(axes):
+    """(middle, height, colour) of every bar, from left to right."""
+    return [
+        (b.get_x() + b.get_width() / 2, b.get_height(), b.get_facecolor()) for b in axes.patches
+    ]
+
+
+def test_every_class_has_its_bars_after_every_task():
+    record = shapes_record()
+    order = ['circle', 'square', 'star', 'triangle', 'cross', 'hexagon']
+    first, second = classes_figure(record, order).axes
+    assert [text.get_text() for text in second.get_xticklabels()] == order
+    for axes, now in ((first, [1, 1, 80, 57, 57, 30]), (second, [1, 1, 1, 57, 57, 30])):
+        drawn = bars(axes)
+        assert [height for _, height, _ in drawn] == [80, 80, 80, 60, 60, 60, *now]
+        assert [round(x) for x, _, _ in drawn] == [*range(6), *range(6)]
+    kinds = [[colour for *_, colour in bars(axes)[6:]] for axes in (first, second)]
+    # Forgotten now, then forgotten earlier; star is retained first and forgotten then.
+    assert kinds[0][0] == kinds[1][2] != kinds[1][0] and kinds[0][2] == kinds[0][5] == kinds[1][5]
+    texts = [text.get_text() for text in classes_figure(record, order).legends[0].get_texts()]
+    assert texts == ['pre-trained', 'retained', 'forgotten now', 'forgotten earlier']
+
+
+@pytest.fixture(scope='module')
+def audit():
+    return AuditRows(audit_of(shapes_record()))
+
+
+def test_the_probe_chart_has_the_means_and_the_spread_of_the_seeds(audit):
+    (axes,) = probe_figure(audit, audit.of('probe')).axes
+    heights = sorted(height for _, height, _ in bars(axes))
+    assert heights == sorted([95, 94, 94, 91, 70, 82])
+    lines = [path.vertices[:, 1].tolist() for c in axes.collections for path in c.get_paths()]
+    assert [90, 92] in lines and [80, 84] in lines
+    assert [t.get_text() for t in axes.get_xticklabels()] == ['encoder', 'decoder.2']
+
+
+def test_the_relearning_chart_has_a_curve_per_model(audit):
+    (axes,) = relearning_figure(audit).axes
+    curves = [container.lines[0] for container in axes.containers]
+    assert axes.get_title(loc='left') == '16 images'
+    assert [line.get_xydata().tolist() for line in curves] == [
+        [[0, pytest.approx(0.1)], [20, 61]],
+        [[0, 0], [20, 40.5]],
+    ]
+
+
+def test_the_outcomes_chart_stacks_to_what_there_is(audit):
+    (axes,) = outcomes_figure(audit).axes
+    shown = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert shown == [[5, 1], [0, 0], [30, 20], [65, 79]]
+    assert axes.get_legend_handles_labels()[1][0] == 'found'
+
+
+@pytest.mark.parametrize('name', ['$', '$\\frac{1}$ _x', '\\$', '<b>&amp;', '犬', 'a\'b"c'])
+def test_a_class_name_is_shown_as_it_is(name):
+    record = make_record([[name]], ['stays'], {'a.0': [1.0]})
+    figure = classes_figure(record, [name, 'stays'])
+    text = base64.b64decode(as_svg(figure).partition(',')[2]).decode()
+    shown = [node.text for node in ElementTree.fromstring(text).iter() if node.tag.endswith('text')]
+    assert name in shown
+    written = Figure().text(0, 0, as_text(name))
+    assert written._preprocess_math(written.get_text()) == (name, False)

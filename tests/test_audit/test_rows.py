@@ -1,7 +1,7 @@
 import pytest
 
+from mmgslora.audit.rows import AuditRows, Spread, curve_point
 from mmgslora.errors import ForgettingError
-from mmgslora.report.audit_rows import AuditRows, Spread, curve_point
 
 
 def rows(*values):

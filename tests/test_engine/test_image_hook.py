@@ -1,11 +1,11 @@
 """Which images before_after.png shows."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from mmgslora.datasets import Protocol
-from mmgslora.engine import PictureHook
+from mmgslora.engine import ImageHook
+from mmgslora.errors import ForgettingError
+from mmgslora.families.detector.drawing import DetectionDrawing
 
 CAT, DOG, COW = (0, 0, 10, 10), (20, 20, 40, 40), (50, 50, 60, 60)
 # Objects in the images, and what the model finds: (label, box). The cat (0) is asked to go, the
@@ -36,7 +36,7 @@ FOUND = [
         (6, [1, 3, 4, 5]),
     ],
 )
-def test_images_in_which_both_sides_were_found(monkeypatch, num_images, chosen):
+def test_images_in_which_both_sides_were_found(num_images, chosen):
     infos = [
         dict(instances=[dict(bbox=box, bbox_label=label) for label, box in image])
         for image in SHOWN
@@ -46,20 +46,21 @@ def test_images_in_which_both_sides_were_found(monkeypatch, num_images, chosen):
         def get_data_info(self, index):
             return self[index]
 
-    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(infos)))
     protocol = Protocol(('cat', 'dog', 'cow'), [['cat']], forgotten=['cow'])
-    runner = SimpleNamespace(
-        train_loop=SimpleNamespace(protocol=protocol, evaluation_loop=loop), val_loop=loop
-    )
-    monkeypatch.setattr(
-        PictureHook,
-        '_detect',
-        lambda self, runner, i: dict(
+    found = DetectionDrawing(0.3).choose(
+        Data(infos),
+        protocol,
+        lambda i: dict(
             bboxes=[list(box) for _, box in FOUND[i]],
             labels=[label for label, _ in FOUND[i]],
             scores=[0.9] * len(FOUND[i]),
         ),
+        num_images,
     )
-    found = PictureHook(num_images)._choose(runner)
     assert list(found) == chosen
     assert all(found[i]['labels'] == [label for label, _ in FOUND[i]] for i in chosen)
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ForgettingError, match='num_images is 0; .*score_thr is 30; it can be'):
+        ImageHook(num_images=0, score_thr=30)

@@ -1,0 +1,88 @@
+"""Draws what the model answered before forgetting and what it answers now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch.utils.data import Dataset
+
+from mmgslora.families.drawing import BeforeAfter, Drawing, Found
+from mmgslora.families.registry import FAMILIES
+from mmgslora.report.charts import write_image
+from mmgslora.settings import Count, Share, checked
+
+_KEY = 'before_after'
+
+
+@HOOKS.register_module()
+class ImageHook(Hook):
+    """Writes ``before_after.png`` after every task: the same images, then and now.
+
+    They come from the split that the loop measures on; which they are and how they are drawn is
+    the family's (:class:`mmgslora.families.drawing.Drawing`). What was found in them before any
+    forgetting is kept in the message hub, where a resumed run finds it.
+
+    Args:
+        num_images: How many images. Defaults to None: what the family draws well, 6 for detectors
+            and 12 for classifiers.
+        score_thr: Score from which a detection is drawn. Defaults to 0.3.
+    """
+
+    priority = 'LOW'
+
+    @checked
+    def __init__(self, num_images: Count | None = None, score_thr: Share = 0.3) -> None:
+        self.num_images = num_images
+        self.score_thr = score_thr
+
+    @master_only
+    def before_forget_task(self, runner) -> None:
+        if _KEY in runner.message_hub.runtime_info:
+            return
+        drawing, loop = self._drawing(runner), runner.train_loop
+        chosen = drawing.choose(
+            _dataset(runner),
+            loop.protocol,
+            lambda index: _look(runner, drawing, index),
+            self.num_images or drawing.num_images,
+        )
+        rule = f'The first {loop.evaluate_on} {drawing.rule}'
+        kept = dict(indices=list(chosen), found=list(chosen.values()), rule=rule)
+        runner.message_hub.update_info(_KEY, kept)
+
+    @master_only
+    def after_forget_task(self, runner, metrics: dict) -> None:
+        before = runner.message_hub.get_info(_KEY)
+        if not before['indices']:
+            return
+        drawing, loop = self._drawing(runner), runner.train_loop
+        after = [_look(runner, drawing, index) for index in before['indices']]
+        shown = BeforeAfter(
+            [_dataset(runner).get_data_info(index) for index in before['indices']],
+            before['found'],
+            after,
+            loop.protocol.classes,
+            [name for task in loop.protocol.tasks[: loop.task] for name in task],
+        )
+        path = Path(runner.work_dir, 'before_after.png')
+        write_image(path, lambda: drawing.figure(shown))
+
+    def _drawing(self, runner) -> Drawing:
+        return FAMILIES[runner.train_loop.model.model_key].drawing(self.score_thr)
+
+
+def _dataset(runner) -> Dataset:
+    """The data set that the run's numbers are measured on."""
+    return runner.train_loop.evaluation_loop.dataloader.dataset
+
+
+def _look(runner, drawing: Drawing, index: int) -> Found:
+    model = runner.train_loop.model
+    model.eval()
+    with torch.no_grad():
+        return drawing.found(model.test_step(pseudo_collate([_dataset(runner)[index]]))[0])

@@ -1,0 +1,71 @@
+"""Features of images that need not be computed twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureCache:
+    """Tensors by key, bounded in bytes; the least recently used goes first (ours).
+
+    Args:
+        max_bytes: What all tensors together may take; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: float) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._kept: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """The tensors of a key; None where they are not kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep tensors without gradient under a key, and give them back."""
+        if key in self._kept:
+            self.bytes -= _bytes(self._kept.pop(key))
+        self._kept[key] = tensors
+        self.bytes += _bytes(tensors)
+        while self.bytes > self.max_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self.bytes -= _bytes(dropped)
+        return tensors
+
+
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    """What they take in memory; an expanded tensor takes what it was expanded from."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def content_of(image: Tensor) -> bytes:
+    """What identifies an image as a model sees it, whichever file and augmentation it came from."""
+    data = image.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(data.numpy(), digest_size=16).digest()
+
+
+def weights_version(
+    module: nn.Module, added: Callable[[str], bool], recurse: bool = True
+) -> tuple[int, int]:
+    """Changes whenever a weight of a module is written to, as by merging or loading.
+
+    Args:
+        module: The module.
+        added: Whether an entry of its state dict is a tuner's, and does not count.
+        recurse: Whether the modules inside count. Defaults to True.
+    """
+    named = [
+        *module.named_parameters(recurse=recurse),
+        *module.named_buffers(recurse=recurse),
+    ]
+    return id(module), sum(value._version for name, value in named if not added(name))

@@ -1,0 +1,217 @@
+"""From images to the outputs of a DETR-like detector, with nothing computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from mmdet.structures import SampleList
+from torch import Tensor, nn
+
+from mmgslora.families.cache import FeatureCache, content_of, weights_version
+from mmgslora.tuning import Tuner
+
+_TRUNK = ('backbone', 'neck')
+
+
+class ImageBatch:
+    """A batch as the detector sees it, with what identifies each of its images."""
+
+    def __init__(self, inputs: Tensor, samples: SampleList) -> None:
+        self.inputs, self.samples = inputs, samples
+
+    @cached_property
+    def contents(self) -> list[tuple]:
+        """Padding is part of what the detector sees."""
+        return [
+            (content_of(image), tuple(image.shape), tuple(sample.img_shape))
+            for image, sample in zip(self.inputs, self.samples)
+        ]
+
+    def each(self) -> Iterator[ImageBatch]:
+        """Every image alone, as padded in the batch."""
+        for i, content in enumerate(self.contents):
+            one = ImageBatch(self.inputs[i : i + 1], self.samples[i : i + 1])
+            one.contents = [content]
+            yield one
+
+
+class Encoding:
+    """Runs a detector, and keeps what its parts give while they do not learn (ours).
+
+    The stages are: backbone and neck, the encoder, each decoder layer, the head. Everything before
+    the first stage that learns is the teacher's, exactly, and so is all of a teacher: it is
+    computed once per image and read from then on. Images are run one by one for this, so that a
+    value does not depend on the batch in which it was first asked for.
+
+    Args:
+        tune: What of the detector may change.
+        cache: Where to keep what stages give.
+    """
+
+    def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
+        self.tune, self.cache = tune, cache
+
+    def outputs(
+        self, detector: nn.Module, images: ImageBatch, queries: dict
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the last decoder layer: embeddings (b, q, D), logits (b, q, C) and boxes (b, q, 4).
+
+        Args:
+            detector: The detector, or a teacher of it.
+            images: The batch.
+            queries: Filled by the first pass and decoded by all, see :func:`_shared_queries`.
+        """
+        stages = self._fixed_stages(detector)
+        # A two-stage detector chooses queries by what its encoder gives: another's are not its own.
+        chosen = bool(queries) and getattr(detector, 'as_two_stage', False)
+        if chosen and queries.get('encoder') != stages.get('encoder', ()):
+            stages = {name: key for name, key in stages.items() if name in ('trunk', 'encoder')}
+        if 'head' in stages:
+            known = [self._known(detector, image, stages) for image in images.each()]
+            return tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))
+        given: dict[nn.Module, Tensor] = {}
+        if 'encoder' in stages:
+            given, features = self._given(detector, images, stages)
+        elif 'trunk' in stages:
+            rows = [self._trunk(detector, image, stages) for image in images.each()]
+            features = tuple(torch.cat(level) for level in zip(*rows))
+        else:
+            features = detector.extract_feat(images.inputs)
+        queries.setdefault('encoder', stages.get('encoder'))
+        with _shared_queries(detector, queries), _giving(given):
+            return _last(detector, detector.forward_transformer(features, images.samples))
+
+    def _fixed_stages(self, detector: nn.Module) -> dict[str, tuple]:
+        """The stages up to the first that learns, each with what its values depend on."""
+        trunk = [getattr(detector, name) for name in _TRUNK if hasattr(detector, name)]
+        layers = dict(enumerate(detector.decoder.layers))
+        staged = {'trunk': trunk, 'encoder': [detector.encoder]}
+        staged.update({f'decoder.{i}': [layer] for i, layer in layers.items()})
+        inside = {p for parts in staged.values() for part in parts for p in part.modules()}
+        others = [m for m in detector.modules() if m not in inside]
+        owns = self.tune.owns
+        fixed: dict[str, tuple] = {}
+        version: tuple = ()
+        for name, parts in staged.items():
+            if name == 'encoder':  # which reads embeddings of levels, queries and the like, too
+                if any(not self._is_fixed(m, recurse=False) for m in others):
+                    return fixed
+                version += tuple(weights_version(m, owns, recurse=False) for m in others)
+            if not all(self._is_fixed(part) for part in parts):
+                return fixed
+            version += tuple(weights_version(part, owns) for part in parts)
+            fixed[name] = (name, hash(version))
+        fixed['head'] = ('head', hash(version))
+        return fixed
+
+    def _is_fixed(self, part: nn.Module, recurse: bool = True) -> bool:
+        """Whether a part gives the same for an image whenever it is asked, until it is written to.
+
+        The whole model is in eval mode but for dropout where a method wants it.
+        """
+        modules = part.modules() if recurse else (part,)
+        return not any(m.training for m in modules) and not self.tune.learns(part, recurse)
+
+    def _trunk(
+        self, detector: nn.Module, image: ImageBatch, stages: dict[str, tuple]
+    ) -> tuple[Tensor, ...]:
+        """Feature maps (1, C, h, w) of one image."""
+        key = (stages['trunk'], image.contents[0])
+        found = self.cache.find(key)
+        if found is None:
+            with torch.no_grad():
+                found = self.cache.keep(key, tuple(detector.extract_feat(image.inputs)))
+        return found
+
+    def _known(
+        self, detector: nn.Module, image: ImageBatch, stages: dict[str, tuple]
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """What each fixed stage after the trunk gives for one image; maps in their shape alone."""
+        keys = {name: (key, image.contents[0]) for name, key in stages.items() if name != 'trunk'}
+        known = {name: self.cache.find(key) for name, key in keys.items()}
+        if None in known.values():
+            with torch.no_grad(), _shared_queries(detector, {}), _recorded(detector) as seen:
+                features = self._trunk(detector, image, stages)
+                last = _last(detector, detector.forward_transformer(features, image.samples))
+            # What stands for a map takes one number, whatever its shape.
+            maps = tuple(x.new_zeros(()).expand(x.shape) for x in features)
+            # Copies: the last layer's slice would keep all layers in memory.
+            seen.update(encoder=(*seen['encoder'], *maps), head=tuple(x.clone() for x in last))
+            known = {name: self.cache.keep(key, seen[name]) for name, key in keys.items()}
+        return known
+
+    def _given(
+        self, detector: nn.Module, images: ImageBatch, stages: dict[str, tuple]
+    ) -> tuple[dict[nn.Module, Tensor], tuple[Tensor, ...]]:
+        """What fixed parts give for a batch, and maps that have the shapes of the neck's alone."""
+        with self.tune.at_start():  # a teacher will ask for the rest
+            whole = self._fixed_stages(detector)
+            known = [self._known(detector, image, whole) for image in images.each()]
+        given = {
+            layer: torch.cat([stage[f'decoder.{i}'][0] for stage in known])
+            for i, layer in enumerate(detector.decoder.layers)
+            if f'decoder.{i}' in stages
+        }
+        memory, *maps = zip(*(stage['encoder'] for stage in known))
+        given[detector.encoder] = torch.cat(memory)
+        return given, tuple(level[0].expand(len(known), *level[0].shape[1:]) for level in maps)
+
+
+def _last(detector: nn.Module, inputs: dict) -> tuple[Tensor, Tensor, Tensor]:
+    logits, boxes = detector.bbox_head(**inputs)
+    return inputs['hidden_states'][-1], logits[-1], boxes[-1]
+
+
+@contextmanager
+def _recorded(detector: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Within, collect what encoder and decoder layers give."""
+    seen: dict[str, tuple[Tensor, ...]] = {}
+    named = {f'decoder.{i}': layer for i, layer in enumerate(detector.decoder.layers)}
+    named['encoder'] = detector.encoder
+    handles = [
+        part.register_forward_hook(lambda m, a, output, name=name: seen.update({name: (output,)}))
+        for name, part in named.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _giving(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within, each of these parts gives its output, whatever it is asked."""
+    for part, output in outputs.items():
+        part.forward = lambda *args, output=output, **kwargs: output
+    try:
+        yield
+    finally:
+        for part in outputs:
+            del part.forward
+
+
+@contextmanager
+def _shared_queries(detector: nn.Module, first: dict) -> Iterator[None]:
+    """Within, every pass decodes the queries of the first: row i is the same query in all.
+
+    Two-stage detectors choose their queries from the encoder's output, so a teacher would choose
+    others, in another order, and comparing it row by row would mean nothing.
+
+    Args:
+        detector: The detector that decodes, the student or a teacher.
+        first: What the first pass decoded, under 'inputs'; empty before it.
+    """
+
+    def forward_decoder(memory: Tensor, **inputs) -> dict:
+        decoded = first.setdefault('inputs', inputs)
+        return type(detector).forward_decoder(detector, memory=memory, **decoded)
+
+    detector.forward_decoder = forward_decoder
+    try:
+        yield
+    finally:
+        del detector.forward_decoder

@@ -1,0 +1,139 @@
+"""What does not learn is computed once per image, and gives what it gave without that."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmgslora.datasets import SHAPES, Protocol
+from mmgslora.families.detector import ForgettingDetector
+from mmgslora.lora import lora_layers, merge_adapters
+
+from .test_model import OURS, batch, disturb
+
+
+@pytest.fixture
+def build(tiny_cfg, tiny_checkpoint):
+    def build(**settings):
+        torch.manual_seed(0)
+        method = dict(OURS, **settings.pop('method', {}))
+        model = ForgettingDetector(tiny_cfg.model.detector, method, **settings)
+        model.load_state_dict(torch.load(tiny_checkpoint)['state_dict'])
+        Protocol(SHAPES, [['circle', 'square']]).partition(1).publish()
+        return model.train()
+
+    return build
+
+
+def counted(model):
+    """How many images backbone and encoder are given from now on."""
+    counts = dict(backbone=0, encoder=0)
+
+    def count(name, images):
+        counts[name] += images
+
+    detector = model.detector
+    detector.backbone.register_forward_pre_hook(lambda m, a: count('backbone', len(a[0])))
+    detector.encoder.layers[0].register_forward_pre_hook(
+        lambda m, a, k: count('encoder', len(k['query'])), with_kwargs=True
+    )
+    return counts
+
+
+def hold_encoder(model):
+    for group in model.tune.groups('block'):
+        if group.name.startswith('encoder'):
+            group.hold()
+
+
+def test_once_per_image_and_only_for_what_does_not_learn(build):
+    model = build()
+    counts = counted(model)
+    for _ in range(3):
+        model(**batch(model), mode='loss')
+    # The encoder learns: every step for the student, once for the teacher.
+    assert counts == dict(backbone=4, encoder=3 * 4 + 4)
+    hold_encoder(model)
+    for _ in range(3):
+        model(**batch(model), mode='loss')
+    assert counts == dict(backbone=4, encoder=3 * 4 + 4)  # the student reads the teacher's
+    other = batch(model)
+    other['inputs'] = other['inputs'].flip(-1)
+    model(**other, mode='loss')
+    assert counts == dict(backbone=8, encoder=3 * 4 + 8)
+
+
+def test_the_same_without_room_to_keep_anything(build):
+    """Losses and gradients are bit for bit the same, whatever was seen before in which batch."""
+    found = []
+    for gb in (0.0, 2.0):
+        model = build(cache_gb=gb)
+        disturb(model)
+        with torch.no_grad():
+            for name, layer in lora_layers(model).items():
+                if '.encoder.' in name:
+                    layer.lora_B.zero_()
+        hold_encoder(model)
+        data = batch(model)
+        if gb:  # another batch of the same images comes first
+            order = [2, 1, 0, 3]
+            samples = [data['data_samples'][i] for i in order]
+            model(data['inputs'][order], samples, mode='loss')
+        losses = model(**batch(model), mode='loss')
+        sum(losses.values()).backward()
+        found.append((losses, [p.grad for p in model.parameters()]))
+    (losses, grads), (again, same) = found
+    assert all(torch.equal(losses[name], again[name]) for name in losses)
+    for a, b in zip(grads, same):
+        assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
+
+
+def test_held_at_zero_is_the_block_itself(build):
+    """Leaving out adapters that are zero changes the losses by rounding alone."""
+    model = build()
+    free = model(**batch(model), mode='loss')
+    hold_encoder(model)
+    held = model(**batch(model), mode='loss')
+    for name in free:
+        assert held[name].item() == pytest.approx(free[name].item(), rel=1e-4, abs=1e-5)
+
+
+def test_nothing_stale_after_a_merge(build):
+    model = build()
+    teacher = model.views(**batch(model), teachers=['task_start'])['retain'].teachers['task_start']
+    disturb(model)
+    merge_adapters(model)
+    merged = model.views(**batch(model), teachers=['task_start'])['retain'].teachers['task_start']
+    assert not torch.allclose(teacher.logits, merged.logits, atol=1e-2)
+
+
+def test_dropout_in_the_encoder_is_drawn_anew(build):
+    model = build(method=dict(dropout=True))
+    hold_encoder(model)
+    counts = counted(model)
+    for _ in range(2):
+        model(**batch(model), mode='loss')
+    assert counts['backbone'] == 4 and counts['encoder'] == 2 * 8
+
+
+def test_a_run_with_and_without(run_cfg):
+    """Two tasks, selection and refit: the merged models are bit for bit the same."""
+    states = []
+    for gb in (0.0, 2.0):
+        cfg: Config = copy.deepcopy(run_cfg)
+        cfg.model.cache_gb = gb
+        cfg.model.method = dict(type='GuidedGSLoRA', sparsity=dict(select=0.5))
+        cfg.work_dir, cfg.experiment_name = f'{cfg.work_dir}_{gb}', f'{cfg.experiment_name}_{gb}'
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        states.append(runner.model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_tight_cache_is_never_over_its_bound(build):
+    model = build(cache_gb=2e-4)
+    for _ in range(2):
+        model(**batch(model), mode='loss')
+        assert model._encoding.cache.bytes <= 2e5
