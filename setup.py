@@ -22,8 +22,7 @@ setup(
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={
-        'signing': requirements('signing'),
-        'test': requirements('test'),
+        **{name: requirements(name) for name in ('onnx', 'signing', 'test')},
         # Other libraries' classifiers, for TimmClassifier and LibraryClassifier.
         'timm': ['timm>=0.9'],
         'mmpretrain': ['mmpretrain>=1.0'],

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.fileio import load
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from train import load_config
 
 from mmgslora.datasets.protocol import Protocol, category_ids_of
 from mmgslora.engine.start_check import forgotten_in
 from mmgslora.errors import ForgettingError
+from mmgslora.requests.measure import build_runner, testing_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,12 +47,8 @@ def main() -> None:
         # MMEngine writes the config there: a finished run's own must stay as it is.
         cfg.work_dir = str(Path(cfg.work_dir) / 'test')
     cfg.load_from = None if args.forget_eval else args.checkpoint
-    # A test must not meet the training side: no adapters are written, no loop is built.
-    cfg.custom_hooks = []
     protocol = cfg.train_cfg.get('protocol')
-    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
-        cfg[key] = None
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(testing_config(cfg))
     if protocol is not None:
         dataset = runner.test_loop.dataloader.dataset
         ids = category_ids_of(dataset)

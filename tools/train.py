@@ -16,6 +16,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 import mmgslora  # noqa: F401  puts compat in place
 from mmgslora.engine.start_check import check_start
 from mmgslora.errors import ForgettingError
+from mmgslora.requests import continued_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,6 +34,10 @@ def parse_args() -> argparse.Namespace:
         help='resume from this checkpoint, or from the latest one in the work_dir',
     )
     parser.add_argument(
+        '--continue-from', metavar='WORK_DIR', help='serve one more request on a finished run'
+    )
+    parser.add_argument('--forget', nargs='+', default=[], help='its classes')
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -40,7 +45,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.continue_from and (args.work_dir or args.resume):
+        parser.error('--continue-from goes on in its own WORK_DIR: leave --work-dir, --resume out')
+    if args.forget and not args.continue_from:
+        parser.error('--forget needs --continue-from; a first request is train_cfg.protocol.tasks')
+    return args
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -102,6 +112,8 @@ def main() -> None:
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args)
+    if args.continue_from:
+        cfg = continued_config(args.continue_from, args.forget, cfg)
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         start_on_cpu(cfg)
     check_start(cfg)

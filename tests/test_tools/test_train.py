@@ -44,7 +44,8 @@ def numbers(work_dir):
     """What a run must reproduce: everything in forgetting.json but times and versions."""
     record = json.loads(Path(work_dir, 'forgetting.json').read_text())
     for task in record['tasks']:
-        del task['train_seconds'], task['eval_seconds']
+        for key in ('train_seconds', 'eval_seconds', 'prepare_seconds'):
+            task.pop(key, None)
     return record['pretrained'], record['tasks']
 
 
@@ -226,3 +227,20 @@ def test_data_that_do_not_fit_leave_no_work_dir(run, tmp_path):
     result = run('--work-dir', str(tmp_path / 'run'), *options)
     assert result.returncode == 1 and not (tmp_path / 'run').exists()
     assert "error: test_evaluator.ann_file is 'nowhere.json'" in result.stderr
+
+
+def test_the_next_request_is_one_command(run, run_cfg, tmp_path):
+    """Weeks later, on a copy: the config as it was, one more class."""
+    run('--work-dir', str(tmp_path / 'run'), check=True)
+    pretrained, tasks = numbers(tmp_path / 'run')
+    (tmp_path / 'run').rename(tmp_path / 'copy')
+    command = ('--continue-from', str(tmp_path / 'copy'), '--forget', 'heart')
+    run(*command, check=True)
+    assert numbers(tmp_path / 'copy') == (pretrained, [*tasks, numbers(tmp_path / 'copy')[1][2]])
+    last = numbers(tmp_path / 'copy')[1][2]
+    assert last['forget'] == ['heart'] and last['old'] == ['circle', 'square', 'star']
+    again = run(*command)
+    assert again.returncode == 1
+    assert "error: Class 'heart' was forgotten by request 3 already" in again.stderr
+    both = run(*command, '--work-dir', str(tmp_path / 'other'))
+    assert both.returncode == 2 and 'leave --work-dir' in both.stderr
