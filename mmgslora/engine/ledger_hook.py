@@ -55,14 +55,10 @@ class LedgerHook(Hook):
         ledger, work_dir = Ledger(runner.work_dir), Path(runner.work_dir)
         result = fingerprint(loop.model.plain_model)
         adapter = Path('adapters', f'task_{partition.task:02d}')
-        files = dict(
-            _inputs(runner, ledger, partition),
-            merged=ledger.fact(work_dir / merged_file(partition.task)),
-            **{
-                f'adapter/{path.name}': ledger.fact(path)
-                for path in sorted((work_dir / adapter).iterdir())
-            },
-        )
+        files = _inputs(runner, ledger, partition)
+        files['merged'] = ledger.fact(work_dir / merged_file(partition.task))
+        for path in sorted((work_dir / adapter).iterdir()):
+            files[f'adapter/{path.name}'] = ledger.fact(path)
         ledger.append(
             'forgotten',
             task=partition.task,

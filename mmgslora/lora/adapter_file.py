@@ -13,22 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.adapter import Adapter
 from mmgslora.lora.fingerprint import fingerprint
+from mmgslora.lora.folder import CONFIG, WEIGHTS, also_named, packed, write_folder
 from mmgslora.lora.groups import discover_groups
 from mmgslora.lora.inject import lora_layers, require_lora_layers
-from mmgslora.lora.stored import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
-    StoredAdapter,
-    also_named,
-    write_folder,
-)
+from mmgslora.lora.stored import PREFIX, StoredAdapter
 
 # What PEFT takes for "no layer has LoRA".
 _NO_TARGET = 'dummy-target-modules'
@@ -53,7 +46,7 @@ def save_adapter(
     - ``also_named``: further names of changed weights, where a model uses a module twice;
     - ``files``: SHA-256 of the other two files; ``versions`` and ``command``.
 
-    See :func:`~mmgslora.lora.stored.write_folder` for what is written when.
+    See :func:`~mmgslora.lora.folder.write_folder` for what is written when.
 
     Args:
         model: A model with LoRA layers, all of one rank and lora_alpha. Its module names go
@@ -75,12 +68,12 @@ def save_adapter(
     layers = lora_layers(model) if modules_to_save else require_lora_layers(model)
     kept = {name: layer for name, layer in layers.items() if layer.lora_B.any()}
     whole = _whole(model, modules_to_save)
-    tensors = {f'{PREFIX}{key}': _on_disk(value) for key, value in whole.items()}
+    tensors = {f'{PREFIX}{key}': value for key, value in whole.items()}
     for name, layer in kept.items():
         for matrix in ('lora_A', 'lora_B'):
-            tensors[f'{PREFIX}{name}.{matrix}.weight'] = _on_disk(getattr(layer, matrix))
+            tensors[f'{PREFIX}{name}.{matrix}.weight'] = getattr(layer, matrix)
     config = json.dumps(_peft_config(layers, kept, modules_to_save), indent=2) + '\n'
-    files = {WEIGHTS: save(tensors, metadata={'format': 'pt'}), CONFIG: config.encode()}
+    files = {WEIGHTS: packed(tensors), CONFIG: config.encode()}
 
     state = {key: value for key, value in model.state_dict().items() if 'lora_' not in key}
     if base is None and not modules_to_save:
@@ -115,11 +108,6 @@ def _peft_config(
         'target_modules': list(kept) or _NO_TARGET,
         'modules_to_save': list(modules_to_save) or None,
     }
-
-
-def _on_disk(value: Tensor) -> Tensor:
-    # A copy: safetensors refuses two names for one memory.
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _groups(model: nn.Module) -> dict[str, list[str]]:

@@ -2,9 +2,10 @@
 
 from mmgslora.requests.contents import contents
 from mmgslora.requests.continuation import continued_config
-from mmgslora.requests.export import add, export, files_to_destroy, merge
+from mmgslora.requests.export import export, files_to_destroy
 from mmgslora.requests.ledger import Ledger
 from mmgslora.requests.measure import measure
+from mmgslora.requests.merging import add, merge
 from mmgslora.requests.revoke import revoke
 from mmgslora.requests.sequence import RequestSequence
 from mmgslora.requests.verify import verify

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
 from mmgslora.lora import fingerprint
-from mmgslora.lora.stored import StoredAdapter
 from mmgslora.requests.checkpoint import read_checkpoint, write_checkpoint
 from mmgslora.requests.measure import config_of
 from mmgslora.requests.onnx_file import write_onnx
@@ -135,31 +134,6 @@ def files_to_destroy(sequence: RequestSequence, sealed: bool = False) -> dict[st
     return found
 
 
-def merge(sequence: RequestSequence, tasks: Sequence[int], out: str | Path) -> Path:
-    """Write the original with the adapters of these requests merged in, and no others."""
-    write_checkpoint(out, sequence.state(tasks), sequence.meta(tasks))
-    return Path(out)
-
-
-def add(adapter: StoredAdapter, checkpoint: str | Path, out: str | Path) -> Path:
-    """Write a copy of a plain checkpoint with one adapter merged in; the checkpoint stays.
-
-    Raises:
-        ForgettingError: ``out`` is the checkpoint, or the adapter belongs to another model or is
-            merged into this one already.
-    """
-    out = Path(out)
-    if out.exists() and out.samefile(checkpoint):
-        raise ForgettingError(f'{str(out)!r} is the base itself; give the name of another file.')
-    base = read_checkpoint(checkpoint)
-    classes = adapter.metadata.get('classes', [])
-    forgotten = [*base['meta'].get('forgotten', ()), *classes]
-    write_checkpoint(
-        out, adapter.merged(base['state_dict']), dict(base['meta'], forgotten=forgotten)
-    )
-    return out
-
-
 def write_torchvision(out: Path, state: Mapping[str, Tensor]) -> None:
     """Write an image classifier as torchvision's VisionTransformer names its weights.
 
@@ -188,5 +162,4 @@ def _sealed_state(
     model = MODELS.build(copy.deepcopy(cfg.model))
     model.load_state_dict(dict(state))
     with model.sealed(labels):
-        sealed = model.plain_model.state_dict()
-        return {key: value.clone() for key, value in sealed.items() if 'lora_' not in key}
+        return {key: value.clone() for key, value in model.tune.plain_state_dict().items()}

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
-from mmgslora.lora.stored import CHANGED, also_named, write_folder
+from mmgslora.lora.folder import CHANGED, also_named, packed, write_folder
 from mmgslora.settings import checked
 from mmgslora.tuning.base import TUNERS, Tuner
 
@@ -86,7 +85,7 @@ class Full(Tuner):
     def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         """The parameters that differ from the start of the task, whole."""
         changed = {
-            name: value.detach().cpu().contiguous()
+            name: value
             for name, value in self._trained().items()
             if name not in self._start or not torch.equal(value.cpu(), self._start[name])
         }
@@ -98,7 +97,7 @@ class Full(Tuner):
             for key in (name, *others.get(name, ()))
         }
         base = fingerprint({**state, **start}) if changed.keys() <= self._start.keys() else None
-        files = {CHANGED: save(changed, metadata={'format': 'pt'})}
+        files = {CHANGED: packed(changed)}
         write_folder(folder, files, metadata, base, fingerprint(state), others)
 
     def check_gradients(self) -> None:
