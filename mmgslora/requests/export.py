@@ -189,4 +189,4 @@ def _sealed_state(
     model.load_state_dict(dict(state))
     with model.sealed(labels):
         sealed = model.plain_model.state_dict()
-        return {key: value.clone() for key, value in sealed.items() if 'lora_' not in key}
+        return {key: value.clone() for key, value in sealed.items() if not model.tune.owns(key)}
