@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmgslora.errors import ForgettingError
 
 if TYPE_CHECKING:  # the families fill the registry
-    from mmgslora.audit.audited_model import AuditedModel, Images
+    from mmgslora.families.audited_model import AuditedModel, Images
     from mmgslora.families.base import ForgettingModel
     from mmgslora.families.drawing import Drawing
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -78,10 +77,7 @@ def write_folder(
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
     """The content of a safetensors file."""
     # Copies: safetensors refuses two names for one memory.
-    copies = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     return save(copies, metadata={'format': 'pt'})
 
 
@@ -96,9 +92,7 @@ def also_named(model: nn.Module, keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _foreign_files(folder: Path) -> list[str]:
-    if not folder.exists():
-        return []
-    if not folder.is_dir():
-        return [folder.name]
-    ours = {WEIGHTS, CONFIG, CHANGED, METADATA}
-    return sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if folder.is_dir():
+        ours = {WEIGHTS, CONFIG, CHANGED, METADATA}
+        return sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    return [folder.name] if folder.exists() else []

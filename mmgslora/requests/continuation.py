@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import unfinished
+from mmgslora.records.record import unfinished
 from mmgslora.requests.measure import config_of
 from mmgslora.requests.sequence import RequestSequence
 

@@ -21,7 +21,7 @@ from typing import Any
 from mmgslora.atomic import write_text
 from mmgslora.env import versions
 from mmgslora.errors import ForgettingError
-from mmgslora.report.run import sha256
+from mmgslora.records.finished_run import sha256
 
 FILE = 'ledger.jsonl'
 EVENTS = ('forgotten', 'taken back', 'sealed', 'exported')

@@ -12,8 +12,8 @@ from torch import Tensor
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
 from mmgslora.lora.stored import StoredAdapter
-from mmgslora.report.record import tasks_of
-from mmgslora.report.run import find_file, read_json, sha256
+from mmgslora.records.finished_run import find_file, read_json, sha256
+from mmgslora.records.record import tasks_of
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
 from mmgslora.requests.ledger import Ledger, flat_metrics
 

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmgslora.audit.audited_model import AuditedModel, Images, Objects, per_class_values
+from mmgslora.families.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.lora import find_blocks
 
 

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmgslora.audit.audited_model import same_inside, without_rows
+from mmgslora.families.audited_model import same_inside, without_rows
 from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages, _rows
 
 CONFIG = dict(

@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmgslora.audit.audited_model import (
+from mmgslora.families.audited_model import (
     Images,
     _passes,
     _without_weights,
@@ -12,7 +12,7 @@ from mmgslora.audit.audited_model import (
     without_rows,
 )
 
-from .flat import FlatImages, FlatModel, make_objects, oracle, original
+from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 
 
 class Several(Images):

@@ -7,11 +7,11 @@ import math
 import pytest
 
 from mmgslora.errors import ForgettingError
-from mmgslora.report.run import FinishedRun
-from mmgslora.report.schema import check_consistency
+from mmgslora.records.finished_run import FinishedRun
+from mmgslora.records.schema import check_consistency
 
-from .records import shapes_record
-from .runs import audit_of, make_run
+from test_report.records import shapes_record
+from test_report.runs import audit_of, make_run
 
 
 def change(content, place, value):
