@@ -105,8 +105,9 @@ class Sparsity(Part):
         # Read off the weights, so that a resumed run holds the same groups.
         groups = self.groups(context)
         self._held = [g for g in groups if g.B and not any(map(torch.any, g.B))]
-        for group in self._held:
-            group.hold()
+        if len(self._held) < len(groups):  # a step without any adapter would have no gradient
+            for group in self._held:
+                group.hold()
 
     @torch.no_grad()
     def after_step(self, context: Context) -> None:
@@ -117,7 +118,7 @@ class Sparsity(Part):
             for group in self.groups(context):
                 entries = sum(matrix.numel() for matrix in group.B)
                 proximal_step([group], _lr(group, lr_of) * alpha * math.sqrt(entries))
-        # Gradients from before they were held may have moved them.
+        # Gradients from before they were held, or where all are, may have moved them.
         for group in self._held:
             for matrix in group.B:
                 matrix.zero_()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 from torch import nn
 
 from mmgslora.families.audited_model import (
@@ -11,8 +12,6 @@ from mmgslora.families.audited_model import (
     same_inside,
     without_rows,
 )
-
-from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 
 
 class Several(Images):

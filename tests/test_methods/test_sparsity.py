@@ -62,11 +62,14 @@ def test_groups_at_zero_are_held_at_the_start_of_an_epoch(moment):
     for moment.step, moment.epoch, held in ((0, 0, False), (3, 1, False), (4, 1, True)):
         sparsity.before_iter(moment)
         assert small.layers[0].held == held
+    # With all at zero none is left out: a step needs a gradient. They are put back to zero instead.
     big.layers.append(SimpleNamespace(held=False))
     big.B[0].data.zero_()
-    for moment.step, moment.epoch, held in ((5, 1, False), (20, 5, True)):
-        sparsity.before_iter(moment)
-        assert big.layers[0].held == held
+    moment.step, moment.epoch = 20, 5
+    sparsity.before_iter(moment)
+    big.B[0].data.fill_(1.0)
+    sparsity.after_step(moment)
+    assert not big.layers[0].held and not big.B[0].any()
     assert not sparsity.refits(moment)
 
 
