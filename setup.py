@@ -21,5 +21,10 @@ setup(
     package_data={'mmgslora.report': ['*.j2', '*.css']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
-    extras_require={'signing': requirements('signing'), 'test': requirements('test')},
+    extras_require={
+        **{name: requirements(name) for name in ('onnx', 'signing', 'test')},
+        # Other libraries' classifiers, for TimmClassifier and LibraryClassifier.
+        'timm': ['timm>=0.9'],
+        'mmpretrain': ['mmpretrain>=1.0'],
+    },
 )

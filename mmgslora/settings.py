@@ -27,7 +27,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, description='a number from 0 up, b
 Count = Annotated[int, Field(ge=1, description='a whole number from 1 up')]
 NonNegativeCount = Annotated[int, Field(ge=0, description='a whole number from 0 up')]
 PerTask = Annotated[
-    Union[NonNegative, Annotated[Sequence[NonNegative], Field(min_length=1)]],
+    NonNegative | Annotated[Sequence[NonNegative], Field(min_length=1)],
     Field(description='a number from 0 up, or a list of them, one per task'),
 ]
 

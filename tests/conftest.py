@@ -122,3 +122,16 @@ def run_cfg(tiny_cfg, tiny_checkpoint, tmp_path) -> Config:
     cfg.work_dir = str(tmp_path / 'run')
     cfg.experiment_name = tmp_path.name
     return cfg
+
+
+# Fixtures that train or run something, and folders of such tests: all others are fast.
+SLOW_FIXTURES = {'tiny_checkpoint', 'run_cfg', 'finished', 'runs', 'zoo', 'shrunk'}
+SLOW_FOLDERS = {'test_engine', 'test_tools', 'test_benchmarks', 'test_models'}
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark ``fast`` what a person runs on each save: ``pytest -m fast``."""
+    for item in items:
+        folders = set(item.path.relative_to(ROOT / 'tests').parts)
+        if not (SLOW_FIXTURES & set(item.fixturenames) or SLOW_FOLDERS & folders):
+            item.add_marker(pytest.mark.fast)

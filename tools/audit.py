@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
-from mmgslora.audit.audited_model import AuditedModel, Images, same_inside, without_rows
 from mmgslora.audit.measures import MEASURES, Audit, Settings
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Spread
@@ -34,9 +33,10 @@ from mmgslora.audit.sentences import sentence, text_of
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
 from mmgslora.families import family_of
+from mmgslora.families.audited_model import AuditedModel, Images, same_inside, without_rows
 from mmgslora.families.checkpoint import class_names, without_extras
-from mmgslora.report.record import mean_before, merged_file, values_before
-from mmgslora.report.run import FinishedRun, find_file, sha256
+from mmgslora.records.finished_run import FinishedRun, find_file, sha256
+from mmgslora.records.record import mean_before, merged_file, values_before
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -12,8 +12,8 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from mmengine.config import ConfigDict

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import mmgslora  # noqa: F401  puts compat in place
 from mmgslora.errors import ForgettingError
+from mmgslora.records.finished_run import FinishedRun
+from mmgslora.records.record import unfinished
 from mmgslora.report.certificate import certificates_of, write_certificates
 from mmgslora.report.page import write_report
-from mmgslora.report.record import unfinished
-from mmgslora.report.run import FinishedRun
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmengine.registry import RUNNERS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmgslora.command import plain_ending
@@ -23,6 +23,7 @@ from mmgslora.loading import read_checkpoint, read_results
 from mmgslora.preflight import Plan
 from mmgslora.preflight.checkpoint import forgotten_in
 from mmgslora.preflight.config import add_config_arguments, load_config
+from mmgslora.requests.measure import build_runner, testing_config
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,13 +54,10 @@ def test(args: argparse.Namespace) -> None:
         # MMEngine writes the config there: a finished run's own must stay as it is.
         cfg.work_dir = str(Path(cfg.work_dir) / 'test')
     cfg.load_from = None if args.forget_eval else args.checkpoint
-    # A test must not meet the training side: no adapters are written, no loop is built.
-    cfg.custom_hooks = []
     settings = (cfg.get('train_cfg') or {}).get('protocol')
     if args.task is not None and settings is None:
         raise ForgettingError(f'--task needs a forgetting config; {args.config!r} has no protocol.')
-    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
-        cfg[key] = None
+    cfg = testing_config(cfg)
     partition = None
     if settings is not None:
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
@@ -70,7 +68,7 @@ def test(args: argparse.Namespace) -> None:
             asked = {name for task in protocol.tasks for name in task}
             protocol.forgotten = tuple(name for name in forgotten_in(read) if name not in asked)
         partition = protocol.partition(len(protocol) if args.task is None else args.task)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if partition is not None:
         partition.publish()
     if args.forget_eval:

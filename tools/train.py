@@ -19,6 +19,7 @@ from mmgslora.preflight import examine, prepare
 from mmgslora.preflight.config import add_config_arguments, load_config
 from mmgslora.preflight.plan import reason
 from mmgslora.preflight.resume import checkpoints_in, resume_in
+from mmgslora.requests import continued_config
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,10 +35,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         const='auto',
         help='resume from this checkpoint, or from the latest one in the work_dir',
     )
+    parser.add_argument(
+        '--continue-from', metavar='WORK_DIR', help='serve one more request on a finished run'
+    )
+    parser.add_argument('--forget', nargs='+', default=[], help='its classes')
     parser.add_argument('--check-data', action='store_true', help='open every image first')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.continue_from and (args.work_dir or args.resume):
+        parser.error('--continue-from goes on in its own WORK_DIR: leave --work-dir, --resume out')
+    if args.forget and not args.continue_from:
+        parser.error('--forget needs --continue-from; a first request is train_cfg.protocol.tasks')
+    return args
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
@@ -101,6 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
         cfg = load_config(args.config, args.work_dir, args.cfg_options)
         apply_flags(cfg, args)
         restart = resume_in(cfg, args.resume)
+        if args.continue_from:
+            cfg = continued_config(args.continue_from, args.forget, cfg)
     with plain_ending(
         args.debug,
         lambda: how_to_go_on(cfg, args),

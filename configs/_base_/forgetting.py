@@ -6,6 +6,7 @@ custom_hooks = [
     dict(type='AdapterHook'),
     dict(type='ImageHook'),
     dict(type='RecordHook'),
+    dict(type='LedgerHook'),
 ]
 # Several processes: groups that are held at zero take no part in a step.
 find_unused_parameters = True

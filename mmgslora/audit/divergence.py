@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmgslora.audit.audited_model import Objects
+from mmgslora.families.audited_model import Objects
 
 
 def js_divergence(one: Objects, other: Objects) -> float:

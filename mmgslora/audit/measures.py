@@ -9,7 +9,6 @@ from statistics import fmean
 
 import numpy as np
 
-from mmgslora.audit.audited_model import AuditedModel, Images, Objects
 from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
 from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
@@ -17,6 +16,7 @@ from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, relearning_curve
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED
 from mmgslora.errors import ForgettingError
+from mmgslora.families.audited_model import AuditedModel, Images, Objects
 
 MEASURES = (
     *('output', 'outcomes', 'localisation', 'probe', 'membership'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from mmgslora.audit.audited_model import Objects
+from mmgslora.families.audited_model import Objects
 
 ATTACKS = ('confidence', 'entropy', 'loss')
 

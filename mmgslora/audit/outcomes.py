@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmgslora.audit.audited_model import Objects
 from mmgslora.audit.probes import fit_probe
+from mmgslora.families.audited_model import Objects
 
 WORKING_SCORE = 0.3
 LOW_SCORE = 0.05

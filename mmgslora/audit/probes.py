@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mmgslora.audit.audited_model import Objects
+from mmgslora.families.audited_model import Objects
 
 PROBES = ('probe', 'prototype')
 

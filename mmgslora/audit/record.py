@@ -21,7 +21,7 @@ from mmgslora.audit.rows import (
     unit_key,
 )
 from mmgslora.audit.verdict import Verdict, judge_request, limits_of, worst
-from mmgslora.report.record import unfinished
+from mmgslora.records.record import unfinished
 
 _ALWAYS = (
     'One oracle stands for all: another seed of its training would give other numbers, and a '

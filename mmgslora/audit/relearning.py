@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mmgslora.audit.audited_model import AuditedModel, Images
+from mmgslora.families.audited_model import AuditedModel, Images
 
 STEPS = (0, 5, 10, 20)
 

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import number
+from mmgslora.records.record import number
 
 ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
 HEAD_ONLY = 'head only'

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mmgslora.audit.rows import ORACLE, AuditRows
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import mean_before, merged_file, metric_prefix, number, share_kept
+from mmgslora.records.record import mean_before, merged_file, metric_prefix, number, share_kept
 from mmgslora.settings import Share, problems
 
 Percent = Annotated[float, Field(ge=0, le=100, description='a number from 0 to 100')]

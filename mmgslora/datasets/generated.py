@@ -1,4 +1,4 @@
-"""Writes generated pictures into class folders, once."""
+"""Writes generated images into class folders, once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,17 +26,44 @@ def write_class_folders(
 ) -> None:
     """Write ``train/``, ``val/`` and ``test/``, each with one folder of PNG files per class.
 
-    Every picture has a random generator of its own, made from ``recipe['seed']``, the split, the
+    Every image has a random generator of its own, made from ``recipe['seed']``, the split, the
     class and its number. The folder appears whole or not at all, with the recipe in
     ``{name}.json``. A folder that is there already is left as it is.
 
     Args:
         root: Folder to make.
         name: What the data set is called.
-        recipe: ``seed``, the pictures per class of each split, and all else that tells one such
+        recipe: ``seed``, the images per class of each split, and all else that tells one such
             data set from another.
         classes: Names of the class folders, sorted.
-        draw: Gives a picture, (H, W, 3) uint8 RGB, for a generator and a label.
+        draw: Gives a image, (H, W, 3) uint8 RGB, for a generator and a label.
+
+    Raises:
+        ForgettingError: The folder exists and is not this data set.
+    """
+
+    def write(draft: Path) -> None:
+        for number, split in enumerate(SPLITS):
+            for label, folder in enumerate(classes):
+                (draft / split / folder).mkdir(parents=True)
+                for index in range(recipe[split]):
+                    rng = np.random.default_rng([recipe['seed'], number, label, index])
+                    image = Image.fromarray(draw(rng, label))
+                    image.save(draft / split / folder / f'{index + 1:04d}.png')
+
+    write_once(root, name, recipe, write)
+
+
+def write_once(
+    root: str | Path, name: str, recipe: dict[str, Any], write: Callable[[Path], None]
+) -> None:
+    """Make the folder of a generated data set, whole or not at all, if it is not there yet.
+
+    Args:
+        root: Folder to make.
+        name: What the data set is called; the recipe goes into ``{name}.json``.
+        recipe: All that tells one such data set from another.
+        write: Fills the folder it is given.
 
     Raises:
         ForgettingError: The folder exists and is not this data set.
@@ -52,13 +80,7 @@ def write_class_folders(
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f'.{root.name}_', dir=root.parent))
-    for number, split in enumerate(SPLITS):
-        for label, folder in enumerate(classes):
-            (draft / split / folder).mkdir(parents=True)
-            for index in range(recipe[split]):
-                rng = np.random.default_rng([recipe['seed'], number, label, index])
-                picture = Image.fromarray(draw(rng, label))
-                picture.save(draft / split / folder / f'{index + 1:04d}.png')
+    write(draft)
     (draft / f'{name}.json').write_text(json.dumps(recipe))
     try:
         draft.chmod(0o755)
@@ -66,4 +88,4 @@ def write_class_folders(
     except OSError:
         # Another process was faster; its folder must be the same data set.
         shutil.rmtree(draft)
-        write_class_folders(root, name, recipe, classes, draw)
+        write_once(root, name, recipe, write)

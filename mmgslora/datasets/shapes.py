@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -13,7 +11,7 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 
-from mmgslora.errors import ForgettingError
+from mmgslora.datasets.generated import write_once
 
 SHAPES = (
     'circle',
@@ -29,7 +27,7 @@ SHAPES = (
 )
 SPLITS = ('train', 'val', 'test')
 # Corners lie on a grid of 1/16 pixel: from there on all arithmetic is on integers, which is what
-# makes the pictures the same on every machine.
+# makes the images the same on every machine.
 _SUBPIXEL = 16
 
 Loop = list[tuple[float, float]]
@@ -127,14 +125,14 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
-    """Draw one picture with 1 to 4 shapes that hardly overlap.
+    """Draw one image with 1 to 4 shapes that hardly overlap.
 
     Args:
         rng: Source of every choice.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
 
     Returns:
-        The picture, (size, size, 3) uint8 in BGR order, and one dict per object with
+        The image, (size, size, 3) uint8 in BGR order, and one dict per object with
         ``category_id`` (1 to 10), ``bbox`` ([x, y, w, h] in pixels, tight around the visible
         pixels) and ``area`` (visible pixels).
     """
@@ -176,7 +174,7 @@ def write_shapes(
     size: int = 128,
     seed: int = 0,
 ) -> None:
-    """Write the data set as a COCO-format folder; the same numbers give the same pictures.
+    """Write the data set as a COCO-format folder; the same numbers give the same images.
 
     The folder holds ``train/``, ``val/``, ``test/`` with PNG files, ``annotations/{split}.json``
     and ``shapes.json`` with the arguments. It appears whole or not at all. A folder that is
@@ -184,51 +182,35 @@ def write_shapes(
 
     Args:
         root: Folder to make.
-        train, val, test: Number of pictures per split. Defaults to 2000, 300, 300.
-        size: Side of the pictures in pixels. Defaults to 128.
+        train, val, test: Number of images per split. Defaults to 2000, 300, 300.
+        size: Side of the images in pixels. Defaults to 128.
         seed: Seed of all choices. Defaults to 0.
 
     Raises:
         ForgettingError: The folder exists and is not this data set.
     """
-    root = Path(root)
     recipe = dict(train=train, val=val, test=test, size=size, seed=seed)
-    if root.exists():
-        note = root / 'shapes.json'
-        found = json.loads(note.read_text()) if note.is_file() else 'no shapes data set'
-        if found != recipe:
-            raise ForgettingError(
-                f'{root} holds {found} but {recipe} is asked for; '
-                'remove the folder or set another data_root.'
-            )
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f'.{root.name}_', dir=root.parent))
-    (draft / 'annotations').mkdir()
-    categories = [dict(id=i, name=name) for i, name in enumerate(SHAPES, 1)]
-    for number, split in enumerate(SPLITS):
-        rng = np.random.default_rng([seed, number])
-        images, annotations = [], []
-        (draft / split).mkdir()
-        for image_id in range(1, recipe[split] + 1):
-            picture, objects = draw_image(rng, size)
-            name = f'{image_id:06d}.png'
-            cv2.imwrite(str(draft / split / name), picture)
-            images.append(dict(id=image_id, file_name=name, width=size, height=size))
-            for item in objects:
-                annotations.append(
-                    dict(item, id=len(annotations) + 1, image_id=image_id, iscrowd=0)
-                )
-        content = dict(images=images, annotations=annotations, categories=categories)
-        (draft / 'annotations' / f'{split}.json').write_text(json.dumps(content))
-    (draft / 'shapes.json').write_text(json.dumps(recipe))
-    try:
-        draft.chmod(0o755)
-        draft.rename(root)
-    except OSError:
-        # Another process was faster; its folder must be the same data set.
-        shutil.rmtree(draft)
-        write_shapes(root, **recipe)
+
+    def write(draft: Path) -> None:
+        (draft / 'annotations').mkdir()
+        categories = [dict(id=i, name=name) for i, name in enumerate(SHAPES, 1)]
+        for number, split in enumerate(SPLITS):
+            rng = np.random.default_rng([seed, number])
+            images, annotations = [], []
+            (draft / split).mkdir()
+            for image_id in range(1, recipe[split] + 1):
+                image, objects = draw_image(rng, size)
+                name = f'{image_id:06d}.png'
+                cv2.imwrite(str(draft / split / name), image)
+                images.append(dict(id=image_id, file_name=name, width=size, height=size))
+                for item in objects:
+                    annotations.append(
+                        dict(item, id=len(annotations) + 1, image_id=image_id, iscrowd=0)
+                    )
+            content = dict(images=images, annotations=annotations, categories=categories)
+            (draft / 'annotations' / f'{split}.json').write_text(json.dumps(content))
+
+    write_once(root, 'shapes', recipe, write)
 
 
 @DATASETS.register_module()

@@ -6,14 +6,13 @@ import copy
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 
-from mmgslora.atomic import replacing
 from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.requests.checkpoint import write_checkpoint
 
 
 @HOOKS.register_module()
@@ -31,7 +30,12 @@ class AdapterHook(Hook):
         partition = ClassPartition.current()
         runner.train_loop.model.tune.save(
             Path(runner.work_dir, 'adapters', f'task_{partition.task:02d}'),
-            metadata=dict(partition=asdict(partition), seed=runner.seed),
+            metadata=dict(
+                task=partition.task,
+                classes=list(partition.forget),
+                partition=asdict(partition),
+                seed=runner.seed,
+            ),
         )
 
     @master_only
@@ -48,20 +52,15 @@ class AdapterHook(Hook):
         partition = ClassPartition.current()
         path = Path(runner.work_dir, folder, f'task_{partition.task:02d}.pth')
         state = runner.train_loop.model.tune.plain_state_dict()
-        checkpoint = dict(
-            state_dict={key: value.cpu() for key, value in state.items()},
-            meta=dict(
-                dataset_meta=dict(runner.train_loop.views.metainfo),
-                cfg=_plain_config(runner),
-                task=partition.task,
-                forgotten=[*partition.old, *partition.forget],
-                seed=runner.seed,
-                **meta,
-            ),
+        meta = dict(
+            dataset_meta=dict(runner.train_loop.views.metainfo),
+            cfg=_plain_config(runner),
+            task=partition.task,
+            forgotten=[*partition.old, *partition.forget],
+            seed=runner.seed,
+            **meta,
         )
-        # By a file and not by its name, which torch would write into it: equal runs, equal bytes.
-        with replacing(path) as draft, draft.open('wb') as file:
-            torch.save(checkpoint, file)
+        write_checkpoint(path, {key: value.cpu() for key, value in state.items()}, meta)
 
 
 def _plain_config(runner) -> str:

@@ -19,10 +19,10 @@ from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
 from mmgslora.lora import trainable_share
 from mmgslora.methods.base import Method
+from mmgslora.records.finished_run import sha256
+from mmgslora.records.record import merged_file
 from mmgslora.report.certificate import requests_of
 from mmgslora.report.charts import forgetting_figure, write_image
-from mmgslora.report.record import merged_file
-from mmgslora.report.run import sha256
 from mmgslora.report.table import forgetting_table, summary_lines
 from mmgslora.tuning import Tuner
 

@@ -11,7 +11,7 @@ from mmgslora.errors import ForgettingError
 if TYPE_CHECKING:  # the families fill the registry
     from mmengine.evaluator import BaseMetric
 
-    from mmgslora.audit.audited_model import AuditedModel, Images
+    from mmgslora.families.audited_model import AuditedModel, Images
     from mmgslora.families.base import ForgettingModel
     from mmgslora.families.drawing import Drawing
 

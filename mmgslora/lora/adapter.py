@@ -160,7 +160,12 @@ def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) 
     Raises:
         ForgettingError: If the sum holds NaN or infinity.
     """
-    merged = (weight.double() + scale * (lora_B.double() @ lora_A.double())).to(weight.dtype)
+    # A product of two float32 is exact in float64 and the sum has one order, so that every machine
+    # gets the same bits: a merged model is known by its hash. A matrix product has any order.
+    update = torch.zeros_like(weight, dtype=torch.float64)
+    for column, row in zip(lora_B.T.double(), lora_A.double()):
+        update += torch.outer(column, row)
+    merged = (weight.double() + scale * update).to(weight.dtype)
     if not torch.isfinite(merged).all():
         raise ForgettingError(
             'Merging would put NaN or infinity into the weight; lower the learning rate, '

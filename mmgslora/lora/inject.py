@@ -221,7 +221,8 @@ def _match(
         outside = f' outside {exclude}' if exclude else ''
         raise ForgettingError(
             f'{nothing} in this {type(model).__name__}{outside}; its Linears there: '
-            f'{_some(list(linears))}.'
+            f"{_some(list(linears))}; name Linears in tune.target, or take tune.type='Full', which "
+            'trains parameters themselves.'
         )
     matched = {}
     for name in wanted_names:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmgslora.families.view import View
-from mmgslora.losses import bounded_ascent, joint_value
+from mmgslora.losses.bounded_ascent import bounded_ascent
+from mmgslora.losses.over_processes import joint_value
 from mmgslora.methods.base import METHODS, Context, Method, of_task, task_terms
 from mmgslora.settings import NonNegative, PerTask, checked
 

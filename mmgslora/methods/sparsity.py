@@ -13,7 +13,10 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup
 from mmgslora.losses import group_penalty, proximal_step, zero_ratio
 from mmgslora.methods.base import Context, Part
-from mmgslora.settings import NonNegative, NonNegativeCount, Share, build, checked
+from mmgslora.settings import NonNegative, NonNegativeCount, PositiveShare, build, checked
+
+_SCREEN_AFTER = 0.1
+"""Share of a task before which no group is held: at its start all are zero."""
 
 
 class Sparsity(Part):
@@ -32,8 +35,9 @@ class Sparsity(Part):
 
     with :math:`n_g` entries in :math:`B_g`. The root is the usual weight of a group lasso; here it
     also makes alpha a pure number, since Adam moves every entry by about lr a step: at 1 no
-    group could ever leave zero. After the share ``select`` of a task the groups at zero are held
-    there and the others train on without shrinkage, which would cost accuracy.
+    group could ever leave zero. At the start of every epoch after the first tenth of a task the
+    groups at zero are held there, so that their blocks cost nothing from then on; after the share
+    ``select`` the others train on without shrinkage, which would cost accuracy.
 
     Args:
         mode: 'proximal', 'penalty' or 'none'. Defaults to 'none'.
@@ -53,12 +57,13 @@ class Sparsity(Part):
         alpha: NonNegative = 0.0,
         by: Literal['block', 'module', 'matrix'] = 'block',
         warmup_epochs: NonNegativeCount = 0,
-        select: Share = 1 / 3,
+        select: PositiveShare = 1 / 3,
     ) -> None:
         self.mode, self.alpha, self.by = mode, alpha, by
         self.warmup_epochs, self.select = warmup_epochs, select
         self._groups: list[LoRAGroup] = []
-        self._held: list[LoRAGroup] | None = None
+        self._held: list[LoRAGroup] = []
+        self._screened: tuple[int, bool] | None = None
         self._summary: dict[str, Any] = {}
 
     @classmethod
@@ -89,13 +94,18 @@ class Sparsity(Part):
         return dict(loss_sparsity=alpha * group_penalty(self.groups(context)))
 
     def before_task(self, context: Context) -> None:
-        self._groups, self._held = [], None
+        self._groups, self._held, self._screened = [], [], None
 
     def before_iter(self, context: Context) -> None:
+        moment = context.epoch, self.refits(context)
+        early = context.progress < _SCREEN_AFTER and not moment[1]
+        if self.mode != 'proximal' or early or moment == self._screened:
+            return
+        self._screened = moment
         # Read off the weights, so that a resumed run holds the same groups.
-        if self._held is None and self.refits(context):
-            groups = self.groups(context)
-            self._held = [g for g in groups if g.B and not any(map(torch.any, g.B))]
+        groups = self.groups(context)
+        self._held = [g for g in groups if g.B and not any(map(torch.any, g.B))]
+        if len(self._held) < len(groups):  # a step without any adapter would have no gradient
             for group in self._held:
                 group.hold()
 
@@ -108,8 +118,8 @@ class Sparsity(Part):
             for group in self.groups(context):
                 entries = sum(matrix.numel() for matrix in group.B)
                 proximal_step([group], _lr(group, lr_of) * alpha * math.sqrt(entries))
-        # Gradients from before they were held may have moved them.
-        for group in self._held or ():
+        # Gradients from before they were held, or where all are, may have moved them.
+        for group in self._held:
             for matrix in group.B:
                 matrix.zero_()
 

@@ -1,8 +1,9 @@
-"""A backbone and a head: what image classifiers and face recognisers are here."""
+"""Classifiers: their modes under MMEngine, and those that are a backbone and a head."""
 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,54 +11,43 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 
 
-@MODELS.register_module()
-class ImageClassifier(BaseModel):
-    """Embeds an image and classifies the embedding.
+class Classifier(BaseModel):
+    """An image classifier whose last layer turns an embedding into one logit per class.
 
     Args:
-        backbone: Config of a module that turns images (n, 3, H, W) into embeddings (n, D).
-        head: Config of a module with ``num_classes``, ``forward(embeddings)`` for the plain
-            logits (n, C) and ``training_logits(embeddings, labels)``; see
-            :mod:`mmgslora.models.heads`.
-        data_preprocessor: As in MMEngine. Defaults to None: only moves the batch to the device,
-            for the data set's transforms normalise the images.
-        init_cfg: As in MMEngine. Defaults to None.
-
-    Raises:
-        ForgettingError: The head reads embeddings of another width than the backbone gives.
+        data_preprocessor: As in MMEngine. None only moves the batch to the device, for the data
+            set's transforms normalise the images.
+        init_cfg: As in MMEngine.
     """
 
-    def __init__(
-        self,
-        backbone: dict,
-        head: dict,
-        data_preprocessor: dict | None = None,
-        init_cfg: dict | None = None,
-    ) -> None:
+    is_pretrained = False
+    """Whether the model has published weights, head included, so that no checkpoint is due."""
+
+    def __init__(self, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
         super().__init__(copy.deepcopy(data_preprocessor), copy.deepcopy(init_cfg))
-        self.backbone = MODELS.build(copy.deepcopy(backbone))
-        self.head = MODELS.build(copy.deepcopy(head))
-        given = getattr(self.backbone, 'hidden_dim', None)
-        read = getattr(self.head, 'embed_dims', None)
-        if None not in (given, read) and given != read:
-            raise ForgettingError(
-                f'The head reads embeddings of {read} numbers and the backbone gives {given}; set '
-                f'embed_dims={given} in the head.'
-            )
 
     @property
+    @abstractmethod
     def num_classes(self) -> int:
-        return self.head.num_classes
+        """C, the number of classes."""
 
     @property
-    def is_pretrained(self) -> bool:
-        """Whether backbone and head both have published weights, so that no checkpoint is due."""
-        return all(getattr(part, 'weights', None) for part in (self.backbone, self.head))
+    @abstractmethod
+    def class_layer(self) -> nn.Module:
+        """The layer that turns embeddings into logits; its ``weight`` is (C, D)."""
+
+    @abstractmethod
+    def read(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Plain logits (n, C) and embeddings (n, D) of images as in :meth:`forward`."""
+
+    def training_logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Logits (n, C) of the training loss for true ``labels`` (n,); here the plain ones."""
+        return self.class_layer(embeddings)
 
     def forward(
         self,
@@ -79,50 +69,119 @@ class ImageClassifier(BaseModel):
             ``embedding`` (D,); the metainfo ``logit_scale`` is what the head multiplied cosines
             with, for a head of cosines.
         """
-        embeddings = self.embed(inputs)
+        if mode not in ('tensor', 'loss', 'predict'):
+            raise ForgettingError(f"mode is {mode!r}; allowed are 'tensor', 'loss' and 'predict'.")
+        logits, embeddings = self.read(inputs)
         if mode == 'tensor':
-            return self.head(embeddings), embeddings
-        if mode == 'loss':
-            labels = torch.stack([sample.gt_label.reshape(()) for sample in data_samples])
-            logits = self.head.training_logits(embeddings, labels)
-            return dict(loss_ce=F.cross_entropy(logits, labels))
+            return logits, embeddings
         if mode == 'predict':
-            return self._predict(embeddings, data_samples)
-        raise ForgettingError(f"mode is {mode!r}; allowed are 'tensor', 'loss' and 'predict'.")
-
-    def embed(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
-        """Embeddings (n, D) of images as in :meth:`forward`.
-
-        Raises:
-            ForgettingError: The images differ in size, or are not of the backbone's.
-        """
-        sizes = {tuple(image.shape[-2:]) for image in inputs}
-        wanted = getattr(self.backbone, 'image_size', None)
-        wrong = [size for size in sizes if wanted is not None and size != (wanted, wanted)]
-        if wrong or len(sizes) > 1:
-            found = ', '.join(f'{height} x {width}' for height, width in sorted(wrong or sizes))
-            needs = 'one size' if wanted is None else f'{wanted} x {wanted}'
-            raise ForgettingError(
-                f'A batch holds images of {found} pixels and {type(self.backbone).__name__} needs '
-                f'{needs}; resize them in the transforms of the data set.'
-            )
-        return self.backbone(inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs)))
+            return self._predict(logits, embeddings, data_samples)
+        labels = torch.stack([sample.gt_label.reshape(()) for sample in data_samples])
+        return dict(loss_ce=F.cross_entropy(self.training_logits(embeddings, labels), labels))
 
     def _predict(
-        self, embeddings: Tensor, samples: list[BaseDataElement] | None
+        self, logits: Tensor, embeddings: Tensor, samples: list[BaseDataElement] | None
     ) -> list[BaseDataElement]:
         if samples is None:
             samples = [BaseDataElement() for _ in embeddings]
-        logits = self.head(embeddings)
         fields = dict(
             pred_scores=logits.softmax(-1),
             pred_label=logits.argmax(-1),
             pred_logits=logits,
             embedding=embeddings,
         )
-        scale = getattr(self.head, 'scale', None)
+        scale = getattr(self.class_layer, 'scale', None)
         for i, sample in enumerate(samples):
             sample.set_data({name: values[i] for name, values in fields.items()})
             if scale is not None:
                 sample.set_metainfo(dict(logit_scale=scale))
         return samples
+
+
+def one_size(inputs: Tensor | Sequence[Tensor], network: nn.Module) -> Tensor:
+    """Images as one tensor (n, 3, H, W).
+
+    Args:
+        inputs: (n, 3, H, W), or n images (3, H, W).
+        network: What they are for; its ``image_size``, if it has one, is height and width.
+
+    Raises:
+        ForgettingError: The images differ in size, or are not of the network's.
+    """
+    sizes = {tuple(image.shape[-2:]) for image in inputs}
+    wanted = getattr(network, 'image_size', None)
+    wrong = [size for size in sizes if wanted is not None and size != (wanted, wanted)]
+    if wrong or len(sizes) > 1:
+        found = ', '.join(f'{height} x {width}' for height, width in sorted(wrong or sizes))
+        needs = 'one size' if wanted is None else f'{wanted} x {wanted}'
+        raise ForgettingError(
+            f'A batch holds images of {found} pixels and {type(network).__name__} needs '
+            f'{needs}; resize them in the transforms of the data set.'
+        )
+    return inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs))
+
+
+@MODELS.register_module()
+class ImageClassifier(Classifier):
+    """A backbone that embeds an image and a head that classifies the embedding.
+
+    Args:
+        backbone: Config of a module that turns images (n, 3, H, W) into embeddings (n, D).
+        head: Config of a module with ``num_classes``, ``forward(embeddings)`` for the plain
+            logits (n, C) and ``training_logits(embeddings, labels)``; see
+            :mod:`mmgslora.models.heads`.
+        data_preprocessor: As in MMEngine. Defaults to None: only moves the batch to the device,
+            for the data set's transforms normalise the images.
+        init_cfg: As in MMEngine. Defaults to None.
+
+    Raises:
+        ForgettingError: The head reads embeddings of another width than the backbone gives.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        head: dict,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = MODELS.build(copy.deepcopy(backbone))
+        self.head = MODELS.build(copy.deepcopy(head))
+        given = getattr(self.backbone, 'hidden_dim', None)
+        read = getattr(self.head, 'embed_dims', None)
+        if None not in (given, read) and given != read:
+            raise ForgettingError(
+                f'The head reads embeddings of {read} numbers and the backbone gives {given}; set '
+                f'embed_dims={given} in the head.'
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    @property
+    def class_layer(self) -> nn.Module:
+        return self.head
+
+    @property
+    def is_pretrained(self) -> bool:
+        """See :class:`Classifier`."""
+        return all(getattr(part, 'weights', None) for part in (self.backbone, self.head))
+
+    def read(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """See :class:`Classifier`."""
+        embeddings = self.embed(inputs)
+        return self.head(embeddings), embeddings
+
+    def training_logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Logits (n, C) with the head's margin, if it has one."""
+        return self.head.training_logits(embeddings, labels)
+
+    def embed(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
+        """Embeddings (n, D) of images as in :meth:`forward`.
+
+        Raises:
+            ForgettingError: See :func:`one_size`.
+        """
+        return self.backbone(one_size(inputs, self.backbone))

@@ -112,6 +112,6 @@ class FaceTransformer(nn.Module):
         patches = images.unflatten(3, patch).unflatten(2, patch)
         patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         tokens = self.patch_embedding(patches)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], 1)
         tokens = self.blocks(self.dropout(tokens + self.pos_embedding))
         return self.norm(tokens[:, 0])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torchvision
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from mmgslora.errors import ForgettingError
+from mmgslora.settings import nearest
 
 # torchvision has them in the code of its functions only; sizes of arXiv 2010.11929, table 1.
 _BASE = dict(num_layers=12, num_heads=12, hidden_dim=768, mlp_dim=3072)
@@ -37,31 +41,51 @@ def published_weights(arch: str, weights: str) -> tuple[dict[str, Tensor], int]:
     Raises:
         ForgettingError: torchvision has no such weights, or they cannot be downloaded.
     """
-    entry = _weights_entry(arch, weights)
-    try:
+    _sizes(arch)
+    entry = weights_entry(arch, weights)
+    with downloading(entry):
         state = entry.get_state_dict(progress=True, check_hash=True)
+    return state, entry.meta['min_size'][0]
+
+
+def weights_entry(arch: str, weights: str) -> WeightsEnum:
+    """torchvision's entry of published weights.
+
+    Args:
+        arch: A model of torchvision.
+        weights: Their name, such as 'IMAGENET1K_V1' or 'DEFAULT'.
+
+    Raises:
+        ForgettingError: torchvision has no such weights.
+    """
+    entries = get_model_weights(arch).__members__
+    if weights not in entries:
+        raise ForgettingError(
+            f'torchvision has no weights {weights!r} of {arch}{nearest(weights, entries)}.'
+        )
+    return entries[weights]
+
+
+@contextmanager
+def downloading(entry: WeightsEnum) -> Iterator[None]:
+    """Within, weights are downloaded or read from PyTorch's hub folder.
+
+    Raises:
+        ForgettingError: That fails.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         raise ForgettingError(
-            f'The weights {weights} of {arch} cannot be downloaded from {entry.url} ({error}); '
+            f'The weights {entry} cannot be downloaded from {entry.url} ({error}); '
             'put the file into the folder hub/checkpoints of TORCH_HOME.'
         ) from error
-    return state, entry.meta['min_size'][0]
 
 
 def _sizes(arch: str) -> dict[str, int]:
     if arch not in _ARCHS:
         raise ForgettingError(f'arch is {arch!r}; allowed are {", ".join(_ARCHS)}.')
     return _ARCHS[arch]
-
-
-def _weights_entry(arch: str, weights: str) -> WeightsEnum:
-    _sizes(arch)
-    entries = get_model_weights(arch).__members__
-    if weights not in entries:
-        raise ForgettingError(
-            f'torchvision has no weights {weights!r} of {arch}; allowed are {", ".join(entries)}.'
-        )
-    return entries[weights]
 
 
 @MODELS.register_module()

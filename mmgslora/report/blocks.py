@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmgslora.report.record import number, tasks_of
+from mmgslora.records.record import number, tasks_of
 
 
 @dataclass(frozen=True)

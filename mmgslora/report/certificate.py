@@ -25,8 +25,8 @@ from pydantic import AfterValidator, Field
 from mmgslora.atomic import replacing
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import merged_file, unfinished, values_before
-from mmgslora.report.run import FinishedRun
+from mmgslora.records.finished_run import FinishedRun
+from mmgslora.records.record import merged_file, unfinished, values_before
 from mmgslora.settings import problems
 
 Day = Annotated[

@@ -23,8 +23,7 @@ from mmengine.logging import print_log
 
 from mmgslora.atomic import replacing
 from mmgslora.audit.rows import MODEL_NAMES, OUTCOMES, AuditRows, Spread
-from mmgslora.report.blocks import GroupMap, group_map, short_group_names
-from mmgslora.report.record import (
+from mmgslora.records.record import (
     class_groups,
     mean_before,
     metric,
@@ -34,6 +33,7 @@ from mmgslora.report.record import (
     tasks_of,
     values_before,
 )
+from mmgslora.report.blocks import GroupMap, group_map, short_group_names
 
 DPI = 150
 INK = '#333333'

@@ -16,11 +16,8 @@ from mmgslora.atomic import write_text
 from mmgslora.audit.rows import MODEL_NAMES
 from mmgslora.audit.sentences import name_of, sentence, text_of, worst_first
 from mmgslora.audit.verdict import worst
-from mmgslora.report import charts
-from mmgslora.report.blocks import group_map, short_group_names
-from mmgslora.report.certificate import SEALED_NOTE, certificates_of
-from mmgslora.report.format import percent, points, short
-from mmgslora.report.record import (
+from mmgslora.records.finished_run import FinishedRun
+from mmgslora.records.record import (
     NAME_RATE,
     found_keys,
     mean_before,
@@ -33,7 +30,10 @@ from mmgslora.report.record import (
     unfinished,
     values_before,
 )
-from mmgslora.report.run import FinishedRun
+from mmgslora.report import charts
+from mmgslora.report.blocks import group_map, short_group_names
+from mmgslora.report.certificate import SEALED_NOTE, certificates_of
+from mmgslora.report.format import percent, points, short
 from mmgslora.report.table import summary_lines
 
 _TASKS_PER_TABLE = 10

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmgslora.errors import ForgettingError
+from mmgslora.records.finished_run import find_file, sha256
+from mmgslora.records.schema import read_json
 from mmgslora.report.certificate import file_text
-from mmgslora.report.run import find_file, sha256
-from mmgslora.report.schema import read_json
 
 try:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from mmgslora.report.record import (
+from mmgslora.records.record import (
     NAME_RATE,
     found_keys,
     hardest_hit,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mmgslora.atomic import replacing
 from mmgslora.errors import ForgettingError
+from mmgslora.lora import fingerprint
+from mmgslora.lora.folder import CHANGED, also_named, packed, write_folder
 from mmgslora.settings import checked
 from mmgslora.tuning.base import TUNERS, Tuner
-
-WEIGHTS = 'changed.safetensors'
 
 
 @TUNERS.register_module()
@@ -88,14 +85,20 @@ class Full(Tuner):
     def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         """The parameters that differ from the start of the task, whole."""
         changed = {
-            name: value.detach().cpu().contiguous()
+            name: value
             for name, value in self._trained().items()
             if name not in self._start or not torch.equal(value.cpu(), self._start[name])
         }
-        with replacing(folder) as draft:
-            draft.mkdir()
-            (draft / WEIGHTS).write_bytes(save(changed, metadata={'format': 'pt'}))
-            (draft / 'metadata.json').write_text(json.dumps(dict(metadata), indent=2) + '\n')
+        state = self.plain_state_dict()
+        others = also_named(self.model, list(changed))
+        start = {
+            key: self._start[name]
+            for name in changed.keys() & self._start.keys()
+            for key in (name, *others.get(name, ()))
+        }
+        base = fingerprint({**state, **start}) if changed.keys() <= self._start.keys() else None
+        files = {CHANGED: packed(changed)}
+        write_folder(folder, files, metadata, base, fingerprint(state), others)
 
     def check_gradients(self) -> None:
         trained = self._trained()
@@ -112,26 +115,3 @@ class Full(Tuner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._start = state.get('start', {})
         super().load_state_dict({k: v for k, v in state.items() if k != 'start'})
-
-
-@torch.no_grad()
-def apply_changes(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Put what :meth:`Full.save` wrote into a plain model.
-
-    Returns:
-        dict: The metadata of the folder.
-
-    Raises:
-        ForgettingError: The model lacks a parameter of the file, or it has another shape; nothing
-            is changed then.
-    """
-    changed, own = load_file(folder / WEIGHTS), dict(model.named_parameters())
-    for name, value in changed.items():
-        if name not in own or own[name].shape != value.shape:
-            raise ForgettingError(
-                f'{name!r} of {str(folder)!r} does not fit this {type(model).__name__}; it belongs '
-                'to another model.'
-            )
-    for name, value in changed.items():
-        own[name].copy_(value)
-    return json.loads((folder / 'metadata.json').read_text())

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from mmgslora.lora import apply_adapter
-from mmgslora.tuning.full import WEIGHTS, apply_changes
 
 
 def restore(model: nn.Module, folder: str | Path) -> dict[str, Any]:
@@ -27,6 +26,4 @@ def restore(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     Raises:
         ForgettingError: The folder cannot be read or does not fit. The model is unchanged then.
     """
-    folder = Path(folder)
-    apply = apply_changes if (folder / WEIGHTS).is_file() else apply_adapter
-    return apply(model, folder)
+    return apply_adapter(model, folder)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgslora.audit.audited_model import AuditedModel, Images, Objects
+from mmgslora.families.audited_model import AuditedModel, Images, Objects
 
 CLASSES = ('a', 'b', 'c', 'd')
 CENTRES = np.array([[6.0, 0.0], [0.0, 6.0], [-6.0, 0.0], [0.0, -6.0]])

@@ -21,10 +21,10 @@ from mmgslora.audit.verdict import (
     limits_of,
     worst,
 )
+from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report import charts
 from mmgslora.report.certificate import certificates_of
 from mmgslora.report.page import report_page
-from mmgslora.report.run import FinishedRun
 
 
 def record_of(forgotten, kept=60.0, latest=None):

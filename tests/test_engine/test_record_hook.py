@@ -9,8 +9,8 @@ from mmengine.runner import Runner
 
 from mmgslora.engine import record_hook
 from mmgslora.errors import ForgettingError
+from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report.page import report_page
-from mmgslora.report.run import FinishedRun
 
 
 def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monkeypatch, caplog):

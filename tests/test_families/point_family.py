@@ -10,8 +10,8 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmgslora.audit.audited_model import AuditedModel, Images, Objects
 from mmgslora.families import Family, register_family
+from mmgslora.families.audited_model import AuditedModel, Images, Objects
 from mmgslora.families.base import ForgettingModel, taken
 from mmgslora.families.classifier.metric import ForgettingAccuracyMetric
 from mmgslora.families.drawing import Drawing

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRALinear
+from mmgslora.lora.adapter import merged_weight
 
 
 def trained(in_features=6, out_features=5, rank=3, alpha=2.0, bias=True, seed=0, **kwargs):
@@ -274,3 +275,9 @@ def test_xavier_changes_nothing_where_it_is_not_asked_for():
 def test_unknown_init():
     with pytest.raises(ForgettingError, match="init is 'normal'; it can be kaiming or xavier"):
         LoRALinear(4, 4, rank=2, init='normal')
+
+
+def test_the_sum_has_one_order():
+    """1e20 + 1 - 1e20 from left to right is 0 in float64; in another order it is 1."""
+    lora_a, lora_b = torch.ones(3, 1), torch.tensor([[1e20, 1.0, -1e20]])
+    assert merged_weight(torch.zeros(1, 1), lora_a, lora_b, 1.0).item() == 0.0

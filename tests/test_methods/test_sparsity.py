@@ -1,6 +1,7 @@
 """Sparsity on two groups whose arithmetic can be done by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,27 @@ def test_proximal_step_selects_then_refits(moment):
     assert torch.equal(big.B[0], torch.ones(2, 2)) and not small.B[0].any()
     sparsity.after_task(moment)
     assert sparsity.summary() == dict(groups=dict(big=2.0, small=0.0), zero_group_ratio=0.5)
+
+
+def test_groups_at_zero_are_held_at_the_start_of_an_epoch(moment):
+    """Not within the first tenth of a task, where all are zero, nor within an epoch."""
+    big, small = moment.model.tune.groups('block')
+    small.layers.append(SimpleNamespace(held=False))
+    small.B[0].data.zero_()
+    sparsity = Sparsity('proximal', alpha=1.0, select=0.9)
+    moment.steps = 40
+    for moment.step, moment.epoch, held in ((0, 0, False), (3, 1, False), (4, 1, True)):
+        sparsity.before_iter(moment)
+        assert small.layers[0].held == held
+    # With all at zero none is left out: a step needs a gradient. They are put back to zero instead.
+    big.layers.append(SimpleNamespace(held=False))
+    big.B[0].data.zero_()
+    moment.step, moment.epoch = 20, 5
+    sparsity.before_iter(moment)
+    big.B[0].data.fill_(1.0)
+    sparsity.after_step(moment)
+    assert not big.layers[0].held and not big.B[0].any()
+    assert not sparsity.refits(moment)
 
 
 def test_a_resumed_task_holds_the_same_groups(moment):

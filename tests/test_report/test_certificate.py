@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mmgslora.errors import ForgettingError
+from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report.certificate import certificates_of, write_certificates
-from mmgslora.report.run import FinishedRun
 
 from .records import shapes_record
 from .runs import ABC, audit_of, make_run, with_units

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
+from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report import charts
 from mmgslora.report.page import report_page, write_report
-from mmgslora.report.run import FinishedRun
 
 from .records import COCO_TASKS, detr_groups, make_record, shapes_record
 from .runs import ABC, CONFIG, ORACLE, audit_of, make_run

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mmgslora.errors import ForgettingError
+from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report.certificate import certificates_of, write_certificates
-from mmgslora.report.run import FinishedRun
 from mmgslora.report.signing import load_key, make_key, sign, verify
 
 from .records import shapes_record

@@ -44,7 +44,8 @@ def numbers(work_dir):
     """What a run must reproduce: everything in forgetting.json but times and versions."""
     record = json.loads(Path(work_dir, 'forgetting.json').read_text())
     for task in record['tasks']:
-        del task['train_seconds'], task['eval_seconds'], task['prepare_seconds']
+        for key in ('train_seconds', 'eval_seconds', 'prepare_seconds'):
+            task.pop(key, None)
     return record['pretrained'], record['tasks']
 
 
@@ -209,3 +210,20 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(run, tmp_path):
     assert '--work-dir' in last and 'Traceback' not in result.stderr
     assert sorted(work_dir.rglob('*')) == before
     assert (work_dir / 'config.py').read_text() == '# of the finished run'
+
+
+def test_the_next_request_is_one_command(run, run_cfg, tmp_path):
+    """Weeks later, on a copy: the config as it was, one more class."""
+    run('--work-dir', str(tmp_path / 'run'), check=True)
+    pretrained, tasks = numbers(tmp_path / 'run')
+    (tmp_path / 'run').rename(tmp_path / 'copy')
+    command = ('--continue-from', str(tmp_path / 'copy'), '--forget', 'heart')
+    run(*command, check=True)
+    assert numbers(tmp_path / 'copy') == (pretrained, [*tasks, numbers(tmp_path / 'copy')[1][2]])
+    last = numbers(tmp_path / 'copy')[1][2]
+    assert last['forget'] == ['heart'] and last['old'] == ['circle', 'square', 'star']
+    again = run(*command)
+    assert again.returncode == 1
+    assert "error: Class 'heart' was forgotten by request 3 already" in again.stderr
+    both = run(*command, '--work-dir', str(tmp_path / 'other'))
+    assert both.returncode == 2 and 'leave --work-dir' in both.stderr

@@ -75,9 +75,9 @@ def test_the_file_holds_what_changed_and_rebuilds_the_model(tmp_path):
         plain[2].bias.add_(1)
     tuner.save(tmp_path / 'task_01', dict(note=1))
     assert (tmp_path / 'task_01' / 'changed.safetensors').stat().st_size < 200
-    assert restore(start, tmp_path / 'task_01') == dict(note=1)
+    assert restore(start, tmp_path / 'task_01')['note'] == 1
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), plain.parameters()))
-    with pytest.raises(ForgettingError, match="'2.bias' .* does not fit"):
+    with pytest.raises(ForgettingError, match="of '2.bias', which the model lacks"):
         restore(nn.Sequential(nn.Linear(2, 3)), tmp_path / 'task_01')
 
 

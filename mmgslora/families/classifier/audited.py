@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmgslora.audit.audited_model import AuditedModel, Images, Objects, per_class_values
+from mmgslora.families.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.lora import find_blocks
 
 
@@ -63,7 +64,7 @@ class ClassificationImages(Images):
 
 
 class AuditedClassifier(AuditedModel):
-    """An :class:`mmgslora.models.ImageClassifier`."""
+    """A :class:`mmgslora.models.Classifier`."""
 
     metric = 'Acc'
     clip_norm = 1.0
@@ -71,18 +72,20 @@ class AuditedClassifier(AuditedModel):
     def objects(self, data: ClassificationImages, images: Sequence[int] | None = None) -> Objects:
         """See :class:`AuditedModel`.
 
-        Layers: ``block.0``, ... the class token after each transformer block, and ``embedding``,
-        what the head reads.
+        Layers: ``block.0``, ... after each transformer block, and ``embedding``, what the head
+        reads. Of a block's output it is the class token, the first one, if the model has such a
+        token, and otherwise the mean over all positions.
         """
         images = np.arange(len(data)) if images is None else np.asarray(images)
         features: dict[str, list[np.ndarray]] = {}
         log_probs = []
         for batch in self._batches(data, images):
             inputs, _ = self._prepare(data, batch)
-            with torch.no_grad(), _class_tokens(self.model.backbone) as tokens:
+            with torch.no_grad(), _after_blocks(self.model) as blocks:
                 logits, embeddings = self.model(inputs, mode='tensor')
-            for name, values in dict(tokens, embedding=embeddings).items():
-                features.setdefault(name, []).append(values.float().cpu().numpy())
+            for name, values in dict(blocks, embedding=embeddings).items():
+                if len(values) == len(batch):  # some blocks fold positions into the batch
+                    features.setdefault(name, []).append(values.float().cpu().numpy())
             log_probs.append(logits.float().log_softmax(-1).cpu().numpy())
         log_probs = np.concatenate(log_probs)
         return Objects(
@@ -113,12 +116,12 @@ class AuditedClassifier(AuditedModel):
 
     @property
     def class_rows(self) -> list[tuple[nn.Parameter, nn.Parameter | None]]:
-        head = self.model.head
-        return [(head.weight, getattr(head, 'bias', None))]
+        layer = self.model.class_layer
+        return [(layer.weight, getattr(layer, 'bias', None))]
 
     @property
     def class_layers(self) -> list[nn.Module]:
-        return [self.model.head]
+        return [self.model.class_layer]
 
     def loss(
         self, data: ClassificationImages, images: Sequence[int], labels: Sequence[int]
@@ -137,18 +140,31 @@ class AuditedClassifier(AuditedModel):
 
 
 @contextmanager
-def _class_tokens(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect the class token, the first one, after each transformer block; none without blocks."""
+def _after_blocks(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect a row (D,) per image after each transformer block; none without blocks."""
     seen: dict[str, Tensor] = {}
+    names = [name.rpartition('.')[2] for name, _ in model.named_parameters()]
+    has_token = not {'class_token', 'cls_token'}.isdisjoint(names)
     handles = []
-    for number, name in enumerate(find_blocks(backbone)):
+    for number, name in enumerate(find_blocks(model)):
 
-        def keep(_, __, output: Tensor, key: str = f'block.{number}') -> None:
-            seen[key] = output[:, 0]
+        def keep(block: nn.Module, _, output: Any, key: str = f'block.{number}') -> None:
+            seen[key] = _rows(output, block, has_token)
 
-        handles.append(backbone.get_submodule(name).register_forward_hook(keep))
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rows(output: Any, block: nn.Module, has_token: bool) -> Tensor:
+    """(n, D) of what a block gives: (n, t, D), (n, h, w, D) or (n, D, h, w), or a tuple of it."""
+    output = output[0] if isinstance(output, (tuple, list)) else output
+    if has_token and output.dim() == 3:
+        return output[:, 0]
+    widths = {layer.in_features for layer in block.modules() if isinstance(layer, nn.Linear)}
+    width_axis = output.dim() - 1 if output.shape[-1] in widths else 1
+    axes = [axis for axis in range(1, output.dim()) if axis != width_axis]
+    return output.mean(axes) if axes else output

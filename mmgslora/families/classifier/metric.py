@@ -22,7 +22,7 @@ from mmgslora.families.classifier.verification import verification_metrics
 class ForgettingAccuracyMetric(BaseMetric):
     """Top-1 accuracy of forgotten, retained, old and missing classes, in percent.
 
-    Reads what :class:`mmgslora.models.ImageClassifier` predicts. Which class is what now comes
+    Reads what :class:`mmgslora.models.Classifier` predicts. Which class is what now comes
     from :meth:`ClassPartition.current`. It returns
 
     - ``per_class/<name>``: accuracy on the images of the class, for classes with images;

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel, taken
 from mmgslora.families.view import SIDES, Matching, Outputs, View
+from mmgslora.lora.adapter import Adapter
+from mmgslora.models import Classifier
 
 
 @MODELS.register_module()
@@ -25,9 +27,9 @@ class ForgettingClassifier(ForgettingModel):
     the teacher's and ours, are the plain ones of test time.
 
     Args:
-        classifier: Config of an :class:`~mmgslora.models.ImageClassifier`, or of any model with
-            its ``embed`` (images to embeddings), ``head`` (embeddings to logits, and
-            ``training_logits``) and ``num_classes``.
+        classifier: Config of a :class:`~mmgslora.models.Classifier`: an ``ImageClassifier``, which
+            is a backbone and a head, or a ``TorchvisionClassifier``, ``TimmClassifier`` or
+            ``LibraryClassifier``, which are any network that ends in a Linear.
         method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
         tune: Config of what may change, e.g. ``dict(type='LoRA', rank=4)``. Defaults to None:
             what the method says; for most LoRA of rank 8 and lora_alpha 1 in the feed-forward
@@ -35,7 +37,8 @@ class ForgettingClassifier(ForgettingModel):
         init_cfg: As in MMEngine. Defaults to None.
 
     Raises:
-        ForgettingError: The model has no such parts, or see :class:`ForgettingModel`.
+        ForgettingError: The model is none of these, an adapter is on the layer that gives the
+            logits, or see :class:`ForgettingModel`.
     """
 
     model_key = 'classifier'
@@ -48,12 +51,19 @@ class ForgettingClassifier(ForgettingModel):
         init_cfg: dict | None = None,
     ) -> None:
         built = MODELS.build(copy.deepcopy(classifier))
-        if not (hasattr(built, 'embed') and hasattr(getattr(built, 'head', 0), 'training_logits')):
+        if not isinstance(built, Classifier):
             raise ForgettingError(
-                f'{type(built).__name__} has no embed and head with training_logits; '
-                'ForgettingClassifier wraps an ImageClassifier.'
+                f'{type(built).__name__} is no Classifier of mmgslora; any network that ends in a '
+                "Linear is one as classifier=dict(type='LibraryClassifier', net=...)."
             )
         super().__init__(built, method, tune, init_cfg)
+        layer = built.class_layer
+        if isinstance(layer, Adapter):
+            name = next(name for name, module in built.named_modules() if module is layer)
+            raise ForgettingError(
+                f'LoRA is on {name!r}, the Linear that gives the logits, where forgetting would be '
+                "no more than other rows; leave it out of tune.target, or take tune.type='Full'."
+            )
 
     @property
     def num_classes(self) -> int:
@@ -62,12 +72,12 @@ class ForgettingClassifier(ForgettingModel):
     @property
     def classifier_weight(self) -> Tensor:
         """See :class:`ForgettingModel`."""
-        return self.classifier.head.weight
+        return self.classifier.class_layer.weight
 
     @property
     def class_layers(self) -> list[nn.Module]:
         """See :class:`ForgettingModel`."""
-        return [self.classifier.head]
+        return [self.classifier.class_layer]
 
     def views(
         self,
@@ -79,11 +89,11 @@ class ForgettingClassifier(ForgettingModel):
         """See :class:`ForgettingModel`."""
         inputs, samples = taken(inputs, data_samples, sides)
         labels = torch.stack([sample.gt_label.reshape(()) for sample in samples])
-        now = _outputs(self.classifier, inputs)
+        now = Outputs(*self.classifier(inputs))
         before = {}
         for name in teachers:
             with torch.no_grad(), self.tune.teacher(name) as teacher:
-                before[name] = _outputs(teacher, inputs)
+                before[name] = Outputs(*teacher(inputs))
         views = {}
         for side in sides:
             rows = self._rows_of(side, samples)
@@ -105,11 +115,6 @@ class ForgettingClassifier(ForgettingModel):
         return other
 
     def _match(self, embeddings: Tensor, labels: Tensor) -> Matching:
-        loss = F.cross_entropy(self.classifier.head.training_logits(embeddings, labels), labels)
+        loss = F.cross_entropy(self.classifier.training_logits(embeddings, labels), labels)
         rows = torch.arange(len(labels), device=labels.device)
         return Matching(labels, rows, dict(loss_ce=loss))
-
-
-def _outputs(classifier: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Outputs:
-    embeddings = classifier.embed(inputs)
-    return Outputs(classifier.head(embeddings), embeddings)

@@ -18,8 +18,8 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmgslora.audit.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.families.audited_model import AuditedModel, Images, Objects, per_class_values
 from mmgslora.families.detector.predictions import class_layers, class_rows, predict_every_query
 
 _CACHE_BYTES = 2**29

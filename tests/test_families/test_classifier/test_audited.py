@@ -1,10 +1,14 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
+from torch import nn
 
-from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages
+from mmgslora.families.audited_model import same_inside, without_rows
+from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages, _rows
 
 CONFIG = dict(
     type='ImageClassifier',
@@ -114,3 +118,74 @@ def test_untrained_is_random_but_reproducible(audited):
     rows = [audited.untrained(seed).model.head.weight for seed in (0, 0, 1)]
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
+
+
+SWIN = dict(
+    type='torchvision.models.SwinTransformer',
+    patch_size=[4, 4],
+    embed_dim=8,
+    depths=[1, 1],
+    num_heads=[1, 2],
+    window_size=[2, 2],
+    num_classes=3,
+)
+VIT = dict(CONFIG['backbone'], type='torchvision.models.VisionTransformer', num_classes=3)
+CNN = dict(type='TorchvisionClassifier', name='shufflenet_v2_x0_5', num_classes=3)
+
+
+def library(net):
+    config = dict(type='LibraryClassifier', net=net)
+    return AuditedClassifier(MODELS.build(copy.deepcopy(config)), CLASSES, config=config)
+
+
+def test_class_token_of_a_library_network(data):
+    audited = library(VIT)
+    objects = audited.objects(data, [4, 0, 7])
+    assert list(objects.features) == ['block.0', 'block.1', 'embedding']
+    last = audited.model.network.encoder.ln(torch.from_numpy(objects.features['block.1']))
+    np.testing.assert_allclose(last.detach(), objects.features['embedding'], atol=1e-5)
+
+
+def test_without_a_class_token_it_is_the_mean_over_positions(data):
+    audited = library(SWIN)
+    objects = audited.objects(data, [4, 0, 7])
+    assert [(k, v.shape) for k, v in objects.features.items()] == [
+        ('block.0', (3, 8)),
+        ('block.1', (3, 16)),
+        ('embedding', (3, 16)),
+    ]
+    images = torch.stack([data.dataset.pictures[i] for i in (4, 0, 7)])
+    with torch.no_grad():
+        first = audited.model.network.features[:2](images)  # (3, 2, 2, 8)
+    np.testing.assert_allclose(objects.features['block.0'], first.mean((1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'shape, axes', [((2, 5, 8), 1), ((2, 3, 4, 8), (1, 2)), ((2, 8, 3, 4), (2, 3)), ((2, 8), ())]
+)
+def test_mean_over_all_axes_but_the_width(shape, axes):
+    block, output = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8)), torch.randn(shape)
+    expected = output.mean(axes) if axes else output
+    torch.testing.assert_close(_rows((output, None), block, has_token=False), expected)
+
+
+def test_a_cnn_has_its_embedding_alone(data):
+    audited = AuditedClassifier(MODELS.build(copy.deepcopy(CNN)), CLASSES, config=CNN)
+    assert [*audited.objects(data, [0, 1]).features] == ['embedding']
+
+
+@pytest.mark.parametrize('net', [SWIN, VIT], ids=['swin', 'vit'])
+def test_attacks_on_a_library_network(net, data):
+    audited = library(net)
+    fresh = audited.with_new_rows([1], seed=0)
+    weight, before = fresh.model.class_layer.weight, audited.model.class_layer.weight
+    assert torch.equal(weight[[0, 2]], before[[0, 2]]) and not torch.equal(weight[1], before[1])
+    assert same_inside(audited, fresh)
+    assert not without_rows(audited, [1]).objects(data, [0, 1]).scores[:, 1].any()
+    images, values = data.holding([1]), {}
+    for step, student in audited.relearn(data, images, [1], (0, 10), 1e-2, 4, seed=0):
+        values[step] = student.evaluate(data)['y']
+    assert values[0] == audited.evaluate(data)['y'] and values[10] == 100
+    rows = [audited.untrained(seed).model.state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(value, rows[1][key]) for key, value in rows[0].items())
+    assert not all(torch.equal(value, rows[2][key]) for key, value in rows[0].items())

@@ -16,7 +16,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import remember_pretrained
 from mmgslora.families.classifier.metric import ForgettingAccuracyMetric
 from mmgslora.families.classifier.verification import verification_metrics
-from mmgslora.report.record import metric_prefix
+from mmgslora.records.record import metric_prefix
 
 CLASSES = ('ann', 'bob', 'cid', 'dee', 'eve')
 TASK = ClassPartition(

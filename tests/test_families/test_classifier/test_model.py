@@ -148,7 +148,7 @@ def test_other_models_are_refused():
         def forward(self, inputs, data_samples=None, mode='tensor'):
             return nn.Identity()(inputs)
 
-    with pytest.raises(ForgettingError, match='NoHead has no embed and head'):
+    with pytest.raises(ForgettingError, match='NoHead is no Classifier.*LibraryClassifier'):
         ForgettingClassifier(dict(type='NoHead'), method=dict(type='GSLoRA'))
 
 
@@ -193,3 +193,61 @@ def test_a_sealed_class_has_a_probability_of_exactly_zero(partition, head):
 def test_a_layer_that_cannot_be_sealed():
     with pytest.raises(ForgettingError, match='A Linear without a bias cannot be sealed'):
         seal_layer(nn.Linear(3, 4, bias=False), [1])
+
+
+VIT = dict(BACKBONE, type='torchvision.models.VisionTransformer', num_classes=4)
+LIBRARY = dict(type='LibraryClassifier', net=VIT)
+CNN = dict(type='TorchvisionClassifier', name='shufflenet_v2_x0_5', num_classes=4)
+MOBILE = dict(type='TorchvisionClassifier', name='mobilenet_v3_small', num_classes=4)
+
+
+def test_views_of_a_library_network(partition):
+    """Logits, embeddings and the teacher are those of the plain network."""
+    model = ForgettingClassifier(copy.deepcopy(LIBRARY), OURS)
+    nn.init.normal_(model.classifier_weight)  # torchvision's starts at zero
+    plain = copy.deepcopy(model.classifier.network)
+    wake(model)
+    images, samples = batch([1, 0], ['forget', 'retain'])
+    views = model.views(images, samples, teachers=['task_start'])
+    stacked = torch.stack(images)
+    for row, side in enumerate(('forget', 'retain')):
+        now, before = views[side].now, views[side].teachers['task_start']
+        torch.testing.assert_close(now.logits, model.classifier.network(stacked)[[row]])
+        torch.testing.assert_close(before.logits, plain.eval()(stacked)[[row]])
+        weight, bias = model.classifier_weight, model.class_layers[0].bias
+        torch.testing.assert_close(F.linear(now.embeddings, weight, bias), now.logits)
+        assert not torch.allclose(now.logits, before.logits)
+    sum(model(images, samples, mode='loss').values()).backward()
+    model.tune.check_gradients()
+
+
+def test_a_library_network_is_sealed(partition):
+    model = ForgettingClassifier(copy.deepcopy(LIBRARY), OURS)
+    images, _ = batch([0, 1], ['forget', 'retain'])
+    before = model.eval()(images)[0]
+    with model.sealed([1]):
+        assert (model(images)[0].softmax(-1)[:, 1] == 0).all()
+    assert torch.equal(model(images)[0], before)
+
+
+@pytest.mark.parametrize(
+    'classifier, tune, message',
+    [
+        (CNN, None, r"No transformer .* block .*; its Linears there: fc; .* tune.type='Full'"),
+        (CNN, dict(type='LoRA', rank=2, target='fc'), "LoRA is on 'fc', the Linear that gives"),
+        (LIBRARY, dict(type='LoRA', rank=2, target='.*head'), "LoRA is on 'heads.head', the Lin"),
+    ],
+)
+def test_networks_without_a_place_for_adapters(classifier, tune, message):
+    with pytest.raises(ForgettingError, match=message):
+        ForgettingClassifier(classifier, dict(type='RetainOnly'), tune)
+
+
+def test_linears_of_a_cnn_by_name(partition):
+    tune = dict(type='LoRA', rank=2, target=r'classifier\.0')
+    model = ForgettingClassifier(MOBILE, OURS, tune)
+    assert [group.name for group in model.tune.groups('block')] == ['classifier']
+    images, samples = batch([1, 0], ['forget', 'retain'])
+    images = [image.repeat(1, 2, 2) for image in images]
+    sum(v for k, v in model(images, samples, mode='loss').items() if 'loss' in k).backward()
+    model.tune.check_gradients()

@@ -8,9 +8,9 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import MODELS
 from torchvision.ops import box_iou
 
-from mmgslora.audit.audited_model import _training_mode
 from mmgslora.audit.probes import probe_accuracy
 from mmgslora.datasets.shapes import SHAPES
+from mmgslora.families.audited_model import _training_mode
 from mmgslora.families.detector.audited import AuditedDetector, DetectionImages, _mean_under
 
 GONE = [0, 1]

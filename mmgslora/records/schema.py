@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import class_groups, mean_of, metric, metric_prefix, number
+from mmgslora.records.record import class_groups, mean_of, metric, metric_prefix, number
 
 Values = dict[str, float | None]
 # Means of classes, in percent; Drop and H are not, nor what is measured of faces.

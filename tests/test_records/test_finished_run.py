@@ -4,14 +4,13 @@ import json
 from hashlib import sha256
 
 import pytest
+from test_report.records import shapes_record
+from test_report.runs import ABC, audit_of, make_run, with_units
 
+from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report import charts
 from mmgslora.report.certificate import certificates_of
 from mmgslora.report.page import report_page
-from mmgslora.report.run import FinishedRun
-
-from .records import shapes_record
-from .runs import ABC, audit_of, make_run, with_units
 
 
 @pytest.fixture(autouse=True)

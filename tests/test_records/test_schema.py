@@ -5,13 +5,12 @@ import json
 import math
 
 import pytest
+from test_report.records import shapes_record
+from test_report.runs import audit_of, make_run
 
 from mmgslora.errors import ForgettingError
-from mmgslora.report.run import FinishedRun
-from mmgslora.report.schema import check_consistency
-
-from .records import shapes_record
-from .runs import audit_of, make_run
+from mmgslora.records.finished_run import FinishedRun
+from mmgslora.records.schema import check_consistency
 
 
 def change(content, place, value):

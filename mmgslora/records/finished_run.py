@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmgslora.audit.rows import AuditRows
 from mmgslora.audit.verdict import Verdict, judge_request, limits_of
 from mmgslora.errors import ForgettingError
-from mmgslora.report.record import merged_file, tasks_of
-from mmgslora.report.schema import Audit, Record, check_consistency, read_json
+from mmgslora.records.record import merged_file, tasks_of
+from mmgslora.records.schema import Audit, Record, check_consistency, read_json
 
 
 class FinishedRun:

@@ -2,17 +2,16 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 from torch import nn
 
-from mmgslora.audit.audited_model import (
+from mmgslora.families.audited_model import (
     Images,
     _passes,
     _without_weights,
     same_inside,
     without_rows,
 )
-
-from .flat import FlatImages, FlatModel, make_objects, oracle, original
 
 
 class Several(Images):

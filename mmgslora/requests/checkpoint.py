@@ -1,0 +1,76 @@
+"""Plain checkpoints, read as data alone and written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgslora.atomic import replacing
+from mmgslora.errors import ForgettingError
+from mmgslora.families.checkpoint import fitting_weights
+from mmgslora.families.registry import FAMILIES
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's ``state_dict`` and ``meta``; nothing in the file is executed.
+
+    torch before 2.6 cannot read MMEngine's training checkpoints this way, plain ones it can.
+
+    Raises:
+        ForgettingError: The file does not exist, is truncated, or holds more than data.
+    """
+    if not Path(path).is_file():
+        raise ForgettingError(f'Checkpoint {str(path)!r} does not exist.')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        why = ' '.join(str(error).split())[:160] or type(error).__name__
+        raise ForgettingError(
+            f'{str(path)!r} is no whole checkpoint of tensors and plain values: {why}.'
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ForgettingError(
+            f'{str(path)!r} holds a {type(content).__name__}; it must be a checkpoint.'
+        )
+    return dict(
+        state_dict=dict(content.get('state_dict', content)), meta=dict(content.get('meta') or {})
+    )
+
+
+def plain_state(checkpoint: Mapping[str, Any], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The plain model's state dict of any checkpoint that a run can start from.
+
+    Args:
+        checkpoint: As from :func:`read_checkpoint`.
+        like: State dict of the same plain model, for its names and shapes.
+
+    Raises:
+        ForgettingError: It is of another model.
+    """
+    state = checkpoint['state_dict']
+    for family in FAMILIES:  # a training checkpoint has the wrapper's names
+        if not any(key.startswith(f'{family}.') for key in like):
+            state = {key.removeprefix(f'{family}.'): value for key, value in state.items()}
+    return fitting_weights(state, like, 'model', added=lambda key: False)
+
+
+def write_checkpoint(
+    path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any] | None
+) -> None:
+    """Write a plain checkpoint; a killed process leaves the old file, or none, or the new one.
+
+    Args:
+        path: The file.
+        state: State dict of the plain model.
+        meta: What MMEngine's checkpoints say of it. None writes the bare state dict, as
+            torchvision's are.
+    """
+    content = dict(state) if meta is None else dict(state_dict=dict(state), meta=dict(meta))
+    # torch writes the name of a file into it, and the draft's is another one every time.
+    with replacing(path) as draft, draft.open('wb') as file:
+        torch.save(content, file)

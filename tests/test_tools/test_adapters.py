@@ -1,0 +1,62 @@
+import importlib.util
+
+import pytest
+import torch
+from test_requests.made_run import make_run
+
+from mmgslora.errors import ForgettingError
+from mmgslora.requests import Ledger
+
+TOOL = 'tools/adapters.py'
+
+
+@pytest.fixture
+def main(repo_root):
+    spec = importlib.util.spec_from_file_location('adapters_tool', repo_root / TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def made(tmp_path):
+    return make_run(tmp_path)
+
+
+def test_show(made, main, capsys):
+    main('show', made.work_dir)
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if 'in force' in line]
+    assert [row.split('│')[2].strip() for row in rows] == ['cat', 'dog', 'person']
+    assert [row.split('│')[4].strip() for row in rows] == ['2/2', '1/2', '2/2']
+    assert 'only hides a class' in ' '.join(printed.split())
+    main('show', made.work_dir / 'adapters/task_02')
+    printed = capsys.readouterr().out
+    assert 'task 2, forgets dog' in printed and 'zero' in printed
+
+
+def test_merge_and_add(made, main, tmp_path):
+    main('merge', made.work_dir, '--through', 1, '--out', tmp_path / 'one.pth')
+    main(
+        'add',
+        made.work_dir / 'adapters/task_02',
+        tmp_path / 'one.pth',
+        '--out',
+        tmp_path / 'two.pth',
+    )
+    state = torch.load(tmp_path / 'two.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(state[key], value) for key, value in made.weights[2].items())
+
+
+def test_export_lists_what_must_be_destroyed(made, main, tmp_path, capsys):
+    main('export', made.work_dir, '--out', tmp_path / 'out.pth', '--final')
+    printed = capsys.readouterr().out
+    assert 'only hides a class' in printed and 'every copy and backup' in printed
+    assert '  adapters/task_03: an adapter' in printed and f'  {made.base}: the original' in printed
+    entry = Ledger(made.work_dir).last('exported')
+    assert entry['final'] and 'adapters/task_03' in entry['to_destroy']
+
+
+def test_a_request_that_there_is_not(made, main):
+    with pytest.raises(ForgettingError, match='There is no request 9'):
+        main('revoke', made.work_dir, 9)
