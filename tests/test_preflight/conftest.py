@@ -1,6 +1,7 @@
 """A config that can run, on disk, and the two commands that look at it."""
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -32,8 +33,10 @@ def cfg(tiny_cfg, random_checkpoint):
 
 
 @pytest.fixture
-def command(cfg, tools, tmp_path, capsys):
+def command(cfg, tools, tmp_path, capsys, monkeypatch):
     """Runs a command on the config; says how it ended and what it printed."""
+    # Loggers of runs of other tests in this process have streams that are closed by now.
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
 
     def command(*arguments, name='check', config=None, work_dir=None):
         if config is None:
