@@ -26,12 +26,12 @@ from contenders import AuthorsWay, Finetuning, Peft, plain_model
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, load_checkpoint
-from mmgslora.engine.start_check import check_start
 from race import OURS, Race, RequestClock, over_request, step_ratio
 from stopwatch import OTHER, now
 from subjects import ROOT, SEQUENCE, SUBJECTS, Subject
 
 from mmgslora.env import versions
+from mmgslora.preflight import prepare
 
 RESULTS = ROOT / 'docs' / 'results' / 'speed.json'
 PLOT = ROOT / 'docs' / 'images' / 'speed_parts.png'
@@ -59,7 +59,7 @@ def build_runner(cfg: Config, folder: Path, name: str) -> Runner:
     """The run of a config in a folder of its own, checked as tools/train.py would."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir, cfg.experiment_name = str(folder / name), f'speed_{name}_{os.getpid()}'
-    check_start(cfg)
+    prepare(cfg)
     return Runner.from_cfg(cfg)
 
 

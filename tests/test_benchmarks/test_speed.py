@@ -287,7 +287,7 @@ def test_tables_and_plot(bench, tmp_path):
 
 def test_subjects_are_configs_that_exist(bench, repo_root, tmp_path):
     """And the random ones build: data, checkpoint, classes of the protocol."""
-    from mmgslora.engine.start_check import check_start
+    from mmgslora.preflight import prepare as check_start
 
     subjects = bench['subjects']
     for subject in subjects.SUBJECTS.values():
