@@ -124,8 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f'note: {note}')
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.train()
-        leave_group()
 
 
 if __name__ == '__main__':
     main()
+    leave_group()

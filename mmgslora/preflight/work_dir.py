@@ -102,7 +102,8 @@ def release(folder: Path) -> None:
 
 def _another_run(plan: Plan, holder: Mapping[str, Any] | None) -> Iterator[str]:
     """A new run must not mix its files with those of an earlier one."""
-    patterns = ('forgetting.json', 'adapters/task_*', 'merged/task_*.pth', 'sealed/task_*.pth')
+    folders = ('adapters/task_*', 'merged/task_*.pth', 'sealed/task_*.pth')
+    patterns = ('forgetting.json', 'ledger.jsonl', *folders)
     found = {file.name for pattern in patterns for file in plan.work_dir.glob(pattern)}
     checkpoints = checkpoints_in(plan.work_dir)
     if not found and not (holder and checkpoints):

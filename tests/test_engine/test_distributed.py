@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -144,11 +145,13 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
         Runner.from_cfg(copy.deepcopy(made[name])).train()
     options = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
     launch(repo_root / 'tools/dist_train.sh', root / 'default_two.py', '2', *options)
+    # A resumed run needs the files of its finished tasks, too.
+    shutil.copytree(root / 'default_two', root / 'again')
     each = [
         [f'{root}/paper_two.py'],
         [f'{root}/means_two.py'],
         [f'{root}/divergence_two.py'],
-        [f'{root}/again.py', '--resume', f'{root}/default_two/epoch_3.pth'],
+        [f'{root}/again.py', '--resume', f'{root}/again/epoch_3.pth'],
     ]
     script = root / 'train_each.py'
     script.write_text(TRAIN_EACH)
