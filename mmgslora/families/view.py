@@ -15,6 +15,10 @@ from torch import Tensor
 from mmgslora.losses.over_processes import mean_over_processes
 
 SIDES = ('forget', 'retain')
+ROUNDING = 1e-4
+"""Logits that differ by less are equal: models are run in batches of other sizes."""
+BOX_ROUNDING = 1e-5
+"""The same of coordinates, in units of the image; the slope of their distance is 1 down to 0."""
 BOX_WEIGHT = 5.0
 """Of the L1 distance of two boxes beside the divergence of their scores: DETR's weight."""
 
@@ -95,6 +99,8 @@ class Outputs:
             keep = ~self._mask(without)
         theirs = other._wide.detach() / temperature
         now, then = self._wide[:, keep] / temperature, theirs[:, keep]
+        # Adam would make whole steps of what is rounding, and other ones in another batch size.
+        now = torch.where((now - then).abs() < ROUNDING, then, now)
         if self.kind == 'sigmoid':
             p = then.sigmoid()
             sure = p.max(-1).values
@@ -110,8 +116,9 @@ class Outputs:
                 sure, apart = 1 - p[:, -1], rows.sum()
         apart = apart * temperature**2
         if self.boxes is not None:
-            distance = (self.boxes - other.boxes).to(sure.dtype).abs().sum(-1)
-            apart = apart + BOX_WEIGHT * (distance * sure).sum()
+            distance = (self.boxes - other.boxes).to(sure.dtype).abs()
+            distance = distance.where(distance >= BOX_ROUNDING, torch.zeros_like(distance))
+            apart = apart + BOX_WEIGHT * (distance.sum(-1) * sure).sum()
         return apart / expected(sure)
 
     def _mask(self, labels: Tensor) -> Tensor:

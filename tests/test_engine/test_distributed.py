@@ -171,7 +171,7 @@ def weights_of(cfg, task):
 def record_of(cfg):
     record = json.loads(Path(cfg.work_dir, 'forgetting.json').read_text())
     for task in record['tasks']:
-        del task['train_seconds'], task['eval_seconds']
+        del task['train_seconds'], task['eval_seconds'], task['prepare_seconds']
         del task['merged']  # the file's config names the folder of the detections
     return record['pretrained'], record['tasks']
 

@@ -77,6 +77,20 @@ def test_divergence_with_background_by_hand():
     assert now.divergence(before, gone(0)).item() == pytest.approx(expected)
 
 
+def test_rounding_is_no_difference():
+    """Nor does it have a gradient, which an L1 distance would have at any size."""
+    boxes = torch.full((1, 4), 0.5)
+    now = Outputs(torch.full((1, 2), 1e-6, requires_grad=True), torch.zeros(1, 1), kind='sigmoid')
+    now.boxes = (boxes + 1e-6).requires_grad_()
+    before = Outputs(torch.zeros(1, 2), torch.zeros(1, 1), boxes, 'sigmoid')
+    apart = now.divergence(before)
+    assert apart.item() == pytest.approx(0, abs=1e-7)
+    if apart.requires_grad:
+        apart.backward()
+    assert now.boxes.grad is None or not now.boxes.grad.any()
+    assert now.logits.grad is None or not now.logits.grad.any()
+
+
 def test_temperature_softens_both():
     """Logits 2 and 0 at temperature 2 are 1 and 0, and the square of 2 is taken back."""
     now, before = (outputs(x, kind='softmax') for x in ([[2.0, 0.0]], [[0.0, 0.0]]))
