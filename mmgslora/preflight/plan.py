@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
 
 from mmgslora.datasets.protocol import Protocol
@@ -195,3 +196,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+        # MMEngine's loggers remember what was disabled, and only this makes them forget it.
+        current = MMLogger.get_current_instance()
+        current.setLevel(current.level)

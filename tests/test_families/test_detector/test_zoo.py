@@ -148,11 +148,18 @@ def detect(model):
 
 
 def assert_same_detections(ours, theirs):
+    """Each has its partner; scores that are equal but for rounding come in any order."""
     for a, b in zip(ours, theirs):
         assert len(a) == len(b) > 0
         assert (a.scores - b.scores).abs().max() < 1e-4
-        assert torch.equal(a.labels, b.labels)
-        assert (a.bboxes - b.bboxes).abs().max() < 1e-2
+        same = (
+            ((a.scores[:, None] - b.scores).abs() < 1e-4)
+            & (a.labels[:, None] == b.labels)
+            & ((a.bboxes[:, None] - b.bboxes).abs().amax(-1) < 1e-2)
+        )
+        # Which of the last ones is listed may itself be rounding.
+        for found, partners in ((a, same.any(1)), (b, same.any(0))):
+            assert partners[found.scores > found.scores.min() + 1e-4].all()
 
 
 def forget(model, steps=3):
