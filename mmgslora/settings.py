@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from mmengine.registry import Registry
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -23,7 +24,6 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description='a n
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description='a number above 0')]
 Share = Annotated[float, Field(ge=0, le=1, description='a number from 0 to 1')]
 PositiveShare = Annotated[float, Field(gt=0, le=1, description='a number above 0, at most 1')]
-Fraction = Annotated[float, Field(ge=0, lt=1, description='a number from 0 up, below 1')]
 Count = Annotated[int, Field(ge=1, description='a whole number from 1 up')]
 NonNegativeCount = Annotated[int, Field(ge=0, description='a whole number from 0 up')]
 PerTask = Annotated[
@@ -93,6 +93,20 @@ def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
     if wrong:
         raise ForgettingError(' '.join(wrong))
     return cls(**given)
+
+
+def build_from(registry: Registry, config: Mapping[str, Any], where: str) -> Any:
+    """Build what ``type`` of a config names in a registry, or is, from its other settings.
+
+    Raises:
+        ForgettingError: The name is not in the registry, or :func:`build` refuses.
+    """
+    given = dict(config)
+    kind = given.pop('type', None)
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ForgettingError(f'{where}.type is {kind!r}{nearest(kind, registry.module_dict)}.')
+    return build(found, given, f'{where} {found.__name__}')
 
 
 def settings_of(cls: type) -> dict[str, inspect.Parameter]:

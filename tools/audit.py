@@ -21,7 +21,6 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import CheckpointLoader
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +34,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families import family_of
 from mmgslora.families.audited_model import AuditedModel, Images, same_inside, without_rows
 from mmgslora.families.checkpoint import class_names, without_extras
+from mmgslora.loading import read_checkpoint
 from mmgslora.records.finished_run import FinishedRun, find_file, sha256
 from mmgslora.records.record import mean_before, merged_file, values_before
 
@@ -228,15 +228,7 @@ def _known(
 def _load(config: Mapping, path: Path, role: str, data: Images) -> torch.nn.Module:
     """The plain model with the weights of a checkpoint, which must be just its own."""
     model = MODELS.build(copy.deepcopy(config))
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
-    except Exception as error:  # a broken file can fail in any way
-        why = ' '.join(str(error).split())[:200] or type(error).__name__
-        raise ForgettingError(f'The {role} {str(path)!r} is no whole checkpoint: {why}.') from error
-    if not isinstance(checkpoint, Mapping):
-        raise ForgettingError(
-            f'The {role} {str(path)!r} holds a {type(checkpoint).__name__} and no checkpoint.'
-        )
+    checkpoint = read_checkpoint(str(path), f'The {role}')
     classes = class_names(checkpoint)
     if classes and classes != data.classes:
         raise ForgettingError(

@@ -9,8 +9,6 @@ import sys
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 import mmgslora  # noqa: F401  puts compat in place
 from mmgslora.command import plain_ending
@@ -20,6 +18,7 @@ from mmgslora.preflight.config import add_config_arguments, load_config
 from mmgslora.preflight.plan import reason
 from mmgslora.preflight.resume import checkpoints_in, resume_in
 from mmgslora.requests import continued_config
+from mmgslora.requests.measure import build_runner
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -122,8 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
             start_on_cpu(cfg)
         for note in prepare(cfg, restart, args.check_data).notes:
             print(f'note: {note}')
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.train()
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

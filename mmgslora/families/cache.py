@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -68,4 +70,10 @@ def weights_version(
         *module.named_parameters(recurse=recurse),
         *module.named_buffers(recurse=recurse),
     ]
-    return id(module), sum(value._version for name, value in named if not added(name))
+    # Not id(): a module that is gone leaves its own to the next one.
+    number = _NUMBERS.setdefault(module, next(_COUNT))
+    return number, sum(value._version for name, value in named if not added(name))
+
+
+_COUNT = itertools.count()
+_NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()

@@ -12,9 +12,8 @@ import torch
 from mmengine.registry import Registry
 from torch import Tensor
 
-from mmgslora.errors import ForgettingError
 from mmgslora.families.view import SIDES, View
-from mmgslora.settings import build, nearest, settings_of
+from mmgslora.settings import build_from, settings_of
 
 if TYPE_CHECKING:  # the families build methods
     from mmgslora.families.base import ForgettingModel
@@ -222,9 +221,4 @@ def build_method(config: Mapping[str, Any]) -> Method:
     Raises:
         ForgettingError: The method or one of its settings is unknown, or a value is not possible.
     """
-    settings = dict(config)
-    kind = settings.pop('type', None)
-    found = METHODS.get(kind) if isinstance(kind, str) else kind
-    if found is None:
-        raise ForgettingError(f'method.type is {kind!r}{nearest(kind, METHODS.module_dict)}.')
-    return build(found, settings, f'Method {found.__name__}')
+    return build_from(METHODS, config, 'method')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmgslora import loading
 from mmgslora.atomic import replacing
-from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import fitting_weights
 from mmgslora.families.registry import FAMILIES
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's ``state_dict`` and ``meta``; nothing in the file is executed.
-
-    torch before 2.6 cannot read MMEngine's training checkpoints this way, plain ones it can.
+    """A checkpoint's ``state_dict`` and ``meta``, be it MMEngine's or a bare state dict.
 
     Raises:
-        ForgettingError: The file does not exist, is truncated, or holds more than data.
+        ForgettingError: See :func:`mmgslora.loading.read_checkpoint`.
     """
-    if not Path(path).is_file():
-        raise ForgettingError(f'Checkpoint {str(path)!r} does not exist.')
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        why = ' '.join(str(error).split())[:160] or type(error).__name__
-        raise ForgettingError(
-            f'{str(path)!r} is no whole checkpoint of tensors and plain values: {why}.'
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ForgettingError(
-            f'{str(path)!r} holds a {type(content).__name__}; it must be a checkpoint.'
-        )
+    content = loading.read_checkpoint(str(path))
     return dict(
         state_dict=dict(content.get('state_dict', content)), meta=dict(content.get('meta') or {})
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import Config
 
 from mmgslora.errors import ForgettingError
+from mmgslora.preflight.resume import checkpoints_in
 from mmgslora.records.record import unfinished
 from mmgslora.requests.measure import config_of
 from mmgslora.requests.sequence import RequestSequence
@@ -55,26 +55,17 @@ def continued_config(
             f'has it; start a run of its own from {str(sequence.current_file)!r} (load_from) in '
             'another --work-dir: what is forgotten stays forgotten there.'
         )
+    saved = checkpoints_in(sequence.work_dir)
+    if not saved:
+        raise ForgettingError(
+            f'{str(work_dir)!r} holds no epoch_*.pth to go on from; start a run of its own from '
+            'its last merged/task_XX.pth (load_from) in another --work-dir.'
+        )
     cfg = config_of(sequence) if cfg is None else copy.deepcopy(cfg)
     protocol = sequence.run.record['protocol']
     cfg.train_cfg.protocol = dict(
         tasks=[*protocol['tasks'], list(forget)], missing=protocol.get('missing') or []
     )
     cfg.work_dir = str(work_dir)
-    cfg.resume, cfg.load_from = True, str(_last_checkpoint(sequence.work_dir))
+    cfg.resume, cfg.load_from = True, str(saved[0])
     return cfg
-
-
-def _last_checkpoint(work_dir: Path) -> Path:
-    """The training checkpoint of the highest epoch; MMEngine's own note holds an absolute path."""
-    found = {
-        int(path.stem.removeprefix('epoch_')): path
-        for path in work_dir.glob('epoch_*.pth')
-        if path.stem.removeprefix('epoch_').isdigit()
-    }
-    if not found:
-        raise ForgettingError(
-            f'{str(work_dir)!r} holds no epoch_*.pth to go on from; start a run of its own from '
-            'its last merged/task_XX.pth (load_from) in another --work-dir.'
-        )
-    return found[max(found)]

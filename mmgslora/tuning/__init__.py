@@ -3,6 +3,5 @@
 from mmgslora.tuning.base import TUNERS, Tuner, build_tuner
 from mmgslora.tuning.full import Full
 from mmgslora.tuning.lora import LoRA
-from mmgslora.tuning.restore import restore
 
-__all__ = ['TUNERS', 'Full', 'LoRA', 'Tuner', 'build_tuner', 'restore']
+__all__ = ['TUNERS', 'Full', 'LoRA', 'Tuner', 'build_tuner']

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup
-from mmgslora.settings import build, nearest, settings_of
+from mmgslora.settings import build_from, settings_of
 
 TUNERS = Registry('tuner', scope='mmgslora')
 """Every tuner by the name of its class."""
@@ -113,7 +113,7 @@ class Tuner(ABC):
         """Write, before :meth:`end_task`, all that the task has changed.
 
         The model that the task began with and this folder give the model after it:
-        :func:`~mmgslora.tuning.restore`.
+        :func:`~mmgslora.lora.apply_adapter`.
         """
 
     @abstractmethod
@@ -168,9 +168,4 @@ def build_tuner(config: Mapping[str, Any]) -> Tuner:
     Raises:
         ForgettingError: The tuner or one of its settings is unknown, or a value is not possible.
     """
-    settings = dict(config)
-    kind = settings.pop('type', 'LoRA')
-    found = TUNERS.get(kind) if isinstance(kind, str) else kind
-    if found is None:
-        raise ForgettingError(f'tune.type is {kind!r}{nearest(kind, TUNERS.module_dict)}.')
-    return build(found, settings, 'tune')
+    return build_from(TUNERS, {'type': 'LoRA', **config}, 'tune')

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from mmgslora.tuning import restore
+from mmgslora.lora import apply_adapter
 
 from .test_classifier_run import small
 
@@ -54,7 +54,7 @@ def test_a_whole_request(method, family, file, run_cfg, repo_root, tmp_path):
     original = torch.load(cfg.load_from)['state_dict']
     model.load_state_dict(original)
     for task in (1, 2):
-        metadata = restore(model, Path(cfg.work_dir, f'adapters/task_0{task}'))
+        metadata = apply_adapter(model, Path(cfg.work_dir, f'adapters/task_0{task}'))
         assert metadata['partition']['task'] == task
         merged = torch.load(Path(cfg.work_dir, f'merged/task_0{task}.pth'))['state_dict']
         state = model.state_dict()

@@ -1,5 +1,7 @@
 """Kept features: bounded, the least recently used out first, never stale."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -61,3 +63,12 @@ def test_version_follows_every_write_but_those_of_a_tuner():
     assert changed()
     layer.eval()(torch.randn(4, 2))
     assert not changed()
+
+
+def test_no_two_modules_have_one_version():
+    """Not even when the memory of the one before is used again."""
+    layer = nn.Linear(2, 2)
+    versions = {weights_version(layer, lambda name: False)}
+    for _ in range(20):
+        versions.add(weights_version(copy.deepcopy(layer), lambda name: False))
+    assert len(versions) == 21

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from mmgslora.tuning import restore
+from mmgslora.lora import apply_adapter
 
 from . import point_family  # noqa: F401
 
@@ -94,7 +94,7 @@ def test_a_whole_request(finished, repo_root, monkeypatch):
     model = MODELS.build(dict(type='PointModel'))
     model.load_state_dict(torch.load(work_dir.parent / 'plain.pth')['state_dict'])
     for task in (1, 2):
-        restore(model, work_dir / f'adapters/task_0{task}')
+        apply_adapter(model, work_dir / f'adapters/task_0{task}')
     merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
     assert all(torch.equal(value, merged[name]) for name, value in model.state_dict().items())
 

@@ -199,8 +199,8 @@ def test_a_file_that_the_run_did_not_measure_is_not_audited(tool, finished):
 @pytest.mark.parametrize(
     ('spoil', 'message'),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), 'is no whole checkpoint'),
-        (lambda path: path.write_text('hello'), 'is no whole checkpoint'),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), 'is cut off or no checkpoint'),
+        (lambda path: path.write_text('hello'), 'is cut off or no checkpoint'),
         (lambda path: torch.save([1], path), 'holds a list and no checkpoint'),
         (lambda path: spoil_a_value(path), "NaN or infinite values in 'level_embed'"),
     ],

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from mmgslora.errors import ForgettingError
-from mmgslora.tuning import build_tuner, restore
+from mmgslora.lora import apply_adapter
+from mmgslora.tuning import build_tuner
 
 
 def model():
@@ -75,10 +76,10 @@ def test_the_file_holds_what_changed_and_rebuilds_the_model(tmp_path):
         plain[2].bias.add_(1)
     tuner.save(tmp_path / 'task_01', dict(note=1))
     assert (tmp_path / 'task_01' / 'changed.safetensors').stat().st_size < 200
-    assert restore(start, tmp_path / 'task_01')['note'] == 1
+    assert apply_adapter(start, tmp_path / 'task_01')['note'] == 1
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), plain.parameters()))
     with pytest.raises(ForgettingError, match="of '2.bias', which the model lacks"):
-        restore(nn.Sequential(nn.Linear(2, 3)), tmp_path / 'task_01')
+        apply_adapter(nn.Sequential(nn.Linear(2, 3)), tmp_path / 'task_01')
 
 
 def test_gradients_and_numbers_are_checked():

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora import lora_layers
-from mmgslora.tuning import build_tuner, restore
+from mmgslora.lora import apply_adapter, lora_layers
+from mmgslora.tuning import build_tuner
 
 
 class Block(nn.Module):
@@ -59,7 +59,7 @@ def test_settings_name_what_carries_adapters():
 @pytest.mark.parametrize(
     ('settings', 'words'),
     [
-        (dict(rnak=4), "tune has no setting 'rnak' .did you mean 'rank'"),
+        (dict(rnak=4), "tune LoRA has no setting 'rnak' .did you mean 'rank'"),
         (dict(rank=0), 'rank is 0; it can be a whole number from 1 up'),
         (dict(exclude=['bakbone']), "exclude has 'bakbone'.*its parts are 0, 1"),
         (dict(layers='ffns'), "layers is 'ffns'; it can be ffn, attention or all"),
@@ -104,7 +104,7 @@ def test_saved_and_restored(tmp_path):
     tuner.save(tmp_path / 'task_01', dict(note=1))
     tuner.end_task()
     other = model()
-    assert restore(other, tmp_path / 'task_01')['note'] == 1
+    assert apply_adapter(other, tmp_path / 'task_01')['note'] == 1
     for name, value in tuner.plain_state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 

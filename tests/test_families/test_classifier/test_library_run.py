@@ -14,7 +14,6 @@ from mmengine.runner import Runner, set_random_seed
 from torchvision.models import VisionTransformer
 
 from mmgslora.lora import apply_adapter
-from mmgslora.tuning import restore
 
 SIZES = dict(
     image_size=32,
@@ -193,7 +192,7 @@ def test_a_network_without_transformer_blocks(repo_root, tmp_path, audit):
         assert torch.equal(network.eval()(images), runner.train_loop.model.eval()(images)[0])
     changed = {k for k, v in plain.state_dict().items() if not torch.equal(v, merged[k])}
     assert changed == {name for name, _ in plain.named_parameters()}
-    restore(plain, tmp_path / 'run/adapters/task_01')
+    apply_adapter(plain, tmp_path / 'run/adapters/task_01')
     assert all(torch.equal(value, merged[key]) for key, value in plain.state_dict().items())
     rows = audited(audit, tmp_path, '--measures', 'probe', 'relearning')
     assert {r['measure'] for r in rows if 'probe' in r['measure']} == {'probe/embedding'}
