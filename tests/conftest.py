@@ -85,7 +85,7 @@ def shrink_detector(detector) -> None:
 
 @pytest.fixture(scope='session')
 def tiny_checkpoint(tiny_cfg, tmp_path_factory) -> Path:
-    """The plain tiny detector that knows the validation pictures by heart: APs far from zero."""
+    """The plain tiny detector that knows the validation images by heart: APs far from zero."""
     DefaultScope.get_instance('tiny_checkpoint', scope_name='mmdet')
     set_random_seed(1)
     detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))

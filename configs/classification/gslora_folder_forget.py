@@ -1,4 +1,4 @@
-# Our method on any pictures in class folders.
+# Our method on any images in class folders.
 #   python tools/train.py configs/classification/vit_folder.py   (once: the classifier)
 #   python tools/train.py configs/classification/gslora_folder_forget.py \
 #       --cfg-options train_cfg.protocol.tasks=[[cat],[dog,horse]]

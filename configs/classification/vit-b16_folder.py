@@ -1,5 +1,5 @@
 # torchvision's ViT-B/16, pre-trained on ImageNet, with a new head for any images in class folders,
-# data/my_pictures/{train,test}/<class>/. The weights are downloaded once. What to change for other
+# data/my_images/{train,test}/<class>/. The weights are downloaded once. What to change for other
 # data: data_root and num_classes in vit_folder.py. For another model: name, weights, and the sizes
 # and the normalisation below, which are those of torchvision's weights.transforms().
 #   python tools/train.py configs/classification/vit-b16_folder.py

@@ -1,6 +1,6 @@
-# A Vision Transformer on any pictures in class folders, data/my_pictures/{train,test}/<class>/,
+# A Vision Transformer on any images in class folders, data/my_images/{train,test}/<class>/,
 # from nothing. What to change for other data: data_root, num_classes, and the size of the
-# pictures.
+# images.
 #   python tools/train.py configs/classification/vit_folder.py
 _base_ = [
     '../_base_/datasets/class_folders.py',
@@ -8,7 +8,7 @@ _base_ = [
     '../_base_/classifier_runtime.py',
 ]
 custom_imports = dict(imports=['mmgslora.register'])
-data_root = 'data/my_pictures/'
+data_root = 'data/my_images/'
 num_classes = 10
 size = 64
 model = dict(

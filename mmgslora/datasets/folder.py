@@ -1,4 +1,4 @@
-"""Pictures sorted into one folder per class: the data of classifiers and face recognisers."""
+"""Images sorted into one folder per class: the data of classifiers and face recognisers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FolderDataset(BaseDataset):
 
     The classes are the sorted names of the class folders; a class also has a number, its position
     among them from 0. Items are ``dict(inputs=..., data_samples=...)``: a (3, H, W) float32
-    picture and a ``BaseDataElement`` with the metainfo ``img_id`` (position in the listing of the
+    image and a ``BaseDataElement`` with the metainfo ``img_id`` (position in the listing of the
     folder) and ``img_path`` and the field ``gt_label``, a scalar int64 tensor.
 
     Data without a test folder are split here: every class is shuffled with a seed and cut into
@@ -43,7 +43,7 @@ class FolderDataset(BaseDataset):
         folder: Folder with the class folders, inside ``data_root``. Defaults to '', the
             ``data_root`` itself.
         transforms: Configs of torchvision's v2 transforms, see :func:`build_transforms`. They
-            take an RGB picture of PIL and must end in a (3, H, W) float32 tensor.
+            take an RGB image of PIL and must end in a (3, H, W) float32 tensor.
         split: Shares of the parts that every class is cut into, e.g. ``dict(train=7, val=3)``.
             Defaults to None: all images.
         part: The part of ``split`` that this data set is. Defaults to 'train'.
@@ -87,7 +87,7 @@ class FolderDataset(BaseDataset):
             )
         self.split, self.part, self.seed, self.verify = split, part, seed, verify
         kwargs['metainfo'] = dict(kwargs.get('metainfo') or {}, classes=classes)
-        kwargs['pipeline'] = [Picture(transforms)]
+        kwargs['pipeline'] = [ImagePipeline(transforms)]
         super().__init__(data_root=data_root, **kwargs)
 
     @property
@@ -133,8 +133,8 @@ class FolderDataset(BaseDataset):
         return chosen
 
 
-class Picture:
-    """The pipeline of a :class:`FolderDataset`: reads one picture and transforms it.
+class ImagePipeline:
+    """The pipeline of a :class:`FolderDataset`: reads one image and transforms it.
 
     Args:
         transforms: See :func:`build_transforms`.
@@ -148,17 +148,17 @@ class Picture:
         self.transforms = build_transforms(transforms)
 
     def __call__(self, info: dict) -> dict:
-        picture = self.transforms(_decode(info['img_path']))
+        image = self.transforms(_decode(info['img_path']))
         if not (
-            isinstance(picture, Tensor)
-            and picture.dtype == torch.float32
-            and picture.ndim == 3
-            and len(picture) == 3
+            isinstance(image, Tensor)
+            and image.dtype == torch.float32
+            and image.ndim == 3
+            and len(image) == 3
         ):
             found = (
-                f'{picture.dtype} {tuple(picture.shape)}'
-                if isinstance(picture, Tensor)
-                else type(picture).__name__
+                f'{image.dtype} {tuple(image.shape)}'
+                if isinstance(image, Tensor)
+                else type(image).__name__
             )
             raise ForgettingError(
                 f'The transforms give {found} instead of a float32 tensor (3, H, W); let them '
@@ -168,7 +168,7 @@ class Picture:
             metainfo=dict(img_id=info['img_id'], img_path=info['img_path']),
             gt_label=torch.tensor(info['gt_label']),
         )
-        return dict(inputs=picture.as_subclass(Tensor), data_samples=sample)
+        return dict(inputs=image.as_subclass(Tensor), data_samples=sample)
 
 
 def build_transforms(transforms: Sequence[dict]) -> v2.Compose:
@@ -256,7 +256,7 @@ def check_same_classes(
 
 
 def _decode(path: str, small: bool = False) -> Image.Image:
-    """The picture in RGB; ``small`` reads a JPEG at an eighth of its size, every byte of it."""
+    """The image in RGB; ``small`` reads a JPEG at an eighth of its size, every byte of it."""
     try:
         with Image.open(path) as image:
             if small:

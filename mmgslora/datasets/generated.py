@@ -36,7 +36,7 @@ def write_class_folders(
         recipe: ``seed``, the images per class of each split, and all else that tells one such
             data set from another.
         classes: Names of the class folders, sorted.
-        draw: Gives a image, (H, W, 3) uint8 RGB, for a generator and a label.
+        draw: Gives an image, (H, W, 3) uint8 RGB, for a generator and a label.
 
     Raises:
         ForgettingError: The folder exists and is not this data set.

@@ -1,6 +1,6 @@
 """Generated faces in one folder per identity: the embedded data of face recognition.
 
-An identity is a set of numbers: the forms, places and colours of its features. A picture of it
+An identity is a set of numbers: the forms, places and colours of its features. A image of it
 varies what differs between photographs of one person: place, size and tilt of the head, direction
 of light, look, expression, clothes, background and noise.
 """
@@ -84,12 +84,12 @@ def identity(seed: int, number: int) -> dict:
 
 
 def draw_face(rng: np.random.Generator, person: dict, size: int = 56) -> np.ndarray:
-    """Draw one picture of a person.
+    """Draw one image of a person.
 
     Args:
         rng: Source of everything that is not the person's.
         person: See :func:`identity`.
-        size: Side of the picture in pixels. Defaults to 56.
+        size: Side of the image in pixels. Defaults to 56.
 
     Returns:
         (size, size, 3) uint8 RGB.
@@ -295,15 +295,15 @@ def write_faces(
     size: int = 56,
     seed: int = 0,
 ) -> None:
-    """Write generated faces as class folders; the same numbers give the same pictures.
+    """Write generated faces as class folders; the same numbers give the same images.
 
     See :func:`mmgslora.datasets.generated.write_class_folders`.
 
     Args:
         root: Folder to make.
         identities: Number of persons, up to 99. Defaults to 24.
-        train, val, test: Pictures per person of each split. Defaults to 60, 20, 20.
-        size: Side of the pictures in pixels. Defaults to 56.
+        train, val, test: Images per person of each split. Defaults to 60, 20, 20.
+        size: Side of the images in pixels. Defaults to 56.
         seed: Seed of all choices. Defaults to 0.
 
     Raises:

@@ -14,8 +14,8 @@ def fill_polygon(loops: Sequence[Sequence[tuple[int, int]]], size: int) -> np.nd
 
     Args:
         loops: Closed loops of corners (x, y) in 1/16 pixel; a loop inside another is a hole
-            (even-odd rule). They may reach beyond the picture.
-        size: Side of the picture in pixels.
+            (even-odd rule). They may reach beyond the image.
+        size: Side of the image in pixels.
     """
     edges = [
         (*a, *b) if a[1] < b[1] else (*b, *a)

@@ -1,4 +1,4 @@
-"""Generated pictures of one shape each, in class folders: the embedded data of classification."""
+"""Generated images of one shape each, in class folders: the embedded data of classification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_shape(rng: np.random.Generator, label: int, size: int = 32) -> np.ndarr
     Args:
         rng: Source of every choice.
         label: Position in ``SHAPE_CLASSES``.
-        size: Side of the picture in pixels. Defaults to 32.
+        size: Side of the image in pixels. Defaults to 32.
 
     Returns:
         (size, size, 3) uint8 RGB.
@@ -46,14 +46,14 @@ def write_shape_folders(
     size: int = 32,
     seed: int = 0,
 ) -> None:
-    """Write ten shape classes as class folders; the same numbers give the same pictures.
+    """Write ten shape classes as class folders; the same numbers give the same images.
 
     See :func:`mmgslora.datasets.generated.write_class_folders`.
 
     Args:
         root: Folder to make.
-        train, val, test: Pictures per class of each split. Defaults to 600, 50, 50.
-        size: Side of the pictures in pixels. Defaults to 32.
+        train, val, test: Images per class of each split. Defaults to 600, 50, 50.
+        size: Side of the images in pixels. Defaults to 32.
         seed: Seed of all choices. Defaults to 0.
 
     Raises:

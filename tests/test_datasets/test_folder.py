@@ -19,7 +19,7 @@ TENSOR = [dict(type='ToImage'), dict(type='ToDtype', dtype='float32', scale=True
 
 @pytest.fixture
 def root(tmp_path):
-    """train/ with ant (3), bee (2) and cow (1); test/ with one picture each."""
+    """train/ with ant (3), bee (2) and cow (1); test/ with one image each."""
     for part, counts in (
         ('train', dict(bee=2, ant=3, cow=1)),
         ('test', dict(ant=1, bee=1, cow=1)),
@@ -27,8 +27,8 @@ def root(tmp_path):
         for name, count in counts.items():
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(count):
-                picture = np.full((4, 6, 3), (10 * i, 51, 255), np.uint8)
-                Image.fromarray(picture).save(tmp_path / part / name / f'{i}.png')
+                pixels = np.full((4, 6, 3), (10 * i, 51, 255), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f'{i}.png')
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def test_listing_and_items(root):
     assert dataset[3]['data_samples'].gt_label == 1
 
 
-def test_grey_palette_and_transparent_pictures_become_rgb(root):
+def test_grey_palette_and_transparent_images_become_rgb(root):
     grey = Image.fromarray(np.full((4, 6), 51, np.uint8))
     for number, mode in enumerate(('L', 'P', 'RGBA', 'LA')):
         grey.convert(mode).save(root / f'train/cow/{number}.png')
@@ -67,15 +67,15 @@ def test_transforms_are_torchvisions():
             dict(type='Normalize', mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]),
         ]
     )
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8))
-    image = v2.functional.to_image(picture)
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8))
+    image = v2.functional.to_image(pixels)
     image = v2.functional.pil_to_tensor(
-        v2.functional.resize(picture, (8, 8), InterpolationMode.BICUBIC)
+        v2.functional.resize(pixels, (8, 8), InterpolationMode.BICUBIC)
     )
     flipped = image.flip(-1).double() / 255
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     expected = (flipped - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(built(picture).double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(built(pixels).double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_bad_transforms_are_named(root, transforms, words):
         ([*TENSOR, dict(type='Grayscale')], r'torch.float32 \(1, 4, 6\) instead'),
     ],
 )
-def test_transforms_must_end_in_a_picture(root, transforms, words):
+def test_transforms_must_end_in_an_image(root, transforms, words):
     dataset = FolderDataset(str(root), 'train', transforms)
     with pytest.raises(ForgettingError, match=words):
         dataset[0]
@@ -113,7 +113,7 @@ def test_folders_that_cannot_serve(root):
     with pytest.raises(ForgettingError, match='ant.* has no class folders'):
         FolderDataset(str(root), 'train/ant')
     (root / 'train/dog').mkdir()
-    (root / 'train/dog/notes.txt').write_text('no picture')
+    (root / 'train/dog/notes.txt').write_text('no image')
     with pytest.raises(ForgettingError, match="train': Found no valid file for the classes dog"):
         FolderDataset(str(root), 'train')
 
@@ -122,7 +122,7 @@ def _broken(root, kind):
     path = root / 'train/bee/1.png'
     whole = path.read_bytes()
     if kind == 'text':
-        path.write_text('not a picture')
+        path.write_text('not an image')
     elif kind == 'empty':
         path.write_bytes(b'')
     elif kind == 'cut png':

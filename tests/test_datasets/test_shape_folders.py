@@ -12,7 +12,7 @@ from mmgslora.errors import ForgettingError
 SMALL = dict(train=3, val=2, test=1, size=24, seed=4)
 
 
-def test_same_seed_same_pictures_everywhere():
+def test_same_seed_same_images_everywhere():
     """The digest was read once; integer arithmetic keeps it on every machine."""
     digest = hashlib.sha256()
     for label in range(len(SHAPE_CLASSES)):
@@ -21,15 +21,15 @@ def test_same_seed_same_pictures_everywhere():
 
 
 def test_light_shape_of_the_right_size_on_a_dark_ground():
-    """A square has sides of 1.5 radii, and a radius is 0.28 to 0.42 of the side of the picture."""
+    """A square has sides of 1.5 radii, and a radius is 0.28 to 0.42 of the side of the image."""
     label = SHAPE_CLASSES.index('square')
     for seed in range(20):
-        picture = draw_shape(np.random.default_rng(seed), label, 100).astype(int)
-        assert picture.shape == (100, 100, 3)
-        inside = picture[40:60, 40:60].reshape(-1, 3)
+        pixels = draw_shape(np.random.default_rng(seed), label, 100).astype(int)
+        assert pixels.shape == (100, 100, 3)
+        inside = pixels[40:60, 40:60].reshape(-1, 3)
         assert (inside >= 100).all() and (inside.max(0) - inside.min(0) <= 20).all()
         # Of all pixels those within reach of the colour in the middle are the square.
-        square = (np.abs(picture - np.median(inside, 0)) <= 20).all(-1).sum()
+        square = (np.abs(pixels - np.median(inside, 0)) <= 20).all(-1).sum()
         assert (1.5 * 28) ** 2 * 0.97 <= square <= (1.5 * 42) ** 2 * 1.1
 
 
@@ -40,9 +40,9 @@ def test_folders(tmp_path):
         for folder in (tmp_path / 's' / split).iterdir():
             assert len(list(folder.glob('*.png'))) == SMALL[split]
     assert [p.name for p in tmp_path.iterdir()] == ['s']  # no draft is left behind
-    pictures = [np.asarray(Image.open(p)) for p in sorted((tmp_path / 's').glob('*/*/*.png'))]
-    assert {p.shape for p in pictures} == {(24, 24, 3)}
-    assert len({p.tobytes() for p in pictures}) == 60  # no two are the same
+    images = [np.asarray(Image.open(p)) for p in sorted((tmp_path / 's').glob('*/*/*.png'))]
+    assert {p.shape for p in images} == {(24, 24, 3)}
+    assert len({p.tobytes() for p in images}) == 60  # no two are the same
     rng = np.random.default_rng([4, 0, 2, 1])
     second = Image.open(tmp_path / 's/train/crescent/0002.png')
     assert np.array_equal(second, draw_shape(rng, 2, 24))

@@ -42,7 +42,7 @@ def test_boxes_are_tight_and_inside():
     assert seen == set(range(1, len(SHAPES) + 1))
 
 
-def test_same_seed_same_pictures_everywhere():
+def test_same_seed_same_images_everywhere():
     """The digest was read once; integer arithmetic keeps it on every machine."""
     digest = hashlib.sha256()
     rng = np.random.default_rng([0, 0])

@@ -136,7 +136,7 @@ def test_images_with_a_missing_class_are_in_no_view(dataset):
 
 
 class Labels:
-    """A data set of images that show these labels, without pictures."""
+    """A data set of images that show these labels, without pixels."""
 
     metainfo = dict(classes=tuple('abcdef'))
 

@@ -36,11 +36,11 @@ def write_coco(root, train=6, val=2):
         (root / split).mkdir(parents=True)
         images, annotations = [], []
         for number in range(count):
-            picture = np.full((SIDE, SIDE, 3), 127, np.uint8)
+            pixels = np.full((SIDE, SIDE, 3), 127, np.uint8)
             for category in IDS[number % 2 :: 2]:
                 width, height = (int(v) for v in rng.integers(8, 20, 2))
                 x, y = (int(rng.integers(0, SIDE - size)) for size in (width, height))
-                picture[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+                pixels[y : y + height, x : x + width] = rng.integers(0, 256, 3)
                 annotations.append(
                     dict(
                         id=len(annotations) + 1,
@@ -52,7 +52,7 @@ def write_coco(root, train=6, val=2):
                     )
                 )
             name = f'{number + 1:012}.jpg'
-            cv2.imwrite(str(root / split / name), picture)
+            cv2.imwrite(str(root / split / name), pixels)
             images.append(dict(id=number + 1, file_name=name, width=SIDE, height=SIDE))
         categories = [dict(id=i, name=name) for i, name in NAME_OF.items()]
         path = root / f'annotations/instances_{split}.json'

@@ -1,4 +1,4 @@
-"""The papers' two 4 x 20 configs for pictures, end to end on a hundred generated class folders."""
+"""The papers' two 4 x 20 configs for images, end to end on a hundred generated class folders."""
 
 import copy
 import json
@@ -27,8 +27,8 @@ def write_folders(root):
             folder = root / split / f'n{number:08d}'
             folder.mkdir(parents=True)
             for i in range(count):
-                picture = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-                cv2.imwrite(str(folder / f'{i}.png'), picture)
+                pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+                cv2.imwrite(str(folder / f'{i}.png'), pixels)
     names = [f'n{number:08d}' for number in range(1000)]
     (root / 'imagenet_folder_names.txt').write_text('\n'.join(names))
 

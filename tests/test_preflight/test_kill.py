@@ -142,7 +142,7 @@ def states(camera):
 
 
 def test_every_kill_is_survived(killed, monkeypatch):
-    # The first run has drawn; the pictures of the others would take most of the time.
+    # The first run has drawn; the images of the others would take most of the time.
     monkeypatch.setattr('mmgslora.engine.record_hook.write_image', lambda *_: None)
     cfg, whole, camera = killed
     dead = subprocess.Popen([sys.executable, '-c', ''])

@@ -1,4 +1,4 @@
-# Loaders for pictures in class folders, {train,test}/<class>/. A config on top gives data_root and
+# Loaders for images in class folders, {train,test}/<class>/. A config on top gives data_root and
 # transforms, and says which images validation gets.
 train_dataloader = dict(
     batch_size=64,

@@ -1,4 +1,4 @@
-# Ten generated shape classes, one shape per picture, in class folders; made on first use.
+# Ten generated shape classes, one shape per image, in class folders; made on first use.
 _base_ = './class_folders.py'
 transforms = [
     dict(type='ToImage'),

@@ -1,4 +1,4 @@
-"""Face verification: do two pictures show the same person, judged by their embeddings alone?"""
+"""Face verification: do two images show the same person, judged by their embeddings alone?"""
 
 from __future__ import annotations
 

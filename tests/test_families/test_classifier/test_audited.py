@@ -26,7 +26,7 @@ CONFIG = dict(
 CLASSES = ('x', 'y', 'z')
 
 
-class Pictures:
+class Images:
     """A data set in memory: noise of another brightness for each class."""
 
     metainfo = dict(classes=CLASSES)
@@ -35,7 +35,7 @@ class Pictures:
         generator = torch.Generator().manual_seed(0)
         self.labels = [i % 3 for i in range(30)]
         noise = torch.randn(30, 3, 8, 8, generator=generator)
-        self.pictures = noise / 2 + torch.tensor(self.labels)[:, None, None, None]
+        self.images = noise / 2 + torch.tensor(self.labels)[:, None, None, None]
 
     def full_init(self) -> None:
         pass
@@ -48,12 +48,12 @@ class Pictures:
 
     def __getitem__(self, index: int) -> dict:
         sample = BaseDataElement(gt_label=torch.tensor(self.labels[index]))
-        return dict(inputs=self.pictures[index], data_samples=sample)
+        return dict(inputs=self.images[index], data_samples=sample)
 
 
 @pytest.fixture(scope='module')
 def data():
-    return ClassificationImages(Pictures())
+    return ClassificationImages(Images())
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_one_row_per_image(audited, data):
     assert objects.labels.tolist() == [1, 0, 1]
     assert objects.images.tolist() == images
     assert list(objects.features) == ['block.0', 'block.1', 'embedding']
-    pictures = torch.stack([data.dataset.pictures[i] for i in images])
+    images = torch.stack([data.dataset.images[i] for i in images])
     with torch.no_grad():
-        logits, embeddings = audited.model(pictures)
+        logits, embeddings = audited.model(images)
     np.testing.assert_allclose(objects.features['embedding'], embeddings, atol=1e-6)
     np.testing.assert_allclose(objects.scores, logits.softmax(-1), atol=1e-6)
     np.testing.assert_allclose(objects.log_probs, logits.log_softmax(-1), atol=1e-5)
@@ -82,7 +82,7 @@ def test_one_row_per_image(audited, data):
 def test_accuracy_is_counted(audited, data):
     data.batch_size = 7
     with torch.no_grad():
-        predicted = audited.model(data.dataset.pictures)[0].argmax(-1)
+        predicted = audited.model(data.dataset.images)[0].argmax(-1)
     labels = torch.tensor(data.dataset.labels)
     expected = {
         name: 100 * float((predicted == labels)[labels == i].float().mean())
@@ -107,7 +107,7 @@ def test_loss_is_that_of_the_asked_classes(audited, data):
     labels = data.dataset.labels[:9]
     with torch.no_grad():
         losses = torch.nn.functional.cross_entropy(
-            audited.model(data.dataset.pictures[:9])[0], torch.tensor(labels), reduction='none'
+            audited.model(data.dataset.images[:9])[0], torch.tensor(labels), reduction='none'
         )
         found = audited.loss(data, range(9), [0, 2])
     expected = losses[[i for i, label in enumerate(labels) if label != 1]].mean()
@@ -154,7 +154,7 @@ def test_without_a_class_token_it_is_the_mean_over_positions(data):
         ('block.1', (3, 16)),
         ('embedding', (3, 16)),
     ]
-    images = torch.stack([data.dataset.pictures[i] for i in (4, 0, 7)])
+    images = torch.stack([data.dataset.images[i] for i in (4, 0, 7)])
     with torch.no_grad():
         first = audited.model.network.features[:2](images)  # (3, 2, 2, 8)
     np.testing.assert_allclose(objects.features['block.0'], first.mean((1, 2)), atol=1e-6)

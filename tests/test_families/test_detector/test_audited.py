@@ -133,7 +133,7 @@ def test_mean_under_a_box():
 
 
 def test_image_is_a_part_of_its_batch(audited, data):
-    # The same picture, alone and in a batch that is padded to twice the width.
+    # The same image, alone and in a batch that is padded to twice the width.
     with torch.no_grad():
         seen = audited._look(*audited._prepare(data, [0]))
     assert seen['encoder'][0].shape[-2:] == (16, 16)
@@ -191,7 +191,7 @@ def test_loss_sees_the_asked_classes_alone(audited, data):
         for item in data.dataset.get_data_info(image)['instances']
         if item['bbox_label'] == labels[0]
     ]
-    # The pipeline doubles the picture.
+    # The pipeline doubles the image.
     np.testing.assert_allclose(seen[0].bboxes, 2 * np.array(boxes))
 
 
