@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +30,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     old = path.with_name(f'.{path.stem}.{name}.old')
     try:
         yield draft
-        if path.is_dir():  # no system call puts one folder in the place of another
-            path.rename(old)
-        draft.replace(path)
+        if not (path.is_dir() and _exchanged(draft, path)):
+            if path.is_dir():
+                path.rename(old)
+            draft.replace(path)
     finally:
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+
+
+def _exchanged(draft: Path, path: Path) -> bool:
+    """Let two folders change places in one step; False where the system has no such step.
+
+    A rename takes the place of a file or of an empty folder alone. Linux's ``renameat2`` can also
+    exchange two; without it a folder is away for the moment between two renames.
+    """
+    if sys.platform != 'linux' or not hasattr(ctypes.CDLL(None), 'renameat2'):
+        return False
+    renameat2, here, exchange = ctypes.CDLL(None).renameat2, -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(draft), here, os.fsencode(path), exchange) == 0
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

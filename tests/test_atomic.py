@@ -1,5 +1,10 @@
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 
+from mmgslora import atomic
 from mmgslora.atomic import replacing, write_text
 
 
@@ -15,7 +20,10 @@ def test_a_file_appears_whole_and_an_error_leaves_the_old_one(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_replaces_a_folder(tmp_path):
+@pytest.mark.parametrize('exchange', [True, False])
+def test_a_folder_replaces_a_folder(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(atomic, '_exchanged', lambda *_: False)
     folder = tmp_path / 'task_01'
     for text in ('one', 'two'):
         with replacing(folder) as draft:
@@ -27,3 +35,24 @@ def test_a_folder_replaces_a_folder(tmp_path):
         raise RuntimeError
     assert (folder / 'a').read_text() == 'two'
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='folders change places in one step there')
+def test_a_folder_is_never_away(tmp_path, monkeypatch):
+    """Whatever else is renamed or removed, it finds a folder of that name."""
+    folder, found = tmp_path / 'task_01', []
+
+    def watched(function):
+        def call(*args, **how):
+            found.append(folder.is_dir())
+            return function(*args, **how)
+
+        return call
+
+    folder.mkdir()
+    for name in ('rename', 'replace'):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+    monkeypatch.setattr(shutil, 'rmtree', watched(shutil.rmtree))
+    with replacing(folder) as draft:
+        draft.mkdir()
+    assert found and all(found)
