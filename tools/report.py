@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
             certificates = [signing.sign(certificate, key) for certificate in certificates]
         for certificate, path in zip(certificates, write_certificates(run, certificates)):
             verdict = certificate['verdict']
-            print(f'{os.path.relpath(path)}: {verdict["result"]}. {verdict["sentence"]}')
+            back = 'taken back since; ' if certificate['taken_back'] else ''
+            print(f'{os.path.relpath(path)}: {back}{verdict["result"]}. {verdict["sentence"]}')
         if unfinished(run.record):
             print(unfinished(run.record))
         print(os.path.relpath(write_report(run, certificates)))

@@ -14,8 +14,8 @@ from mmgslora.atomic import write_text
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
+from mmgslora.records.ledger import Ledger, flat_metrics
 from mmgslora.records.record import merged_file
-from mmgslora.requests.ledger import Ledger, flat_metrics
 
 _KEY = 'ledger_base'
 

@@ -26,6 +26,7 @@ from mmgslora.atomic import replacing
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
 from mmgslora.records.finished_run import FinishedRun
+from mmgslora.records.ledger import Ledger
 from mmgslora.records.record import merged_file, unfinished, values_before
 from mmgslora.settings import problems
 
@@ -85,11 +86,13 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
         run: The finished run.
 
     Raises:
-        ForgettingError: ``requests`` or ``thresholds`` are not what they must be.
+        ForgettingError: ``requests`` or ``thresholds`` are not what they must be, or the ledger is
+            not as it was written.
     """
     planned = (run.record.get('protocol') or {}).get('tasks') or run.tasks
     requests, last = requests_of(run.requests, max(len(planned), len(run.tasks))), run.tasks[-1]
     limits, nothing = limits_of(run.thresholds), dict(path=None, sha256=None)
+    taken_back = _taken_back(run)
     before = values_before(run.record)
     before |= {
         name: values_before(run.record, gone=True).get(name)
@@ -107,6 +110,7 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
             tasks_in_run=len(run.tasks),
             unfinished=unfinished(run.record) or None,
             classes=task['forget'],
+            taken_back=taken_back.get(n),
             request=request,
             run=dict(config=run.record.get('config'), seed=run.record.get('seed')),
             files=dict(
@@ -140,6 +144,17 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
         )
         found.append(_without_nan(certificate))
     return found
+
+
+def _taken_back(run: FinishedRun) -> dict[int, dict[str, Any]]:
+    """Task number -> when its request was taken back, and the model that was made without it."""
+    return {
+        entry['task']: dict(
+            time=entry['time'], in_force=entry.get('in_force'), file=entry['files'].get('merged')
+        )
+        for entry in Ledger(run.work_dir).entries
+        if entry['event'] == 'taken back'
+    }
 
 
 def _audit_part(run: FinishedRun, reason: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The life of a request after its training: continued, taken back, handed on, verified."""
 
+from mmgslora.records.ledger import Ledger
 from mmgslora.requests.contents import contents
 from mmgslora.requests.continuation import continued_config
 from mmgslora.requests.export import export, files_to_destroy
-from mmgslora.requests.ledger import Ledger
 from mmgslora.requests.measure import measure
 from mmgslora.requests.merging import add, merge
 from mmgslora.requests.revoke import revoke

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmgslora.datasets.protocol import Protocol, category_ids_of
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
-from mmgslora.requests.ledger import flat_metrics
+from mmgslora.records.ledger import flat_metrics
 from mmgslora.requests.sequence import RequestSequence
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.stored import StoredAdapter
 from mmgslora.records.finished_run import FinishedRun, find_file, sha256
+from mmgslora.records.ledger import Ledger
 from mmgslora.records.record import merged_file
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
-from mmgslora.requests.ledger import Ledger
 
 
 class RequestSequence:

@@ -13,9 +13,9 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
 from mmgslora.lora.stored import StoredAdapter
 from mmgslora.records.finished_run import find_file, read_json, sha256
+from mmgslora.records.ledger import Ledger, flat_metrics
 from mmgslora.records.record import tasks_of
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
-from mmgslora.requests.ledger import Ledger, flat_metrics
 
 # Files from outside the run: another machine may not have them.
 _OUTSIDE = ('base', 'annotations', 'exported')

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgslora.audit.rows import digest, unit_key
+from mmgslora.records.ledger import Ledger
 
 # What sha256 gives for b'abc', as the standard (FIPS 180-2) prints it.
 ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
@@ -33,6 +34,12 @@ def make_run(folder: Path, record: dict[str, Any], config: str = CONFIG) -> Path
         merged.parent.mkdir(exist_ok=True)
         merged.write_bytes(b'last' if task is record['tasks'][-1] else b'abc')
     return work_dir
+
+
+def take_back(work_dir: Path) -> dict[str, Any]:
+    """Request 1 taken back, as a line of the ledger."""
+    merged = dict(path='merged/without_01.pth', sha256='7' * 64)
+    return Ledger(work_dir).append('taken back', task=1, in_force=[2], files=dict(merged=merged))
 
 
 def audit_of(record: dict[str, Any], oracle: bool = True, **changes: Any) -> dict[str, Any]:

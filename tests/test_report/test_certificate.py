@@ -10,7 +10,7 @@ from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report.certificate import certificates_of, write_certificates
 
 from .records import shapes_record
-from .runs import ABC, audit_of, make_run, with_units
+from .runs import ABC, audit_of, make_run, take_back, with_units
 
 
 def certify(tmp_path, record=None, audit=None, **said):
@@ -228,6 +228,21 @@ def test_an_unfinished_run_says_so(tmp_path):
     _, (only,) = certify(tmp_path, record)
     assert only['unfinished'].startswith('The run is unfinished: 1 of its 2 requests is served')
     assert certify(tmp_path / 'whole')[1][0]['unfinished'] is None
+
+
+def test_a_request_that_was_taken_back_says_so(tmp_path):
+    run, (first, second) = certify(tmp_path)
+    assert first['taken_back'] is second['taken_back'] is None
+    entry = take_back(run.work_dir)
+    first, second = certificates_of(run)
+    assert first['taken_back'] == dict(
+        time=entry['time'], in_force=[2], file=dict(path='merged/without_01.pth', sha256='7' * 64)
+    )
+    assert second['taken_back'] is None
+    ledger = run.work_dir / 'ledger.jsonl'
+    ledger.write_text(ledger.read_text().replace('[2]', '[]'))
+    with pytest.raises(ForgettingError, match='Line 1 of .*ledger.jsonl does not fit'):
+        certificates_of(run)
 
 
 def test_not_a_number_is_null_and_never_passes(tmp_path):

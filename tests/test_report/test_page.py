@@ -17,7 +17,7 @@ from mmgslora.report import charts
 from mmgslora.report.page import report_page, write_report
 
 from .records import COCO_TASKS, detr_groups, make_record, shapes_record
-from .runs import ABC, CONFIG, ORACLE, audit_of, make_run
+from .runs import ABC, CONFIG, ORACLE, audit_of, make_run, take_back
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
@@ -302,6 +302,14 @@ def test_an_unfinished_run_is_said_to_be_one(tmp_path):
     del record['tasks'][1]
     page = read(tmp_path / 'b', record)
     assert page.says.count('The run is unfinished: 1 of its 2 requests is served') == 2
+
+
+def test_a_request_that_was_taken_back_is_said_to_be(tmp_path):
+    run = FinishedRun(write_run(tmp_path))
+    assert 'taken back' not in report_page(run)
+    day = take_back(run.work_dir)['time'][:10]
+    said = f'was taken back on {day}; the model without it is merged/without_01.pth.'
+    assert said in report_page(run)
 
 
 @pytest.mark.parametrize('content', [b'', b'no image', b'\x89PNG\r\n\x1a\n\x00\x00'])

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mmgslora.errors import ForgettingError
-from mmgslora.requests.ledger import Ledger, flat_metrics
+from mmgslora.records.ledger import Ledger, flat_metrics
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_what_a_line_says(ledger):
 
 def test_any_changed_byte_is_seen(tmp_path, monkeypatch):
     """Each byte in turn, the line ends and the last line's own hash included."""
-    monkeypatch.setattr('mmgslora.requests.ledger.versions', dict)  # two short lines
+    monkeypatch.setattr('mmgslora.records.ledger.versions', dict)  # two short lines
     ledger = Ledger(tmp_path)
     ledger.append('forgotten', task=1)
     ledger.append('taken back', task=1)
