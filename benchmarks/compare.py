@@ -17,9 +17,10 @@ from pathlib import Path
 from statistics import fmean
 
 from mmgslora.evaluation import harmonic_mean
+from mmgslora.records.record import mean_before, metric_prefix, values_before
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = ('AP_f', 'AP_r', 'AP_o', 'AP_m', 'H')
+KINDS = ('f', 'r', 'o', 'm')  # AP_f or Acc_f, ...
 # The configs of the demo set nothing of their method, so that another type may take its place. The
 # authors' beta of three tasks, from the values that were tried (docs/results/search.md).
 GS = ['model.method.type=GSLoRA', 'model.method.beta=[0.015,0.03,0.14]']
@@ -31,9 +32,9 @@ HEAD_ONLY += ['train_cfg.seal=True']
 NO_PROTOTYPES = ['model.method.prototype_weight=0', 'model.method.feature_distill_weight=0']
 PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
-# Study -> config, and for every row of the table: method, setting, options on top of the config.
-# "GS-LoRA" and "GS-LoRA++" are the authors'.
-STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
+# Study -> config, and for every row of the table: method, setting, options on top of the config,
+# and the config where it is another one. "GS-LoRA" and "GS-LoRA++" are the authors'.
+STUDIES: dict[str, tuple[str, list[tuple]]] = {
     'default': (
         'configs/gslora_shapes_forget.py',
         [
@@ -82,7 +83,27 @@ STUDIES: dict[str, tuple[str, list[tuple[str, str, list[str]]]]] = {
             ('ours', 'penalty instead of the proximal step', PENALTY),
         ],
     ),
-}  # fmt: skip
+    **{
+        family: (
+            config,
+            [
+                ('head only', share, HEAD_ONLY[1:], f'configs/baselines/retain_only_{name}.py'),
+                ('retain only', share, [], f'configs/baselines/retain_only_{name}.py'),
+                ('GS-LoRA', share, [], f'configs/baselines/gs_lora_{name}.py'),
+                ('ours', share, []),
+            ],
+        )
+        for family, name, config, share in (
+            (
+                'classification',
+                'classification_forget',
+                'configs/classification/gslora_classification_forget.py',
+                '20 % of the images',
+            ),
+            ('face', 'face_forget', 'configs/face/gslora_face_forget.py', '50 % of the images'),
+        )
+    },
+}
 
 
 def folder_of(config: str, seed: int, options: list[str]) -> Path:
@@ -106,13 +127,13 @@ def run(config: str, seed: int, options: list[str]) -> dict:
 
 def rows_of(record: dict, method: str, setting: str, seed: int) -> list[dict]:
     """One row per task."""
-    before = record['pretrained']['per_class']
+    before, prefix = values_before(record), metric_prefix(record)
     rows = []
     for task in record['tasks']:
         row = dict(method=method, setting=setting, seed=seed, task=task['task'])
         metrics = _sealed(task, record) if method == 'head only' else task['metrics']
-        row.update({key: metrics.get(key) for key in NUMBERS})
-        for key, names in (('AP_r', task['retain']), ('AP_m', task['missing'])):
+        row.update({key: metrics.get(key) for key in (*(prefix + kind for kind in KINDS), 'H')})
+        for key, names in ((f'{prefix}r', task['retain']), (f'{prefix}m', task['missing'])):
             row[f'pretrained_{key}'] = fmean(before[n] for n in names) if names else None
         row['zero_group_ratio'] = task['zero_group_ratio']
         row['train_seconds'] = task['train_seconds']
@@ -122,21 +143,23 @@ def rows_of(record: dict, method: str, setting: str, seed: int) -> list[dict]:
 
 def _sealed(task: dict, record: dict) -> dict:
     """The metrics of what a task would hand out, as those of the model are."""
-    metrics = {key: task['metrics'].get(f'sealed/{key}') for key in NUMBERS}
-    before = record['pretrained']['every_query/per_class']
-    drop = fmean(before[name] for name in task['forget']) - metrics['AP_f']
+    prefix = metric_prefix(record)
+    metrics = {prefix + kind: task['metrics'].get(f'sealed/{prefix}{kind}') for kind in KINDS}
+    drop = mean_before(record, task['forget'], gone=True) - metrics[f'{prefix}f']
     kept = [task['per_class'][name] for name in task['missing']]
     return {
         **metrics,
-        'AP_m': fmean(kept) if kept else None,  # sealing leaves the other classes alone
-        'H': harmonic_mean(metrics['AP_r'], drop),
+        f'{prefix}m': fmean(kept) if kept else None,  # sealing leaves the other classes alone
+        'H': harmonic_mean(metrics[f'{prefix}r'], drop),
     }
 
 
 def table(rows: list[dict]) -> str:
     """Markdown: one line per method, setting and task."""
-    shown = [key for key in NUMBERS if any(row[key] is not None for row in rows)]
-    kept = [key for key in ('AP_r', 'AP_m') if key in shown]
+    shown = [key for key in rows[0] if key == 'H' or key[-2:] in ('_f', '_r', '_o', '_m')]
+    shown = [key for key in shown if 'pretrained' not in key]
+    shown = [key for key in shown if any(row[key] is not None for row in rows)]
+    kept = [key for key in shown if key[-2:] in ('_r', '_m')]
     head = ['method', 'setting', 'task', *shown, *(f'{key} kept' for key in kept), 'zero groups']
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     groups: dict[tuple, list[dict]] = {}
@@ -169,10 +192,10 @@ def main() -> None:
     config, variants = STUDIES[args.study]
     rows = []
     for seed in args.seeds:
-        for method, setting, options in variants:
-            record = run(config, seed, options)
+        for method, setting, options, *own in variants:
+            record = run(*own or [config], seed, options)
             rows += rows_of(record, method, setting, seed)
-            order = {(m, s): i for i, (m, s, _) in enumerate(variants)}
+            order = {(m, s): i for i, (m, s, *_) in enumerate(variants)}
             rows.sort(key=lambda r: (order[r['method'], r['setting']], r['task'], r['seed']))
             write(args.study, rows, table=table(rows))
 

@@ -54,7 +54,7 @@ def test_table_has_mean_and_range(compare):
 def test_studies_name_configs_that_exist(compare, repo_root):
     for config, variants in compare.STUDIES.values():
         assert (repo_root / config).is_file()
-        names = [(method, setting) for method, setting, _ in variants]
+        names = [(method, setting) for method, setting, *_ in variants]
         assert len(set(names)) == len(names)
 
 
@@ -79,13 +79,15 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize('study', ['few_shot', 'missing', 'ablation', 'default'])
+@pytest.mark.parametrize(
+    'study', ['few_shot', 'missing', 'ablation', 'default', 'classification', 'face']
+)
 def test_rows_are_the_method_they_are_called(compare, repo_root, study):
     """Every row's options give a method that can be built, and the same steps as the others'."""
     config, variants = compare.STUDIES[study]
     steps = set()
-    for name, _, options in variants:
-        cfg = Config.fromfile(repo_root / config)
+    for name, _, options, *own in variants:
+        cfg = Config.fromfile(repo_root / (*own, config)[0])
         pairs = [option.partition('=')[::2] for option in options]
         cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
         method = build_method(cfg.model.method)
