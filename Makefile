@@ -67,7 +67,8 @@ bench: $(TEST)
 
 # Two processes of one thread each; the tests of one file stay together, for their fixtures' sake.
 test: $(TEST)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder
 
 # The same suite with the oldest supported versions, in an environment of its own.
 test-oldest:

@@ -49,20 +49,24 @@ class CheckpointHook(MMEngineCheckpointHook):
         path = folder / self.filename_tmpl.format(step)
         self.last_ckpt = str(path)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        draft = f'.{path.name}'
-        runner.save_checkpoint(
-            str(folder),
-            draft,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if not is_main_process():
-            return
-        (folder / draft).replace(path)
+        draft = folder / f'.{path.name}'
+        try:
+            runner.save_checkpoint(
+                str(folder),
+                draft.name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if not is_main_process():
+                return
+            draft.replace(path)
+        except OSError:  # a full disk, say: what was written of it is no use to anyone
+            draft.unlink(missing_ok=True)
+            raise
         write_text(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         for old in surplus:
             (folder / self.filename_tmpl.format(old)).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ depends on timing.
 """
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
@@ -162,3 +164,35 @@ def test_every_kill_is_survived(killed, monkeypatch):
         for name, state in expected.items():
             assert all(torch.equal(value, after[name][key]) for key, value in state.items()), shot
         assert not list(folder.rglob('.*')) and not lock.exists(), shot
+
+
+def test_a_full_disk_costs_what_was_being_written(killed, tools, tmp_path, monkeypatch, capsys):
+    """The second training checkpoint does not fit; with room again the run ends as it would."""
+    monkeypatch.setattr('mmgslora.engine.record_hook.write_image', lambda *_: None)
+    cfg, whole, _ = killed
+    cfg = copy.deepcopy(cfg)
+    cfg.experiment_name = 'full'
+    cfg.dump(tmp_path / 'config.py')
+    command = [str(tmp_path / 'config.py'), '--work-dir', str(tmp_path / 'run')]
+    put = LocalBackend.put
+
+    def full(backend, content, path):
+        if 'epoch_2' not in str(path):
+            return put(backend, content, path)
+        put(backend, content[: len(content) // 2], path)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, 'put', full)
+        with pytest.raises(SystemExit) as end:
+            tools['train'](command)
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and 'No space left on device' in said
+    assert 'epoch_1.pth is saved' in said and '--resume' in said and 'Traceback' not in said
+    assert [file.name for file in checkpoints_in(tmp_path / 'run')] == ['epoch_1.pth']
+    assert not [draft for draft in (tmp_path / 'run').rglob('.*') if draft.name != LOCK]
+    MessageHub.get_instance('room again')
+    tools['train']([*command, '--resume'])
+    assert numbers(tmp_path / 'run') == numbers(whole)
+    expected, after = weights(whole), weights(tmp_path / 'run')
+    assert all(torch.equal(v, after[n][k]) for n, s in expected.items() for k, v in s.items())

@@ -1,7 +1,9 @@
 """The command lines as a user runs them, in processes of their own."""
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,24 @@ import torch
 MMDET_TRAIN = Path(find_spec('mmdet').submodule_search_locations[0], '.mim/tools/train.py')
 
 
+def train(root, config, *arguments, script='tools/train.py'):
+    """A tool in a process of its own, with the test's hooks in reach."""
+    environment = os.environ | dict(
+        PYTHONPATH=f'{root}{os.pathsep}{root / "tests"}',
+        OMP_NUM_THREADS='1',
+        OMP_WAIT_POLICY='PASSIVE',
+    )
+    return subprocess.run(
+        [sys.executable, script, str(config), *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        # A suite that a shell runs in its background hands on that Ctrl-C is to be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 @pytest.fixture
 def run(repo_root, run_cfg, tmp_path):
     """Runs tools/train.py on the tiny config, dumped to a file."""
@@ -21,23 +41,24 @@ def run(repo_root, run_cfg, tmp_path):
     def run(*arguments, script='tools/train.py', cfg=run_cfg, check=False):
         config = tmp_path / 'config.py'
         cfg.dump(config)
-        environment = os.environ | dict(
-            PYTHONPATH=f'{repo_root}{os.pathsep}{repo_root / "tests"}',
-            OMP_NUM_THREADS='1',
-            OMP_WAIT_POLICY='PASSIVE',
-        )
-        result = subprocess.run(
-            [sys.executable, script, str(config), *arguments],
-            cwd=repo_root,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        result = train(repo_root, config, *arguments, script=script)
         if check:
             assert result.returncode == 0, result.stderr[-3000:]
         return result
 
     return run
+
+
+@pytest.fixture(scope='module')
+def served(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory):
+    """The work_dir of one whole run by the tool; only to be read."""
+    folder = tmp_path_factory.mktemp('served')
+    cfg = copy.deepcopy(tiny_cfg)
+    cfg.load_from, cfg.experiment_name = str(tiny_checkpoint), 'served'
+    cfg.dump(folder / 'config.py')
+    result = train(repo_root, folder / 'config.py', '--work-dir', str(folder / 'run'))
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder / 'run'
 
 
 def numbers(work_dir):
@@ -49,9 +70,8 @@ def numbers(work_dir):
     return record['pretrained'], record['tasks']
 
 
-def test_killed_in_task_two_and_resumed(run, run_cfg, tmp_path):
-    run('--work-dir', str(tmp_path / 'whole'), check=True)
-    pretrained, tasks = numbers(tmp_path / 'whole')
+def test_killed_in_task_two_and_resumed(run, run_cfg, served, tmp_path):
+    pretrained, tasks = numbers(served)
     steps = [task['steps'] for task in tasks]
     kill = dict(
         type='KillHook', after_iter=steps[0] + steps[1] // 2 + 1, flag=str(tmp_path / 'killed')
@@ -68,21 +88,18 @@ def test_killed_in_task_two_and_resumed(run, run_cfg, tmp_path):
     assert record['original'] == run_cfg.load_from
     for task in ('task_01', 'task_02'):
         a, b = (
-            torch.load(tmp_path / name / f'merged/{task}.pth')['state_dict']
-            for name in ('whole', 'broken')
+            torch.load(folder / f'merged/{task}.pth')['state_dict'] for folder in (served, broken)
         )
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_mmdetections_own_train_script(run, tmp_path):
-    run('--work-dir', str(tmp_path / 'ours'), check=True)
+def test_mmdetections_own_train_script(run, served, tmp_path):
     run('--work-dir', str(tmp_path / 'theirs'), script=str(MMDET_TRAIN), check=True)
-    assert numbers(tmp_path / 'ours') == numbers(tmp_path / 'theirs')
+    assert numbers(served) == numbers(tmp_path / 'theirs')
 
 
-def test_merged_checkpoint_in_plain_mmdetection(run, run_cfg, tmp_path, repo_root):
+def test_merged_checkpoint_in_plain_mmdetection(served, run_cfg, tmp_path, repo_root):
     """Only mmgslora.compat is imported; detections equal those of the wrapped model."""
-    run('--work-dir', str(tmp_path / 'run'), check=True)
     script = tmp_path / 'plain.py'
     script.write_text(
         'import sys, glob, torch\n'
@@ -96,7 +113,7 @@ def test_merged_checkpoint_in_plain_mmdetection(run, run_cfg, tmp_path, repo_roo
         'assert not any(m.startswith("mmgslora.") and m not in '
         '("mmgslora.compat", "mmgslora.loading", "mmgslora.errors") for m in sys.modules)\n'
     )
-    merged, out = tmp_path / 'run/merged/task_02.pth', tmp_path / 'found.pth'
+    merged, out = served / 'merged/task_02.pth', tmp_path / 'found.pth'
     root = run_cfg.val_dataloader.dataset.data_root
     result = subprocess.run(
         [sys.executable, '-m', 'mmgslora.compat', script, merged, f'{root}val/*.png', out],
@@ -106,13 +123,11 @@ def test_merged_checkpoint_in_plain_mmdetection(run, run_cfg, tmp_path, repo_roo
     )
     assert result.returncode == 0, result.stderr[-3000:]
 
-    import copy
-
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS, MODELS
 
     wrapped = MODELS.build(copy.deepcopy(run_cfg.model)).eval()
-    checkpoint = sorted((tmp_path / 'run').glob('epoch_*.pth'))[-1]
+    checkpoint = sorted(served.glob('epoch_*.pth'))[-1]
     wrapped.load_state_dict(torch.load(checkpoint)['state_dict'])
     dataset = DATASETS.build(run_cfg.val_dataloader.dataset)
     found = torch.load(out)
@@ -127,8 +142,8 @@ def test_merged_checkpoint_in_plain_mmdetection(run, run_cfg, tmp_path, repo_roo
         assert torch.equal(ours.labels, labels)
 
 
-def test_test_tool_regroups_by_task(run, run_cfg, tmp_path, capsys):
-    run('--work-dir', str(tmp_path / 'run'), check=True)
+def test_test_tool_regroups_by_task(run, run_cfg, served, tmp_path):
+    shutil.copytree(served, tmp_path / 'run')
     _, tasks = numbers(tmp_path / 'run')
     run_cfg.log_level = 'INFO'
     run_cfg.work_dir = str(tmp_path / 'run')
@@ -143,13 +158,12 @@ def test_test_tool_regroups_by_task(run, run_cfg, tmp_path, capsys):
     assert not (tmp_path / 'run/test/adapters').exists()
 
 
-def test_mmdetections_test_script_and_its_result_file(run, run_cfg, tmp_path):
+def test_mmdetections_test_script_and_its_result_file(run, served, tmp_path):
     """MMDetection's tools/test.py on the merged file; --forget-eval regroups what it writes."""
     from mmengine.config import Config
 
-    run('--work-dir', str(tmp_path / 'run'), check=True)
-    task = numbers(tmp_path / 'run')[1][1]
-    merged, results = str(tmp_path / 'run/merged/task_02.pth'), str(tmp_path / 'results.pkl')
+    task = numbers(served)[1][1]
+    merged, results = str(served / 'merged/task_02.pth'), str(tmp_path / 'results.pkl')
     plain = Config.fromstring(torch.load(merged)['meta']['cfg'], '.py')
     plain.work_dir = str(tmp_path / 'plain')
     config = tmp_path / 'plain.py'
@@ -212,11 +226,10 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(run, tmp_path):
     assert (work_dir / 'config.py').read_text() == '# of the finished run'
 
 
-def test_the_next_request_is_one_command(run, run_cfg, tmp_path):
+def test_the_next_request_is_one_command(run, served, tmp_path):
     """Weeks later, on a copy: the config as it was, one more class."""
-    run('--work-dir', str(tmp_path / 'run'), check=True)
-    pretrained, tasks = numbers(tmp_path / 'run')
-    (tmp_path / 'run').rename(tmp_path / 'copy')
+    pretrained, tasks = numbers(served)
+    shutil.copytree(served, tmp_path / 'copy')
     command = ('--continue-from', str(tmp_path / 'copy'), '--forget', 'heart')
     run(*command, check=True)
     assert numbers(tmp_path / 'copy') == (pretrained, [*tasks, numbers(tmp_path / 'copy')[1][2]])
