@@ -86,6 +86,11 @@ class Context:
         """Share of the task that is done, 0 to 1."""
         return self.step / self.steps
 
+    @property
+    def redraws(self) -> bool:
+        """Whether another pass shows the images as they were not seen before."""
+        return getattr(getattr(self.loader, 'dataset', None), 'redraw', True)
+
     def views(
         self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = ()
     ) -> Iterator[dict[str, View]]:
