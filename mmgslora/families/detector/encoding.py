@@ -43,7 +43,8 @@ class Encoding:
     The stages are: backbone and neck, the encoder, each decoder layer, the head. Everything before
     the first stage that learns is the teacher's, exactly, and so is all of a teacher: it is
     computed once per image and read from then on. Images are run one by one for this, so that a
-    value does not depend on the batch in which it was first asked for.
+    value does not depend on the batch in which it was first asked for. What belongs to weights that
+    were written to since is dropped, and maps of the trunk once the encoder is fixed.
 
     Args:
         tune: What of the detector may change.
@@ -51,7 +52,7 @@ class Encoding:
     """
 
     def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
-        self.tune, self.cache, self.stages = tune, cache, Stages(tune)
+        self.tune, self.cache, self.stages = tune, cache, Stages(tune, cache.keep_only)
 
     def outputs(
         self, detector: nn.Module, images: ImageBatch, queries: dict
@@ -118,6 +119,8 @@ class Encoding:
         with self.tune.at_start():  # a teacher will ask for the rest
             whole = self.stages.fixed(detector)
             known = [self._known(detector, image, whole) for image in images.each()]
+        for content in images.contents:  # the largest of all, and asked for no more
+            self.cache.drop((stages['trunk'], content))
         given = {
             layer: torch.cat([stage[f'decoder.{i}'][0] for stage in known])
             for i, layer in enumerate(detector.decoder.layers)

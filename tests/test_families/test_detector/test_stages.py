@@ -1,5 +1,8 @@
 """Which stages are fixed is read off again whenever anything that it depends on has changed."""
 
+import copy
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -37,7 +40,7 @@ UP_TO_THE_LAST = ['trunk', 'encoder', 'decoder.0']
 
 
 def test_everything_up_to_the_first_that_learns(detector):
-    stages = Stages(build_tuner(dict(type='LoRA')))
+    stages = Stages(build_tuner(dict(type='LoRA')), lambda keys: None)
     assert names(stages.fixed(detector)) == UP_TO_THE_LAST
     (layer,) = lora_layers(detector).values()
     layer.held = True
@@ -51,7 +54,7 @@ def test_everything_up_to_the_first_that_learns(detector):
 
 @torch.no_grad()
 def test_another_version_after_every_write(detector):
-    stages = Stages(build_tuner(dict(type='LoRA')))
+    stages = Stages(build_tuner(dict(type='LoRA')), lambda keys: None)
     first = stages.fixed(detector)
     assert stages.fixed(detector) == first
     lora_layers(detector)['decoder.layers.1'].lora_B.fill_(1)  # learns, and is in no version
@@ -67,9 +70,18 @@ def test_another_version_after_every_write(detector):
 
 
 @torch.no_grad()
-def test_no_more_than_a_few_states_are_remembered(detector):
-    stages = Stages(build_tuner(dict(type='LoRA')))
-    for _ in range(9):
-        detector.encoder.weight.add_(1)
-        stages.fixed(detector)
-    assert len(stages._found[detector]) == 4
+def test_says_what_can_still_be_asked_for(detector):
+    said = []
+    stages = Stages(build_tuner(dict(type='LoRA')), said.append)
+    first = stages.fixed(detector)
+    (layer,) = lora_layers(detector).values()
+    layer.held = True
+    assert len(said) == 1 and said[0] == set(stages.fixed(detector).values()) > set(first.values())
+    teacher = copy.deepcopy(detector)
+    both = said[0] | set(stages.fixed(teacher).values())
+    assert said[1] == both and len(both) == 10
+    del teacher
+    gc.collect()
+    detector.encoder.weight.add_(1)
+    stages.fixed(detector)
+    assert len(said[2]) == 5 and len(said[2] & said[0]) == 1
