@@ -284,7 +284,7 @@ def history_statistic(owner: type, name: str) -> Callable:
 
 
 def _format_configs_once() -> None:
-    """Lets MMEngine remember the text of a config: yapf takes half a second, each checkpoint asks."""
+    """Lets MMEngine keep the text of a config: yapf takes half a second, each checkpoint asks."""
     from mmengine.config import config
 
     plain = config.FormatCode

@@ -71,6 +71,7 @@ def _schedule(runner) -> dict[str, Any]:
     groups = runner.optim_wrapper.optimizer.param_groups
     return dict(
         epochs_per_task=loop.epochs_per_task,
+        served=loop.served and loop.served.settings(),
         optimizer=type(runner.optim_wrapper.optimizer).__name__,
         lr=sorted({group.get('initial_lr', group['lr']) for group in groups}),
         batch_size=loop.dataloader.batch_size,
@@ -130,7 +131,8 @@ class RecordHook(Hook):
             total_params=total,
             train_images=dict(forget=loop.views.num_forget, retain=loop.views.num_retain),
             few_shot=_few_shot(loop.views),
-            steps=loop.steps_per_task[partition.task - 1],
+            steps=loop.steps_done,
+            ended=loop.ended,
             prepare_seconds=hub.get_info('prepare_seconds'),
             train_seconds=hub.get_info('train_seconds'),
             eval_seconds=hub.get_info('eval_seconds'),
