@@ -78,6 +78,7 @@ def _schedule(runner) -> dict[str, Any]:
         processes=get_world_size(),
         data_ratio=loop.views.data_ratio if loop.views.few_shot is None else None,
         few_shot=loop.views.few_shot,
+        redraw=loop.views.redraw,
     )
 
 
