@@ -1,9 +1,10 @@
 """What today's PyTorch needs from yesterday's OpenMMLab.
 
-``import mmgslora`` puts two things in place: PyTorch code for the compiled operators that detection
-transformers need, where mmcv has none (a compiled mmcv is not touched), and leave for torch's safe
-loader to read MMEngine's own checkpoints (that it is the one used: :mod:`mmgslora.loading`). A
-script that does not import mmgslora early enough gets both from
+``import mmgslora`` puts three things in place: PyTorch code for the compiled operators that
+detection transformers need, where mmcv has none (a compiled mmcv is not touched), leave for torch's
+safe loader to read MMEngine's own checkpoints (that it is the one used: :mod:`mmgslora.loading`),
+and a memory for configs that were formatted already. A script that does not import mmgslora early
+enough gets all of it from
 ``python -m mmgslora.compat SCRIPT ARGS...``.
 
 torch and torchvision are imported where they are used, so that ``mmgslora.env`` can say what is
@@ -12,6 +13,7 @@ wrong with them.
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.util
 import pickle
@@ -35,6 +37,7 @@ def install() -> None:
         sys.modules.setdefault(EXTENSION, _StandIn())
     if all(importlib.util.find_spec(name) is not None for name in ('torch', 'mmengine')):
         _allow_mmengine_checkpoints()
+        _format_configs_once()
 
 
 def has_compiled_mmcv() -> bool:
@@ -278,6 +281,30 @@ def history_statistic(owner: type, name: str) -> Callable:
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
     return getattr(owner, name)
+
+
+def _format_configs_once() -> None:
+    """Lets MMEngine keep the text of a config: yapf takes half a second, each checkpoint asks."""
+    from mmengine.config import config
+
+    plain = config.FormatCode
+    if isinstance(plain, _Remembered):
+        return
+    config.FormatCode = _Remembered(plain)
+
+
+class _Remembered:
+    """A function of yapf's that is asked for the same few texts again and again."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self._plain = plain
+        self._call = functools.lru_cache(maxsize=8)(self._unpacked)
+
+    def _unpacked(self, text: str, style: tuple, options: tuple) -> Any:
+        return self._plain(text, style_config=dict(style), **dict(options))
+
+    def __call__(self, text: str, *, style_config: dict, **options) -> Any:
+        return self._call(text, tuple(style_config.items()), tuple(options.items()))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from mmengine.config import Config
 from torch.autograd import gradcheck
 
 from mmgslora import compat
@@ -354,6 +355,25 @@ def test_a_second_install_changes_nothing():
     assert sys.modules['mmcv._ext'] is extension
     assert set(allowed()) == before
     assert not compat.has_compiled_mmcv()
+
+
+def test_the_text_of_a_config_is_formatted_once():
+    seen = []
+
+    def formatted(text, style_config):
+        seen.append((text, style_config))
+        return text.upper(), True
+
+    remembered = compat._Remembered(formatted)
+    for text in ('a = 1', 'b = 2', 'a = 1'):
+        assert remembered(text, style_config=dict(wide=True)) == (text.upper(), True)
+    assert seen == [('a = 1', dict(wide=True)), ('b = 2', dict(wide=True))]
+    remembered('a = 1', style_config=dict(wide=False))
+    assert len(seen) == 3
+    config = Config(dict(a=1))
+    before = config.pretty_text
+    config.a = 2
+    assert (before, config.pretty_text) == ('a = 1\n', 'a = 2\n')
 
 
 def test_a_compiled_mmcv_on_disk_is_used_untouched(tmp_path):

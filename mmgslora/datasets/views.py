@@ -13,9 +13,10 @@ from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler
 
+from mmgslora.datasets.made_items import MadeItems
 from mmgslora.datasets.protocol import ClassPartition, category_ids_of
 from mmgslora.errors import ForgettingError
-from mmgslora.settings import Count, NonNegativeCount, PositiveShare, checked
+from mmgslora.settings import Count, NonNegative, NonNegativeCount, PositiveShare, checked
 
 
 @DATASETS.register_module()
@@ -40,9 +41,13 @@ class ForgettingViews(Dataset):
             number already, the boxes of that class are left out, and such images are taken last.
             Defaults to None: ``data_ratio`` decides.
         seed: Seed of the draw, used together with the number of the task. Defaults to 0.
+        redraw: Whether the pipeline draws what it draws (a flip, a crop) anew whenever an image is
+            asked for, or once for a task. What is drawn once depends on ``seed``, task and image
+            alone, and up to ``keep_gb`` of what the pipeline made is kept. Defaults to True.
+        keep_gb: Memory for that, in 10^9 bytes; worker processes keep nothing. Defaults to 1.
 
     Raises:
-        ForgettingError: ``data_ratio`` or ``few_shot`` is out of range; or, from
+        ForgettingError: A setting is out of range; or, from
             :meth:`set_partition`, a class to forget has no training image, a class has fewer than
             ``few_shot``, or no image is left to retain.
     """
@@ -54,12 +59,15 @@ class ForgettingViews(Dataset):
         data_ratio: PositiveShare = 0.1,
         few_shot: Count | None = None,
         seed: NonNegativeCount = 0,
+        redraw: bool = True,
+        keep_gb: NonNegative = 1.0,
     ) -> None:
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.base.full_init()
         self.data_ratio = data_ratio
         self.few_shot = few_shot
         self.seed = seed
+        self.redraw, self._made = redraw, MadeItems(keep_gb * 1e9)
         self.classes: tuple[str, ...] = tuple(self.base.metainfo['classes'])
         self._labels_of, self._shown_in = [], []  # without and with crowds
         for index in range(len(self.base)):
@@ -73,6 +81,7 @@ class ForgettingViews(Dataset):
         """A copy draws its own images of the same data set: MMEngine copies what it loads from."""
         other = copy.copy(self)
         other._drawn = dict(self._drawn)
+        other._made = self._made.emptied()
         return other
 
     @property
@@ -99,6 +108,7 @@ class ForgettingViews(Dataset):
         the authors' code; should it miss a class of the view altogether, one image of it is added
         (ours).
         """
+        self._made.clear(self.seed, partition.task)
         hidden = set(partition.labels('missing'))
         shown = [i for i, found in enumerate(self._shown_in) if not found & hidden]
         for side in ('forget', 'retain'):
@@ -160,6 +170,9 @@ class ForgettingViews(Dataset):
         return self.num_forget + self.num_retain
 
     def __getitem__(self, index: int) -> dict:
+        return self._make(index) if self.redraw else self._made.get(index, self._make)
+
+    def _make(self, index: int) -> dict:
         side = 'forget' if index < self.num_forget else 'retain'
         drawn = self._drawn[side]
         position = index - (0 if side == 'forget' else self.num_forget)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmgslora.errors import ForgettingError
 from mmgslora.evaluation import publish_tasks, remember_pretrained
+from mmgslora.methods.served import Served
 from mmgslora.preflight import HUB_KEY, begin, made_with
 from mmgslora.settings import Count
 
@@ -52,6 +53,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         evaluate_on: The split that the pre-trained model and every task are measured on: 'test',
             or 'val' for choosing settings. Its data loader and evaluator must be in the config.
             Defaults to 'test'.
+        served: Limits under which a task ends before its last epoch, see
+            :class:`~mmgslora.methods.served.Served`; ``epochs_per_task`` stays the most, and the
+            schedule is that of all of them. Defaults to None: every task has all its epochs.
         seal: Whether each task also leaves a sealed checkpoint, and its metrics. Defaults to False.
 
     Raises:
@@ -66,12 +70,14 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         epochs_per_task: Count,
         steps_per_task: Count | None = None,
         evaluate_on: Literal['test', 'val'] = 'test',
+        served: dict | None = None,
         seal: bool = False,
     ) -> None:
         self.evaluate_on = evaluate_on
         self.seal = seal
         plan = begin(runner.cfg)
         self.views, self.protocol = plan.views, plan.protocol
+        self.served = None if served is None else Served(**served)
         self._made_with = made_with(runner.cfg, self.protocol)
         for note in plan.notes:
             runner.logger.info(note)
@@ -91,6 +97,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         )
         self._max_iters = epochs_per_task * sum(steps)
         self.steps_per_task = [epochs_per_task * n for n in steps]
+        self.steps_done, self.ended = 0, None
+        if self.served is not None:
+            self.model.watchers.append(self.served.add)
 
     @property
     def task(self) -> int:
@@ -141,10 +150,27 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
                 place = f'epoch {self.epoch_in_task + 1}, iteration {idx + 1}'
                 raise ForgettingError(f'Task {self.task}, {place}: {error}') from error
         self._add_time('train_seconds', time.perf_counter() - started)
+        self.steps_done = (self.epoch_in_task + 1) * len(self.dataloader)
+        if self.served is not None:
+            self._see_whether_served()
         if self.epoch_in_task == self.epochs_per_task - 1:
             self._end_task()
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
+
+    def _see_whether_served(self) -> None:
+        """Go on to the last epoch of a task that needs no more of them."""
+        found = self.served.end_pass()
+        self.ended = dict(epochs=self.epoch_in_task + 1, **(found or {'served': False}))
+        if found is None:
+            return
+        self.runner.logger.info(
+            'In this pass {forget_score:.4f} was left of the scores to forget, the retain view had '
+            'drifted by {drift:.4f} nats'.format(**found)
+        )
+        if found['served']:
+            self._epoch = self.task * self.epochs_per_task - 1
+            self.runner.optim_wrapper.zero_grad()  # what was accumulated and took no step
 
     def _evaluate_pretrained(self) -> None:
         self.protocol.partition(1).publish()

@@ -71,12 +71,14 @@ def _schedule(runner) -> dict[str, Any]:
     groups = runner.optim_wrapper.optimizer.param_groups
     return dict(
         epochs_per_task=loop.epochs_per_task,
+        served=loop.served and loop.served.settings(),
         optimizer=type(runner.optim_wrapper.optimizer).__name__,
         lr=sorted({group.get('initial_lr', group['lr']) for group in groups}),
         batch_size=loop.dataloader.batch_size,
         processes=get_world_size(),
         data_ratio=loop.views.data_ratio if loop.views.few_shot is None else None,
         few_shot=loop.views.few_shot,
+        redraw=loop.views.redraw,
     )
 
 
@@ -130,7 +132,8 @@ class RecordHook(Hook):
             total_params=total,
             train_images=dict(forget=loop.views.num_forget, retain=loop.views.num_retain),
             few_shot=_few_shot(loop.views),
-            steps=loop.steps_per_task[partition.task - 1],
+            steps=loop.steps_done,
+            ended=loop.ended,
             prepare_seconds=hub.get_info('prepare_seconds'),
             train_seconds=hub.get_info('train_seconds'),
             eval_seconds=hub.get_info('eval_seconds'),

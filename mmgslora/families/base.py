@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,9 @@ class ForgettingModel(BaseModel):
             method says, LoRA for most.
         init_cfg: As in MMEngine.
 
+    Attributes:
+        watchers: Called with the views of every training step when its losses are there.
+
     Raises:
         ForgettingError: The model cannot be tuned so, the method, the tuner or one of their
             settings is unknown or not possible, or a loaded checkpoint does not fit.
@@ -56,6 +59,7 @@ class ForgettingModel(BaseModel):
         self.tune.attach(plain, self.frozen_parts)
         self._register_load_state_dict_pre_hook(self._make_room_for_a_seal)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
+        self.watchers: list[Callable[[Mapping[str, View], Context], None]] = []
         self._context: Context | None = None
         self._partition: ClassPartition | None = None
         self.train()
@@ -158,7 +162,10 @@ class ForgettingModel(BaseModel):
         method, context = self.method, self.context
         samples = method.prepare(data_samples, context)
         views = self.views(inputs, samples, method.sides_of(context), method.teachers)
-        return method.losses(views, context)
+        losses = method.losses(views, context)
+        for watch in self.watchers:
+            watch(views, context)
+        return losses
 
     @contextmanager
     def sealed(self, labels: Sequence[int]) -> Iterator[None]:

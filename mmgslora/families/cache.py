@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +35,22 @@ class FeatureCache:
 
     def keep(self, key: Hashable, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep tensors without gradient under a key, and give them back."""
-        if key in self._kept:
-            self.bytes -= _bytes(self._kept.pop(key))
+        self.drop(key)
         self._kept[key] = tensors
         self.bytes += _bytes(tensors)
         while self.bytes > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.bytes -= _bytes(dropped)
         return tensors
+
+    def drop(self, key: Hashable) -> None:
+        """Make room, if there is something under this key."""
+        self.bytes -= _bytes(self._kept.pop(key, ()))
+
+    def keep_only(self, kinds: Collection[Hashable]) -> None:
+        """Drop what is kept under keys, tuples, that begin with none of these."""
+        for key in [key for key in self._kept if key[0] not in kinds]:
+            self.drop(key)
 
 
 def _bytes(tensors: tuple[Tensor, ...]) -> int:
@@ -53,7 +61,7 @@ def _bytes(tensors: tuple[Tensor, ...]) -> int:
 def content_of(image: Tensor) -> bytes:
     """What identifies an image as a model sees it, whichever file and augmentation it came from."""
     data = image.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(data.numpy(), digest_size=16).digest()
+    return hashlib.sha256(data.numpy()).digest()
 
 
 def weights_version(

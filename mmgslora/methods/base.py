@@ -85,6 +85,11 @@ class Context:
         """Share of the task that is done, 0 to 1."""
         return self.step / self.steps
 
+    @property
+    def redraws(self) -> bool:
+        """Whether another pass shows the images as they were not seen before."""
+        return getattr(getattr(self.loader, 'dataset', None), 'redraw', True)
+
     def views(
         self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = ()
     ) -> Iterator[dict[str, View]]:
@@ -111,6 +116,10 @@ class Part:
 
     def after_task(self, context: Context) -> None:
         """Training is over; the task is merged and measured next."""
+
+    def settled(self, context: Context) -> bool:
+        """Whether what is trained at this moment is what the task will end with."""
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a kill; goes into every checkpoint. Defaults to nothing."""
@@ -189,6 +198,9 @@ class Method(Part, ABC):
     def after_task(self, context: Context) -> None:
         for part in self.parts:
             part.after_task(context)
+
+    def settled(self, context: Context) -> bool:
+        return all(part.settled(context) for part in self.parts)
 
     def state_dict(self) -> dict[str, Any]:
         return {type(part).__name__: part.state_dict() for part in self.parts}

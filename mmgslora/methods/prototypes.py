@@ -40,7 +40,8 @@ class Prototypes(Part):
         source: 'embeddings' or 'head'.
         file: Take them from this file, made by an earlier run from the same model. Defaults to
             None.
-        passes: How often the images are gone through, each time varied anew. Defaults to 4.
+        passes: How often the images are gone through, each time varied anew; once where the data
+            are not drawn anew (``redraw``). Defaults to 4.
 
     Raises:
         ForgettingError: The file cannot be read, or belongs to another model.
@@ -91,10 +92,12 @@ class Prototypes(Part):
         context.model.eval()
         set_random_seed(context.seed, diff_rank_seed=True)  # the pipeline's variations
         batches = len(context.loader)
-        steps, done, told = self.passes * batches, 0, time.perf_counter()
-        print_log(f'Prototypes: {self.passes} passes of {batches} batches', logger='current')
+        passes = self.passes if context.redraws else 1
+        steps, done, told = passes * batches, 0, time.perf_counter()
+        times = f'{passes} passes' if passes > 1 else 'one pass'
+        print_log(f'Prototypes: {times} of {batches} batches', logger='current')
         with context.model.tune.at_start():
-            for views in chain.from_iterable(context.views() for _ in range(self.passes)):
+            for views in chain.from_iterable(context.views() for _ in range(passes)):
                 done += 1
                 if time.perf_counter() - told >= _TELL_EVERY:
                     told = time.perf_counter()

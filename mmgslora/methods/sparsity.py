@@ -109,6 +109,9 @@ class Sparsity(Part):
             for group in self._held:
                 group.hold()
 
+    def settled(self, context: Context) -> bool:
+        return self.mode != 'proximal' or self.refits(context)
+
     @torch.no_grad()
     def after_step(self, context: Context) -> None:
         alpha = self.alpha_at(context) if self.mode == 'proximal' else 0.0

@@ -28,6 +28,7 @@ from mmgslora.datasets.protocol import Protocol
 from mmgslora.datasets.views import ForgettingViews, PairedSampler
 from mmgslora.families.registry import family_of
 from mmgslora.methods.base import METHODS
+from mmgslora.methods.served import TEACHER, Served
 from mmgslora.methods.sparsity import Sparsity
 from mmgslora.preflight.plan import Plan, find_class
 from mmgslora.settings import (
@@ -154,6 +155,7 @@ def training_settings(plan: Plan) -> Iterator[str]:
             f'steps_per_task is {steps}; it must be at least epochs_per_task, {epochs}, for every '
             'epoch has a step.'
         )
+    yield from _served(plan, loop.get('served'))
     measured = loop.get('evaluate_on', 'test')
     for key in ('dataloader', 'evaluator', 'cfg'):
         if measured in ('val', 'test') and not plan.plain.get(f'{measured}_{key}'):
@@ -183,6 +185,19 @@ def training_settings(plan: Plan) -> Iterator[str]:
         item = {key: value for key, value in item.items() if key != 'convert_to_iter_based'}
         yield from _of_class(item, where, PARAM_SCHEDULERS, ('optimizer', 'param_name'))
     yield from wrong_values(_randomness, _dict(plan.plain.get('randomness')), 'randomness')
+
+
+def _served(plan: Plan, limits: Any) -> Iterator[str]:
+    if not isinstance(limits, Mapping):
+        return
+    yield from problems(Served, limits, 'train_cfg.served')
+    kind = _dict(_dict(plan.plain.get('model')).get('method')).get('type')
+    method = METHODS.get(kind) if isinstance(kind, str) else None
+    if method is not None and TEACHER not in method.teachers:
+        yield (
+            f'train_cfg.served compares with the model at the start of the task, which {kind} does '
+            'not run; leave train_cfg.served=None.'
+        )
 
 
 def protocol_settings(plan: Plan) -> Iterator[str]:

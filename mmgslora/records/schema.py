@@ -26,6 +26,13 @@ class _File(_Strict):
     sha256: str | None = None
 
 
+class _Ended(_Strict):
+    epochs: int
+    served: bool
+    forget_score: float | None = None
+    drift: float | None = None
+
+
 class _Task(_Strict):
     task: int
     forget: list[str] = Field(min_length=1)
@@ -41,6 +48,7 @@ class _Task(_Strict):
     train_seconds: float | None = None
     eval_seconds: float | None = None
     prepare_seconds: float | None = None
+    ended: _Ended | None = None
     merged: _File | None = None
 
 

@@ -153,6 +153,8 @@ def summary_lines(record: dict) -> list[str]:
         f'Training took {_duration(train)} in all, {before}evaluation {_duration(evaluate)}.'
     )
 
+    lines += [line for task in tasks if (line := _why_it_ended(task))]
+
     hit = hardest_hit(record, last)
     if hit:
         lines.append(
@@ -225,6 +227,19 @@ def _of(before: float | None, share: float | None = None) -> str:
         return ''
     part = '' if share is None else f'{100 * share:.0f}% '
     return f'{part}of {_points(before)}'
+
+
+def _why_it_ended(task: dict) -> str:
+    """When and why, where a task may end before its last epoch; else ''."""
+    ended = task.get('ended')
+    if not ended:
+        return ''
+    why = 'as its training data said that it was served' if ended['served'] else 'its last one'
+    seen = ended.get('forget_score') is not None and (
+        f': {ended["forget_score"]:.3f} of the scores to forget was left, and what stays had '
+        f'drifted by {ended["drift"]:.3f} nats'
+    )
+    return f'Task {task["task"]} ended after epoch {ended["epochs"]}, {why}{seen or ""}.'
 
 
 def _duration(seconds: float) -> str:

@@ -122,12 +122,14 @@ def test_record_names_what_was_done(finished):
     )
     assert record['schedule'] == dict(
         epochs_per_task=2,
+        served=None,
         optimizer='AdamW',
         lr=[0.02],
         batch_size=8,
         processes=1,
         data_ratio=0.4,
         few_shot=None,
+        redraw=False,
     )
 
 

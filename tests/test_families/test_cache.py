@@ -29,6 +29,18 @@ def test_nothing_is_kept_without_room():
     assert cache.find('a') is None and len(cache) == cache.bytes == 0
 
 
+def test_dropped_by_key_and_by_kind():
+    cache = FeatureCache(1000)
+    for kind in 'ab':
+        for image in (1, 2):
+            cache.keep((kind, image), numbers(5))
+    cache.drop(('a', 1))
+    cache.drop(('a', 7))
+    assert cache.bytes == 120 and cache.find(('a', 1)) is None
+    cache.keep_only({'a', 'c'})
+    assert cache.bytes == 40 and cache.find(('b', 1)) is None and cache.find(('a', 2))
+
+
 def test_an_expanded_tensor_takes_what_it_was_expanded_from():
     cache = FeatureCache(10)
     cache.keep('a', (torch.zeros(()).expand(5, 5),))

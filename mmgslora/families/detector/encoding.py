@@ -10,10 +10,9 @@ import torch
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from mmgslora.families.cache import FeatureCache, content_of, weights_version
+from mmgslora.families.cache import FeatureCache, content_of
+from mmgslora.families.detector.stages import Stages
 from mmgslora.tuning import Tuner
-
-_TRUNK = ('backbone', 'neck')
 
 
 class ImageBatch:
@@ -44,7 +43,8 @@ class Encoding:
     The stages are: backbone and neck, the encoder, each decoder layer, the head. Everything before
     the first stage that learns is the teacher's, exactly, and so is all of a teacher: it is
     computed once per image and read from then on. Images are run one by one for this, so that a
-    value does not depend on the batch in which it was first asked for.
+    value does not depend on the batch in which it was first asked for. What belongs to weights that
+    were written to since is dropped, and maps of the trunk once the encoder is fixed.
 
     Args:
         tune: What of the detector may change.
@@ -52,7 +52,7 @@ class Encoding:
     """
 
     def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
-        self.tune, self.cache = tune, cache
+        self.tune, self.cache, self.stages = tune, cache, Stages(tune, cache.keep_only)
 
     def outputs(
         self, detector: nn.Module, images: ImageBatch, queries: dict
@@ -64,7 +64,7 @@ class Encoding:
             images: The batch.
             queries: Filled by the first pass and decoded by all, see :func:`_shared_queries`.
         """
-        stages = self._fixed_stages(detector)
+        stages = self.stages.fixed(detector)
         # A two-stage detector chooses queries by what its encoder gives: another's are not its own.
         chosen = bool(queries) and getattr(detector, 'as_two_stage', False)
         if chosen and queries.get('encoder') != stages.get('encoder', ()):
@@ -83,37 +83,6 @@ class Encoding:
         queries.setdefault('encoder', stages.get('encoder'))
         with _shared_queries(detector, queries), _giving(given):
             return _last(detector, detector.forward_transformer(features, images.samples))
-
-    def _fixed_stages(self, detector: nn.Module) -> dict[str, tuple]:
-        """The stages up to the first that learns, each with what its values depend on."""
-        trunk = [getattr(detector, name) for name in _TRUNK if hasattr(detector, name)]
-        layers = dict(enumerate(detector.decoder.layers))
-        staged = {'trunk': trunk, 'encoder': [detector.encoder]}
-        staged.update({f'decoder.{i}': [layer] for i, layer in layers.items()})
-        inside = {p for parts in staged.values() for part in parts for p in part.modules()}
-        others = [m for m in detector.modules() if m not in inside]
-        owns = self.tune.owns
-        fixed: dict[str, tuple] = {}
-        version: tuple = ()
-        for name, parts in staged.items():
-            if name == 'encoder':  # which reads embeddings of levels, queries and the like, too
-                if any(not self._is_fixed(m, recurse=False) for m in others):
-                    return fixed
-                version += tuple(weights_version(m, owns, recurse=False) for m in others)
-            if not all(self._is_fixed(part) for part in parts):
-                return fixed
-            version += tuple(weights_version(part, owns) for part in parts)
-            fixed[name] = (name, hash(version))
-        fixed['head'] = ('head', hash(version))
-        return fixed
-
-    def _is_fixed(self, part: nn.Module, recurse: bool = True) -> bool:
-        """Whether a part gives the same for an image whenever it is asked, until it is written to.
-
-        The whole model is in eval mode but for dropout where a method wants it.
-        """
-        modules = part.modules() if recurse else (part,)
-        return not any(m.training for m in modules) and not self.tune.learns(part, recurse)
 
     def _trunk(
         self, detector: nn.Module, image: ImageBatch, stages: dict[str, tuple]
@@ -148,8 +117,10 @@ class Encoding:
     ) -> tuple[dict[nn.Module, Tensor], tuple[Tensor, ...]]:
         """What fixed parts give for a batch, and maps that have the shapes of the neck's alone."""
         with self.tune.at_start():  # a teacher will ask for the rest
-            whole = self._fixed_stages(detector)
+            whole = self.stages.fixed(detector)
             known = [self._known(detector, image, whole) for image in images.each()]
+        for content in images.contents:  # the largest of all, and asked for no more
+            self.cache.drop((stages['trunk'], content))
         given = {
             layer: torch.cat([stage[f'decoder.{i}'][0] for stage in known])
             for i, layer in enumerate(detector.decoder.layers)

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 
 from mmdet.datasets.api_wrappers import COCO, COCOeval
 from mmdet.evaluation.metrics import CocoMetric
-from mmengine.fileio import load
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
@@ -186,7 +185,9 @@ class ForgettingCocoMetric(CocoMetric):
             coco = self._coco_api
             self.cat_ids = coco.get_cat_ids(cat_names=self.dataset_meta['classes'])
             self.img_ids = coco.get_img_ids()
-            boxes = load(self.results2json(preds, outfile_prefix)['bbox'])
+            if self.outfile_prefix:
+                self.results2json(preds, outfile_prefix)
+            boxes = self._listed(preds)
             # loadRes cannot load an empty list.
             coco_eval = COCOeval(coco, coco.loadRes(boxes) if boxes else COCO(), 'bbox')
             params = coco_eval.params
@@ -195,6 +196,19 @@ class ForgettingCocoMetric(CocoMetric):
             params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
             coco_eval.evaluate()
         return coco_eval
+
+    def _listed(self, preds: Sequence[dict]) -> list[dict]:
+        """The detections as COCO has them; what CocoMetric reads back from the file it writes."""
+        listed = []
+        for pred in preds:
+            boxes = pred['bboxes'].astype(float)
+            boxes[:, 2:] -= boxes[:, :2]
+            ids = [self.cat_ids[label] for label in pred['labels']]
+            listed += [
+                dict(image_id=pred['img_id'], bbox=box, score=score, category_id=cat_id)
+                for box, score, cat_id in zip(boxes.tolist(), pred['scores'].tolist(), ids)
+            ]
+        return listed
 
     def _class_ap(self, coco_eval: COCOeval, matches: list[dict | None]) -> dict[str, float]:
         """AP per class from these of COCOeval's matches (``evalImgs``, None where left out)."""

@@ -109,6 +109,24 @@ def test_nothing_stale_after_a_merge(build):
     assert not torch.allclose(teacher.logits, merged.logits, atol=1e-2)
 
 
+def test_what_nobody_can_ask_for_is_not_kept(build):
+    model = build()
+    model(**batch(model), mode='loss')
+    cache = model._encoding.cache
+    stages = {key[0][0] for key in cache._kept}
+    layers = len(model.detector.decoder.layers)
+    later = {'encoder', 'head', *(f'decoder.{i}' for i in range(layers))}
+    assert stages == {'trunk', *later} and len(cache) == 4 * len(stages)
+    hold_encoder(model)
+    model(**batch(model), mode='loss')
+    assert {key[0][0] for key in cache._kept} == later
+    disturb(model)
+    merge_adapters(model)
+    model(**batch(model), mode='loss')  # of the model before the merge there is nothing
+    assert len(cache) == 4 * len({key[0] for key in cache._kept}) and len(cache) <= 4 * (layers + 3)
+    assert cache.bytes == sum(x.untyped_storage().nbytes() for v in cache._kept.values() for x in v)
+
+
 def test_dropout_in_the_encoder_is_drawn_anew(build):
     model = build(method=dict(dropout=True))
     hold_encoder(model)
