@@ -26,9 +26,8 @@ KINDS = ('f', 'r', 'o', 'm')  # AP_f or Acc_f, ...
 GS = ['model.method.type=GSLoRA', 'model.method.beta=[0.015,0.03,0.14]']
 GS_PP = ['model.method.type=GSLoRAPlusPlus', 'model.method.beta=[0.15,0.15,0.35]']
 RETAIN_ONLY = ['model.method.type=RetainOnly']
-# Nothing is trained, and the head's rows of the classes are taken away.
-HEAD_ONLY = [*RETAIN_ONLY, 'optim_wrapper.optimizer.lr=0', 'train_cfg.epochs_per_task=1']
-HEAD_ONLY += ['train_cfg.seal=True']
+# Nothing is learned, and the head's rows of the classes are taken away.
+HEAD_ONLY = ['model.method.type=HeadOnly', 'train_cfg.epochs_per_task=1', 'train_cfg.seal=True']
 NO_PROTOTYPES = ['model.method.prototype_weight=0', 'model.method.feature_distill_weight=0']
 PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
@@ -87,7 +86,7 @@ STUDIES: dict[str, tuple[str, list[tuple]]] = {
         family: (
             config,
             [
-                ('head only', share, HEAD_ONLY[1:], f'configs/baselines/retain_only_{name}.py'),
+                ('head only', share, HEAD_ONLY, f'configs/baselines/retain_only_{name}.py'),
                 ('retain only', share, [], f'configs/baselines/retain_only_{name}.py'),
                 ('GS-LoRA', share, [], f'configs/baselines/gs_lora_{name}.py'),
                 ('ours', share, []),

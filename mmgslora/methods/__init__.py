@@ -2,6 +2,7 @@ from mmgslora.methods.base import METHODS, Context, Method, Task, build_method
 from mmgslora.methods.gs_lora import GSLoRA
 from mmgslora.methods.gs_lora_pp import GSLoRAPlusPlus
 from mmgslora.methods.guided_gs_lora import GuidedGSLoRA
+from mmgslora.methods.head_only import HeadOnly
 from mmgslora.methods.neg_grad_plus import NegGradPlus
 from mmgslora.methods.retain_only import RetainOnly
 from mmgslora.methods.salun import SalUn
@@ -14,6 +15,7 @@ __all__ = [
     'GSLoRA',
     'GSLoRAPlusPlus',
     'GuidedGSLoRA',
+    'HeadOnly',
     'Method',
     'NegGradPlus',
     'RetainOnly',
