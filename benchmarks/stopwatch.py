@@ -15,7 +15,7 @@ from types import CodeType
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
 
 OTHER = 'other'
@@ -178,7 +178,7 @@ class TensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in tree_flatten(result)[0]:
             if isinstance(leaf, Tensor):
                 self._add(leaf)
         return result
@@ -208,7 +208,7 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tenso
     """Weights, buffers, gradients and what the optimizer keeps."""
     kept = [*model.parameters(), *model.buffers()]
     kept += [p.grad for p in model.parameters() if p.grad is not None]
-    return kept + [x for x in tree_leaves(dict(optimizer.state)) if isinstance(x, Tensor)]
+    return kept + [x for x in tree_flatten(dict(optimizer.state))[0] if isinstance(x, Tensor)]
 
 
 def all_tensors(but: Iterable[Tensor] = ()) -> list[Tensor]:
