@@ -10,6 +10,12 @@ import torch
 from torch import nn
 
 
+needs_watched_storages = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split('.')[:2])) < (2, 3),
+    reason='storages of older torch cannot be watched',
+)
+
+
 @pytest.fixture(scope='module')
 def bench(repo_root):
     """The modules of the benchmark by name."""
@@ -87,10 +93,7 @@ def test_profile_counts_what_a_file_calls_once(bench, tmp_path):
     assert bench['stopwatch'].seconds_in(profile, 'nothing') == 0
 
 
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split('.')[:2])) < (2, 3),
-    reason='storages of older torch cannot be watched',
-)
+@needs_watched_storages
 def test_tensor_memory_is_what_autograd_keeps(bench):
     """y = relu(x W): x and W given, then h, relu(h) kept for backward, then gradients."""
     x, w = torch.randn(8, 16), torch.randn(16, 32, requires_grad=True)
@@ -161,6 +164,7 @@ def test_authors_way_is_two_passes(bench, run_cfg, batch):
     assert sum(losses.values()).item() == pytest.approx(sum(expected.values()).item(), rel=1e-5)
 
 
+@needs_watched_storages
 def test_steps_take_turns(bench, monkeypatch):
     """Loading takes 1 s, a step of ours 2 s, a contender's 5 s; two tasks of six steps."""
     race, clock = bench['race'], Clock()
@@ -204,6 +208,7 @@ def test_steps_take_turns(bench, monkeypatch):
     assert hook.peak['other'] == 4 * 6
 
 
+@needs_watched_storages
 def test_all_numbers_of_a_subject(bench, run_cfg, tmp_path):
     """On the tiny detector: everything is measured but the long sequence."""
 
