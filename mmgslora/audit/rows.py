@@ -14,6 +14,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.records.record import number
 
 ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
+"""Of several oracles those after the first have a number, 'oracle 2'."""
 HEAD_ONLY = 'head only'
 """A control: the original without the head's rows of the classes, nothing trained."""
 MODEL_NAMES = {
@@ -28,8 +29,13 @@ KINDS = (
 )
 """The first words of all measures, in the order in which they are told; others are 'other'."""
 OUTCOMES = ('found', 'low score', 'called another', 'background')
-_RANK = {ORIGINAL: 0, UNLEARNED: 1, ORACLE: 3}
+_RANK = {ORIGINAL: 0, UNLEARNED: 1}
 _DERIVED = re.compile(r'damage/.*|relearning/[^/]*/(lead|steps_to_oracle)')
+
+
+def is_oracle(model: str) -> bool:
+    """Whether a model is one of the oracles."""
+    return re.fullmatch(rf'{ORACLE}( \d+)?', model) is not None
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class AuditRows:
             if value is not None:
                 values.append(value)
         names = dict.fromkeys(m for of_models in self._values.values() for m in of_models)
-        self.models: list[str] = sorted(names, key=lambda m: _RANK.get(m, 2))
+        self.models: list[str] = sorted(names, key=lambda m: 3 if is_oracle(m) else _RANK.get(m, 2))
 
     @property
     def measures(self) -> list[str]:
@@ -101,10 +107,24 @@ class AuditRows:
             return None
         return Spread(fmean(values), min(values), max(values), len(values))
 
+    def highest(self, measure: str) -> Spread | None:
+        """The value of the oracle that has most; None where none was measured.
+
+        Of several oracles each is a model that never saw the classes, so what any of them has is
+        no sign of having seen them.
+        """
+        found = [self.value(measure, model) for model in self.models if is_oracle(model)]
+        return max(filter(None, found), key=lambda value: value.mean, default=None)
+
     def gap(self, measure: str) -> float | None:
-        """By how much the forgetting model's mean lies above the oracle's."""
-        unlearned, oracle = self.value(measure, UNLEARNED), self.value(measure, ORACLE)
+        """By how much the forgetting model's mean lies above that of the highest oracle."""
+        unlearned, oracle = self.value(measure, UNLEARNED), self.highest(measure)
         return unlearned.mean - oracle.mean if unlearned and oracle else None
+
+    def is_close(self, measure: str) -> bool:
+        """Whether the draws of one of the two lie further apart than the gap is wide."""
+        pair = [self.value(measure, UNLEARNED), self.highest(measure)]
+        return None not in pair and max(v.high - v.low for v in pair) > abs(self.gap(measure))
 
     @property
     def has_oracle(self) -> bool:
@@ -180,7 +200,8 @@ def unit_key(name: str, content: Mapping[str, Any], split: str | None) -> str:
     """
     unit, _, model = name.partition(':')
     files, settings = content.get('files') or {}, dict(content.get('settings') or {})
-    roles = {model} | (files.keys() - {UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY})
+    others = {role for role in files if not is_oracle(role)}
+    roles = {model} | (others - {UNLEARNED, ORIGINAL, HEAD_ONLY})
     if unit == 'divergence':
         roles.add(ORACLE)
     if unit.startswith('relearning'):
