@@ -27,7 +27,7 @@ from rich.table import Table
 import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.measures import MEASURES, MORE, Audit, Settings
 from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Spread, is_oracle
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, Spread, is_oracle
 from mmgslora.audit.sentences import sentence, text_of
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
@@ -47,6 +47,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         default=[],
         help='checkpoint of the model trained without the classes, or those of several trainings',
+    )
+    parser.add_argument(
+        '--unseen',
+        metavar='CONFIG',
+        help='where there is no oracle: a config whose unseen.train and unseen.held_out are data '
+        'sets of other classes, under the labels of the forgotten ones',
     )
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
@@ -69,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     run = FinishedRun(args.work_dir)
     task = _task(run, args.task)
+    if args.unseen and not Path(args.unseen).is_file():
+        raise ForgettingError(f'--unseen {args.unseen!r} is no config file.')
     if run.config_path is None:
         raise ForgettingError(
             f'{args.work_dir!r} holds no config (one .py file) that says what was trained on what; '
@@ -80,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = {role: dict(path=str(path), sha256=sha256(path)) for role, path in paths.items()}
     _check_merged(run, task, files)
     files['config'] = dict(path=str(run.config_path), sha256=sha256(run.config_path))
+    if args.unseen:
+        files[UNSEEN] = dict(path=args.unseen, sha256=sha256(Path(args.unseen)))
     if args.head_only:
         files[HEAD_ONLY] = files[ORIGINAL]
     gone = [*task['old'], *task['forget']]
@@ -104,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for unit, model in audit.units(['output', *args.measures]):
         measure(unit, model)
     for unit in record.close_calls():
-        for model in filter(lambda m: m == UNLEARNED or is_oracle(m), audit.models):
+        for model in filter(lambda m: m in (UNLEARNED, UNSEEN) or is_oracle(m), audit.models):
             measure(f'{unit}{MORE}', model)
     record.write()
     console.print(_table(record))
@@ -197,7 +207,28 @@ def _audit(
     if HEAD_ONLY in files:
         models[HEAD_ONLY] = without_rows(models[ORIGINAL], labels)
     known = _known(run, task, files)
-    return Audit(models, train, held_out, labels, settings, missing, known)
+    unseen = None
+    if UNSEEN in files:
+        data = Config.fromfile(files[UNSEEN]['path']).unseen
+        unseen = tuple(
+            family.images(data[part], seen_through, size) for part in ('train', 'held_out')
+        )
+        _check_unseen(unseen, train.classes, labels)
+    return Audit(models, train, held_out, labels, settings, missing, known, unseen)
+
+
+def _check_unseen(unseen: Sequence[Images], classes: Sequence[str], labels: Sequence[int]) -> None:
+    """Refuse data in which other labels than those of the forgotten classes are of new ones."""
+    wanted = ', '.join('NEW' if i in labels else name for i, name in enumerate(classes))
+    for images in unseen:
+        new = {name for i, name in enumerate(images.classes) if i in labels}
+        old = [name for i, name in enumerate(classes) if i not in labels]
+        if [n for n in images.classes if n not in new] != old or new & {*classes}:
+            raise ForgettingError(
+                f'The data sets of --unseen have the classes {", ".join(images.classes)}; in this '
+                f'order they must be {wanted}, the new ones being classes that the original has '
+                'never seen.'
+            )
 
 
 def _check_subjects(
@@ -296,7 +327,7 @@ def _table(record: AuditRecord) -> Table:
     table = Table(title=f'Audit of task {rows.task}: {", ".join(rows.forgotten)}')
     table.add_column('measure')
     oracles = [model for model in rows.files if is_oracle(model)]
-    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, *oracles) if m in rows.files]
+    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, *oracles, UNSEEN) if m in rows.files]
     for model in models:
         table.add_column(model, justify='right')
     for kind, measures in rows.kinds().items():

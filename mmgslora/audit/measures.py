@@ -14,7 +14,7 @@ from mmgslora.audit.membership import membership_auc
 from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, Curve, relearning_curve
-from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, is_oracle
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
 from mmgslora.errors import ForgettingError
 from mmgslora.families.audited_model import AuditedModel, Images, Objects
 
@@ -26,6 +26,7 @@ NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
 MORE = '/more'
 """What a unit is called that repeats an attack with further draws."""
 _FURTHER = 2
+_OF_UNSEEN = ('probe', 'relearning', 'new_head')
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class Audit:
         labels: The classes that must be gone.
         settings: See :class:`Settings`.
         missing: Classes that must stay but had no training data. Defaults to none.
+        unseen: Training and held-out images in which other classes, that the original has never
+            seen, have the labels of the forgotten ones: a reference without an oracle, model
+            'unseen' in the rows. Defaults to none.
         known: Model -> AP or accuracy of each class, in percent, where the run has measured the
             very file on the same images: it is taken as it is. Defaults to None.
 
@@ -88,9 +92,13 @@ class Audit:
         settings: Settings | None = None,
         missing: Sequence[int] = (),
         known: Mapping[str, Mapping[str, float]] | None = None,
+        unseen: tuple[Images, Images] | None = None,
     ) -> None:
         self.models = dict(models)
         self.train, self.held_out = train, held_out
+        self._unseen = unseen
+        if unseen is not None:
+            self.models[UNSEEN] = models[ORIGINAL].on_classes(unseen[0].classes)
         self.labels = list(labels)
         self.settings = settings or Settings()
         self.classes = train.classes
@@ -118,8 +126,8 @@ class Audit:
                 units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
             for unit in units if measure in measures else ():
                 oracles = [model for model in self.models if is_oracle(model)]
-                for model in (UNLEARNED, *oracles, ORIGINAL, HEAD_ONLY):
-                    if model in self.models:
+                for model in (UNLEARNED, *oracles, ORIGINAL, HEAD_ONLY, UNSEEN):
+                    if model in self.models and (model != UNSEEN or measure in _OF_UNSEEN):
                         yield unit, model
 
     def measure(self, unit: str, model: str) -> list[dict]:
@@ -143,12 +151,16 @@ class Audit:
 
     def _objects(self, model: str, part: str) -> Objects:
         """True objects as a model sees them; ``part`` is 'train' or 'held_out'."""
-        data = getattr(self, part)
+        data = self._data(model)[part == 'held_out']
         count = getattr(self.settings, f'{part}_images')
         images = np.arange(len(data))
         if count < len(data):
             images = np.sort(data.draw(range(len(self.classes)), count, seed=0))
         return self.models[model].objects(data, images)
+
+    def _data(self, model: str) -> tuple[Images, Images]:
+        """Training and held-out images."""
+        return self._unseen if model == UNSEEN else (self.train, self.held_out)
 
     def _output(self, model: str) -> Iterator[tuple[str, None, float]]:
         audited = self.models[model]
@@ -218,37 +230,37 @@ class Audit:
         return self.models[UNLEARNED].untrained(seed).objects(self.held_out, images)
 
     def _relearning(self, model: str, images: int, seeds: Sequence[int]) -> Iterator[dict]:
-        at_start = self._at_start.get(model)
-        subjects = dict.fromkeys(seeds, self.models[model])
         steps = self.settings.relearning_steps
-        for row in self._attack(f'relearning/k{images}', subjects, images, steps, at_start):
-            if row['measure'].endswith('/step0'):
+        subjects = self._with_new_rows(model, seeds)
+        if model != UNSEEN:  # whose rows are those of the forgotten classes
+            subjects = dict.fromkeys(seeds, self.models[model])
+        for row in self._attack(f'relearning/k{images}', model, subjects, images, steps):
+            if row['measure'].endswith('/step0') and model != UNSEEN:
                 self._at_start[model] = row['value']
-            yield dict(row, model=model)
+            yield row
 
     def _new_head(self, model: str, seeds: Sequence[int]) -> Iterator[dict]:
         """Relearning as the verdict compares it, by an attacker who starts the rows anew."""
-        subjects = {s: self.models[model].with_new_rows(self.labels, s) for s in seeds}
-        for row in self._attack(
-            f'new_head/k{NEW_HEAD_IMAGES}', subjects, NEW_HEAD_IMAGES, (NEW_HEAD_STEPS,)
-        ):
-            yield dict(row, model=model)
+        subjects, name = self._with_new_rows(model, seeds), f'new_head/k{NEW_HEAD_IMAGES}'
+        yield from self._attack(name, model, subjects, NEW_HEAD_IMAGES, (NEW_HEAD_STEPS,))
+
+    def _with_new_rows(self, model: str, seeds: Sequence[int]) -> dict[int, AuditedModel]:
+        return {seed: self.models[model].with_new_rows(self.labels, seed) for seed in seeds}
 
     def _attack(
         self,
         name: str,
+        model: str,
         subjects: Mapping[int, AuditedModel],
         images: int,
         steps: Sequence[int],
-        at_start: float | None = None,
     ) -> Iterator[dict]:
         """Rows of every draw at the learning rate that is best for the attacker in the first."""
 
         def curve(seed: int, lr: float) -> Curve:
             return relearning_curve(
                 subjects[seed],
-                self.train,
-                self.held_out,
+                *self._data(model),
                 self.labels,
                 images,
                 seed,
@@ -256,7 +268,7 @@ class Audit:
                 lr=lr,
                 batch_size=self.settings.relearning_batch,
                 measured_on=self.settings.relearning_measured_on,
-                at_start=at_start,
+                at_start=self._at_start.get(model),
             )
 
         rates = self.settings.relearning_lr
@@ -267,4 +279,6 @@ class Audit:
         for seed in subjects:
             found = tried[best] if seed == first else curve(seed, best)
             for step, value in zip(found.steps, found.values):
-                yield dict(seed=seed, measure=f'{name}/step{step}', value=value, lr=best)
+                yield dict(
+                    seed=seed, measure=f'{name}/step{step}', value=value, model=model, lr=best
+                )

@@ -15,6 +15,7 @@ from mmgslora.audit.rows import (
     ORACLE,
     ORIGINAL,
     UNLEARNED,
+    UNSEEN,
     AuditRows,
     curve_point,
     digest,
@@ -35,6 +36,11 @@ from mmgslora.records.record import unfinished
 _ONE_ORACLE = (
     'One oracle stands for all: another seed of its training would give other numbers, and a '
     'difference smaller than that spread means nothing.'
+)
+_UNSEEN = (
+    'Without an oracle the verdict compares with other classes, which the original never saw: it '
+    'shows whether the forgotten ones are as new to the model as those are, and nothing that the '
+    'two sets of classes do not share, such as how like retained ones they look.'
 )
 _ALWAYS = (
     'Only these attacks failed or succeeded; a stronger probe, more images or another learning '
@@ -173,6 +179,8 @@ class AuditRecord:
         """What this audit says nothing about, in sentences."""
         oracles = sum(map(is_oracle, self.about['files']))
         first = {0: _NO_ORACLE, 1: (_ONE_ORACLE,)}.get(oracles, ())
+        if not oracles and UNSEEN in self.about['files']:
+            first = (_UNSEEN, _NO_ORACLE[1])
         return [*filter(None, [unfinished(self.run)]), *first, *_ALWAYS]
 
     def write(self) -> None:

@@ -142,7 +142,7 @@ def judge_request(
       measured; relearning under a new head, or on 64 images, can say this, and never the opposite.
     - 'at too high a price': the retained classes kept too little.
     - 'not shown': one of the values of the run was not measured, or not on the file that is there.
-    - 'gone from the output; ...': no audit with an oracle looked inside.
+    - 'gone from the output; ...': no audit with an oracle, or classes never seen, looked inside.
     - 'forgotten': every limit holds.
 
     Args:
@@ -219,11 +219,11 @@ def _checks(
     relearning = max(leads, key=leads.get, default=RELEARNING_MEASURE)
     if leads.get(relearning, first) <= first:
         relearning = RELEARNING_MEASURE
-    missing = 'the audit has no such comparison with the oracle'
-    if not rows.has_oracle:
+    missing = f'the audit has no such comparison with {rows.reference_name}'
+    if not rows.reference_name:
         missing = 'the audit has no oracle to compare with'
     for threshold, name in (('probe_gap_max', probe), ('relearning_gap_max', relearning)):
-        name, gap = f'{name}, above the oracle', gaps[name]
+        name, gap = f'{name}, above {rows.reference_name or "the oracle"}', gaps[name]
         model, why = (audit.task, None) if audit else (None, reason)
         checks.append(_check(threshold, name, gap, limits[threshold], model, why, missing))
     return checks

@@ -162,6 +162,12 @@ class AuditedModel(ABC):
     def class_layers(self) -> list[nn.Module]:
         """The layers whose scores become predictions."""
 
+    def on_classes(self, classes: Sequence[str]) -> AuditedModel:
+        """The same model, asked of classes of other names."""
+        other = copy.copy(self)
+        other.classes = tuple(classes)
+        return other
+
     @torch.no_grad()
     def with_new_rows(self, labels: Sequence[int], seed: int) -> AuditedModel:
         """A copy whose head is a new one for these classes: small random rows (ours).

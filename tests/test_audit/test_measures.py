@@ -1,5 +1,6 @@
 """Whole audits of models whose answers are known."""
 
+import numpy as np
 import pytest
 
 from mmgslora.audit.measures import Audit, Settings
@@ -24,12 +25,12 @@ def run_of(model):
     return dict(pretrained=dict(per_class=original().evaluate(HELD_OUT)), tasks=[task])
 
 
-def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS):
+def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS, unseen=None):
     models = dict(original=original(), unlearned=ours)
     if with_oracle:
         models['oracle'] = oracle()
-    audit = Audit(models, TRAIN, HELD_OUT, GONE, settings)
-    files = {role: dict(path=role, sha256=role) for role in models}
+    audit = Audit(models, TRAIN, HELD_OUT, GONE, settings, unseen=unseen)
+    files = {role: dict(path=role, sha256=role) for role in audit.models}
     record = AuditRecord(
         tmp_path / 'audit.json', run_of(ours), run_of(ours)['tasks'][0], files, settings
     )
@@ -153,3 +154,32 @@ def test_further_draws_where_the_spread_is_wider_than_the_gap(tmp_path):
         row = dict(model='oracle', seed=seed, measure='relearning/k16/step20', value=value)
         record.add('relearning/k16', 'oracle', [row], 0.0)
     assert 'relearning/k16' in record.close_calls()
+
+
+class NewImages(FlatImages):
+    """Two classes that no model has seen lie where a and c do not, and upon each other."""
+
+    classes = ('x', 'b', 'y', 'd')
+
+    def __init__(self, per_class, seed):
+        super().__init__(per_class, seed)
+        gone = np.isin(self.truth, GONE)
+        self.points[gone] = np.random.default_rng(seed).normal(size=(gone.sum(), 2))
+
+
+def test_without_an_oracle_classes_never_seen_are_compared_with(tmp_path):
+    new = NewImages(50, seed=0), NewImages(50, seed=1)
+    record = run(tmp_path, head_cut(), with_oracle=False, unseen=new)
+    rows = record.rows
+    assert rows.reference_name == 'classes never seen' and not rows.has_oracle
+    assert {m.split('/')[0] for m in rows.measures if rows.value(m, 'unseen')} == {
+        *('probe', 'prototype', 'relearning', 'new_head')
+    }
+    assert rows.value('probe/inside', 'unseen').mean == pytest.approx(50, abs=15)
+    verdict = record.verdict()
+    assert verdict.verdict == HIDDEN and 'above classes never seen' in verdict.reason
+    assert 'compares with other classes' in record.cannot_conclude()[0]
+    assert 'from classes never seen' in sentence(rows, 'probe')
+    # Where an oracle is there, too, it is what counts.
+    both = run(tmp_path / 'both', head_cut(), unseen=new, measures=('output', 'probe'))
+    assert both.rows.reference_name == 'the oracle' and both.rows.value('probe/inside', 'unseen')
