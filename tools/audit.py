@@ -120,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(_table(record))
     for kind in record.rows.kinds():
         console.print(f'{kind.capitalize().replace("_", " ")}: {sentence(record.rows, kind)}')
-    if verdict := record.verdict():
-        console.print(f'Verdict: {verdict.verdict}. {verdict.reason}')
     for line in record.cannot_conclude():
         console.print(f'Cannot be concluded: {line}')
+    if verdict := record.verdict():
+        console.print(f'Verdict: {verdict.verdict}. {verdict.reason}')
     console.print(f'Results: {record.path}')
 
 

@@ -19,8 +19,6 @@ _RIDGE = 0.01
 """Added to the covariance, in units of its mean variance."""
 _WARM_UP = 20
 """Steps of running sums before the reader is believed."""
-_MOST = 5.0
-"""Nats per embedding beyond which one pulls no more."""
 
 
 @dataclass
@@ -68,13 +66,16 @@ class _Sums:
 class ClassConfusion(Part):
     r"""Embeddings of some classes are moved until a linear reader cannot tell which is which.
 
-    .. math:: \operatorname{mean}_{n} \Bigl(-\tfrac1k \sum_c \log q(c \mid e_n) - \log k\Bigr)
+    .. math::
+        \operatorname{mean}_n \log(1 + D_n), \qquad
+        D_n = -\tfrac1k \sum_c \log q(c \mid e_n) - \log k
 
     with q the linear discriminant (Gaussians of one covariance) of the classes' embeddings, in
     closed form from running sums of all steps so far: the adversary is always the best of its kind,
-    and has no steps of its own. The target, that all classes are as likely, is that of domain
-    confusion (Tzeng et al. 2015, arXiv 1510.02192); that a linear reader is all about class means,
-    Belrose et al. 2023 (arXiv 2306.03819). The use of both for forgetting is ours.
+    and has no steps of its own. D is the divergence of q from all classes being as likely, the
+    target of domain confusion (Tzeng et al. 2015, arXiv 1510.02192); its logarithm keeps a few
+    embeddings that are far apart from outweighing all others. That a linear reader is all about
+    class means: Belrose et al. 2023 (arXiv 2306.03819). The use of both for forgetting is ours.
     """
 
     def __init__(self) -> None:
@@ -101,7 +102,7 @@ class ClassConfusion(Part):
             if self._steps >= _WARM_UP and count > 1:
                 surprise = -sums.log_probs(embeddings).mean(-1) - math.log(count)
                 weights = torch.ones_like(surprise)
-                total = total + joint_weighted_mean(surprise.clamp(max=_MOST), weights)
+                total = total + joint_weighted_mean(surprise.log1p(), weights)
             sums.add(embeddings.detach(), classes)
         self._steps += 1
         return total / len(wide)
