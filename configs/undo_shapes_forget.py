@@ -33,7 +33,7 @@ train_cfg = dict(
     ),
     epochs_per_task=12,
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=0.3))
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=dict(max_norm=0.3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),

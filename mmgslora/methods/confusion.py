@@ -13,9 +13,9 @@ from torch import Tensor
 from mmgslora.losses import joint_weighted_mean, mean_over_processes
 from mmgslora.methods.base import Part
 
-_MOMENTUM = 0.98
+_MOMENTUM = 0.95
 """What the running sums keep of themselves from step to step."""
-_RIDGE = 0.01
+_RIDGE = 0.1
 """Added to the covariance, in units of its mean variance."""
 _WARM_UP = 20
 """Steps of running sums before the reader is believed."""

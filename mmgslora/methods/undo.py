@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import Outputs, View
 from mmgslora.loading import read_checkpoint
-from mmgslora.losses import box_iou, joint_weighted_mean, mean_over_processes
+from mmgslora.losses import box_iou, joint_weighted_mean
 from mmgslora.methods.base import METHODS, Context, Method, Task
 from mmgslora.methods.confusion import ClassConfusion
 from mmgslora.settings import NonNegative, Share, checked
@@ -36,7 +36,7 @@ class UNDO(Method):
 
     Ours, for detectors and against what comes back on the way:
 
-    .. math:: L = \operatorname{mean}_l (D_l + w_s S_l + w_b B_l + w_m M_l) + w_c C
+    .. math:: L = \operatorname{mean}_l (D_l + w_s S_l + w_b B_l) + w_c C
 
     - :math:`D`, of both views, is the distance of a decoder layer's outputs from the teacher's last
       layer's (:meth:`~mmgslora.families.view.Outputs.divergence`), boxes weighted by how sure the
@@ -48,11 +48,8 @@ class UNDO(Method):
       forget; :math:`\ell` is the mean log-probability that the teacher gives them where there is
       nothing. For a softmax without background, a hinge on the odds of all that must be gone.
     - :math:`B = (\log p_{qc} - \ell)^2`, weighted by how sure the teacher is that nothing is there.
-    - :math:`M` moves embeddings on forgotten objects to the mean embedding of nothing, squared.
     - :math:`C` is :class:`~mmgslora.methods.confusion.ClassConfusion` on the matched predictions of
-      the forget view.
-
-    M and C come in linearly over the first ``ramp`` of the task.
+      the forget view, in all layers. It comes in linearly over the first ``ramp`` of the task.
 
     Args:
         teacher: Plain checkpoint of the model that forgot, such as ``merged/task_03.pth`` of a
@@ -64,8 +61,7 @@ class UNDO(Method):
         margin: m, in nats; detectors only. Defaults to 3.
         bound: Nats of odds; classifiers only. Defaults to 9.
         background_weight: :math:`w_b`. Defaults to 0.2.
-        merge_weight: :math:`w_m`. Defaults to 0.1.
-        confusion_weight: :math:`w_c`. Defaults to 0.2.
+        confusion_weight: :math:`w_c`. Defaults to 0.3.
         ramp: Defaults to 0.3.
 
     Raises:
@@ -85,14 +81,13 @@ class UNDO(Method):
         margin: NonNegative = 3.0,
         bound: NonNegative = 9.0,
         background_weight: NonNegative = 0.2,
-        merge_weight: NonNegative = 0.1,
-        confusion_weight: NonNegative = 0.2,
+        confusion_weight: NonNegative = 0.3,
         ramp: Share = 0.3,
     ) -> None:
         super().__init__()
         self.teacher, self.noise = teacher, noise
         self.suppress_weight, self.margin, self.bound = suppress_weight, margin, bound
-        self.background_weight, self.merge_weight = background_weight, merge_weight
+        self.background_weight = background_weight
         self.confusion_weight, self.ramp = confusion_weight, ramp
         self._confusion = ClassConfusion()
         self.parts = [self._confusion] if confusion_weight else []
@@ -159,26 +154,26 @@ class UNDO(Method):
                     for x in layers
                 ]
                 losses[f'{side}_loss_distill'] = sum(apart) / len(layers)
-        ramp = min(1.0, context.progress / self.ramp) if self.ramp else 1.0
         teacher, layers = forget.teachers['teacher'], (*forget.now.earlier, forget.now)
         matched, near = _on_objects(forget)
         stays = teacher.class_log_probs.exp().index_fill(1, task.must_be_gone, 0).max(-1).values
         on = near if nameless else near * (1 - stays)
         empty = (1 - near) * (1 - stays)
         for x in layers:
-            for name, value in self._on_layer(x, teacher, on, empty, task, ramp).items():
+            for name, value in self._on_layer(x, teacher, on, empty, task).items():
                 losses[name] = losses.get(name, 0) + value / len(layers)
         if self.confusion_weight:
             which = (forget.labels[:, None] == task.forget).int().argmax(-1)
             states = [x.embeddings[matched] for x in layers]
             told = self._confusion.loss(states, which, len(task.forget))
+            ramp = min(1.0, context.progress / self.ramp) if self.ramp else 1.0
             losses['forget_loss_confusion'] = self.confusion_weight * ramp * told
         return losses
 
     def _on_layer(
-        self, now: Outputs, teacher: Outputs, on: Tensor, empty: Tensor, task: Task, ramp: float
+        self, now: Outputs, teacher: Outputs, on: Tensor, empty: Tensor, task: Task
     ) -> dict[str, Tensor]:
-        """S, B and M of one layer, weighted."""
+        """S and B of one layer, weighted."""
         gone = task.must_be_gone
         if now.kind == 'softmax':
             hinge = F.relu(now.log_odds(gone) + self.bound)
@@ -187,17 +182,10 @@ class UNDO(Method):
         over = now.log_probs[:, gone] - level
         hinge = F.relu(over + self.margin).mean(-1)
         rest = joint_weighted_mean(over.square().mean(-1), empty)
-        losses = dict(
+        return dict(
             forget_loss_suppress=self.suppress_weight * joint_weighted_mean(hinge, on),
             loss_background=self.background_weight * rest,
         )
-        if self.merge_weight:
-            states = now.embeddings.to(torch.promote_types(now.embeddings.dtype, torch.float32))
-            nothing = mean_over_processes(empty @ states.detach())
-            nothing = nothing / mean_over_processes(empty.sum()).clamp(min=1e-9)
-            moved = joint_weighted_mean((states - nothing).square().mean(-1), on)
-            losses['forget_loss_merge'] = self.merge_weight * ramp * moved
-        return losses
 
 
 def _on_objects(view: View) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,8 @@ def test_classes_of_one_mean_are_as_confused_as_can_be():
     same = warm(ClassConfusion(), [[1, 0, 0], [1, 0, 0]])
     at_rest, classes = shown([[1, 0, 0], [1, 0, 0]], 99)
     assert same.loss([at_rest], classes, 2).item() == pytest.approx(0, abs=0.05)
-    # Means 4 apart, variance 1 (1.01 with the ridge): half of 4 * 2 / 1.01 nats of odds at a mean.
-    odds = 8 / 1.01
+    # Means 4 apart, variance 1 (1.1 with the ridge): half of 4 * 2 / 1.1 nats of odds at a mean.
+    odds = 8 / 1.1
     wanted = (math.log1p(math.exp(-odds)) + math.log1p(math.exp(odds))) / 2 - math.log(2)
     means = torch.tensor([[-2.0, 0, 0], [2, 0, 0]], dtype=torch.float64)
     found = apart.loss([means], torch.tensor([0, 1]), 2).item()

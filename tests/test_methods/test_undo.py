@@ -36,15 +36,13 @@ def test_by_hand():
     states = [[3.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
     now = outputs([[EMPTY, -4.0], [EMPTY, -9.0], [EMPTY, -8.0]], [whole, half, away], states)
     teacher = outputs([[EMPTY, -7.0], [EMPTY, -7.0], [EMPTY, -6.0]], [whole, half, away], states)
-    method = UNDO('x.pth', suppress_weight=2.0, merge_weight=0.5, confusion_weight=0.0, ramp=0.4)
+    method = UNDO('x.pth', suppress_weight=2.0, confusion_weight=0.0, ramp=0.4)
     losses = method.losses(
         sides(now, teacher), context(names='ab', forget=(GONE,), step=1, steps=5)
     )
     # Nothing is at prediction 2 alone, so the level is -6: 0 must come down from -4 to -9.
     assert losses['forget_loss_suppress'].item() == pytest.approx(2 * 5 / 2, rel=1e-6)
     assert losses['loss_background'].item() == pytest.approx(0.2 * 2**2, rel=1e-6)
-    # Towards (1, 0): mean squares 2 and 1; a fifth of the task is half of the ramp.
-    assert losses['forget_loss_merge'].item() == pytest.approx(0.5 * 0.5 * (2 + 1) / 2, rel=1e-6)
     assert losses['forget_loss_distill'].item() == pytest.approx(0, abs=1e-6)  # the gone class
     assert 'forget_loss_confusion' not in losses and method.parts == []
 
@@ -54,7 +52,7 @@ def test_a_box_in_another_image_is_not_on_the_object(images, suppress):
     """Of one image both are on it, and with nothing empty there is no level, 0; of two one is."""
     box, state = [0.5, 0.5, 1, 1], [0.0, 0.0]
     now = outputs([[EMPTY, -4.0], [EMPTY, -4.0]], [box, box], [state, state])
-    method = UNDO('x.pth', merge_weight=0.0, confusion_weight=0.0)
+    method = UNDO('x.pth', confusion_weight=0.0)
     losses = method.losses(sides(now, now, images=images), context(names='ab', forget=(GONE,)))
     assert losses['forget_loss_suppress'].item() == pytest.approx(suppress, abs=1e-6)
 
@@ -73,7 +71,7 @@ def test_every_layer_learns_from_the_last_of_the_teacher():
     states = [[0.0, 0.0]]
     sure = outputs([[-0.1, EMPTY]], [[0.5, 0.5, 1, 1]], states)
     unsure = outputs([[-2.0, EMPTY]], [[0.5, 0.5, 1, 1]], states)
-    method = UNDO('x.pth', suppress_weight=0.0, merge_weight=0.0, confusion_weight=0.0)
+    method = UNDO('x.pth', suppress_weight=0.0, confusion_weight=0.0)
     now = Outputs(sure.logits, sure.embeddings, sure.boxes, 'sigmoid', (unsure,))
     apart = method.losses(sides(now, sure), context(names='ab', forget=(GONE,)))
     wanted = unsure.divergence(sure, without=labels([GONE])) / 2
