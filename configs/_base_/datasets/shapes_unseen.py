@@ -1,7 +1,7 @@
 # Where an audit has no oracle: classes that the demo's detector has never seen, under the labels of
 # the six that the requests forget; the others are in their places.
-#   python tools/audit.py work_dirs/gslora_shapes_forget --unseen configs/shapes/unseen.py
-_base_ = ['../_base_/datasets/shapes_detection.py']
+#   python tools/audit.py WORK_DIR --unseen configs/_base_/datasets/shapes_unseen.py
+_base_ = ['./shapes_detection.py']
 made = dict(
     type='ShapesDataset',
     data_root='data/shapes_unseen/',
