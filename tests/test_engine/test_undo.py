@@ -103,7 +103,7 @@ def test_killed_in_a_task_and_resumed(run_cfg, monkeypatch):
 
     def finish(name, stop=None):
         cfg = undo(run_cfg)
-        cfg.train_cfg.epochs_per_task = 3
+        cfg.train_cfg.protocol = run_cfg.train_cfg.protocol
         cfg.model.method.ramp = 0.0
         cfg.work_dir = f'{run_cfg.work_dir}_{name}'
         cfg.experiment_name = f'{run_cfg.experiment_name}_{name}_{stop}'
@@ -122,7 +122,7 @@ def test_killed_in_a_task_and_resumed(run_cfg, monkeypatch):
         return runner.model
 
     whole = finish('whole')
-    finish('parts', stop=2)
+    finish('parts', stop=3)
     parts = finish('parts')
     assert parts.method.state_dict()['ClassConfusion']['steps'] > 0
     state = parts.state_dict()
