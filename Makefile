@@ -1,5 +1,5 @@
-# make setup | demo | audit | demo-classification | demo-face | bench | test | test-oldest | lint |
-# clean.
+# make setup | demo | audit | deepen | demo-classification | demo-face | bench | test | test-oldest |
+# lint | clean.
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo audit demo-classification demo-face bench test test-oldest lint clean
+.PHONY: setup demo audit deepen demo-classification demo-face bench test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -45,6 +45,13 @@ audit: demo
 	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget \
 		--oracle work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
 	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
+
+# The same model, deepened: noised, distilled from itself, and judged again.
+deepen: audit
+	$(RUN) tools/train.py configs/undo_shapes_forget.py --resume
+	$(RUN) tools/audit.py work_dirs/undo_shapes_forget \
+		--oracle work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
+	$(RUN) tools/report.py work_dirs/undo_shapes_forget
 
 demo-classification: $(RUNTIME)
 	$(RUN) tools/train.py configs/classification/vit_shapes.py --resume
@@ -81,6 +88,6 @@ lint: $(TEST)
 # What the demos and the audit made, for a start from nothing.
 clean:
 	rm -rf work_dirs/deformable-detr_shapes work_dirs/gslora_shapes_forget \
-		work_dirs/deformable-detr_shapes_oracle work_dirs/vit_shapes \
+		work_dirs/deformable-detr_shapes_oracle work_dirs/undo_shapes_forget work_dirs/vit_shapes \
 		work_dirs/gslora_classification_forget work_dirs/face-transformer_generated \
 		work_dirs/gslora_face_forget

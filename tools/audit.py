@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
-from mmgslora.audit.measures import MEASURES, Audit, Settings
+from mmgslora.audit.measures import MEASURES, MORE, Audit, Settings
 from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, Spread
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, Spread, is_oracle
 from mmgslora.audit.sentences import sentence, text_of
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
@@ -42,7 +42,18 @@ from mmgslora.records.record import mean_before, merged_file, values_before
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', help='work_dir of a finished forgetting run')
-    parser.add_argument('--oracle', help='checkpoint of the model trained without the classes')
+    parser.add_argument(
+        '--oracle',
+        nargs='+',
+        default=[],
+        help='checkpoint of the model trained without the classes, or those of several trainings',
+    )
+    parser.add_argument(
+        '--unseen',
+        metavar='CONFIG',
+        help='where there is no oracle: a config whose unseen.train and unseen.held_out are data '
+        'sets of other classes, under the labels of the forgotten ones',
+    )
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
     parser.add_argument('--measures', nargs='+', choices=MEASURES, default=list(MEASURES))
@@ -64,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     run = FinishedRun(args.work_dir)
     task = _task(run, args.task)
+    if args.unseen and not Path(args.unseen).is_file():
+        raise ForgettingError(f'--unseen {args.unseen!r} is no config file.')
     if run.config_path is None:
         raise ForgettingError(
             f'{args.work_dir!r} holds no config (one .py file) that says what was trained on what; '
@@ -75,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = {role: dict(path=str(path), sha256=sha256(path)) for role, path in paths.items()}
     _check_merged(run, task, files)
     files['config'] = dict(path=str(run.config_path), sha256=sha256(run.config_path))
+    if args.unseen:
+        files[UNSEEN] = dict(path=args.unseen, sha256=sha256(Path(args.unseen)))
     if args.head_only:
         files[HEAD_ONLY] = files[ORIGINAL]
     gone = [*task['old'], *task['forget']]
@@ -83,23 +98,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     audit = _audit(cfg, paths, run, task, files, settings)
     console = Console(width=max(Console().width, 100))
     # The output comes with every audit: no verdict without it.
+
+    def measure(unit: str, model: str) -> None:
+        if record.has(unit, model):
+            return
+        started = time.perf_counter()
+        rows = audit.measure(unit, model)
+        if unit == 'output' and is_oracle(model):
+            path = str(paths[model])
+            _check_oracle(rows, path, audit, mean_before(run.record, gone, gone=True))
+        record.nearest = audit.nearest or record.nearest
+        record.add(unit, model, rows, time.perf_counter() - started)
+        console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
+
     for unit, model in audit.units(['output', *args.measures]):
-        if not record.has(unit, model):
-            started = time.perf_counter()
-            rows = audit.measure(unit, model)
-            if unit == 'output' and model == ORACLE:
-                _check_oracle(rows, args.oracle, audit, mean_before(run.record, gone, gone=True))
-            record.nearest = audit.nearest or record.nearest
-            record.add(unit, model, rows, time.perf_counter() - started)
-            console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
+        measure(unit, model)
+    for unit in record.close_calls():
+        for model in filter(lambda m: m in (UNLEARNED, UNSEEN) or is_oracle(m), audit.models):
+            measure(f'{unit}{MORE}', model)
     record.write()
     console.print(_table(record))
     for kind in record.rows.kinds():
         console.print(f'{kind.capitalize().replace("_", " ")}: {sentence(record.rows, kind)}')
-    if verdict := record.verdict():
-        console.print(f'Verdict: {verdict.verdict}. {verdict.reason}')
     for line in record.cannot_conclude():
         console.print(f'Cannot be concluded: {line}')
+    if verdict := record.verdict():
+        console.print(f'Verdict: {verdict.verdict}. {verdict.reason}')
     console.print(f'Results: {record.path}')
 
 
@@ -128,15 +152,15 @@ def _settings(
     return replace(Settings(), **wishes)
 
 
-def _paths(run: FinishedRun, task: Mapping, oracle: str | None) -> dict[str, Path]:
+def _paths(run: FinishedRun, task: Mapping, oracles: Sequence[str]) -> dict[str, Path]:
     if run.original is None:
         raise ForgettingError(
             f'The record in {str(run.work_dir)!r} names no original model (load_from), which the '
             'audit compares with.'
         )
     wanted = {UNLEARNED: merged_file(task['task']), ORIGINAL: run.original}
-    if oracle is not None:
-        wanted[ORACLE] = oracle
+    for number, path in enumerate(oracles, 1):
+        wanted[ORACLE if number == 1 else f'{ORACLE} {number}'] = path
     found = {role: find_file(path, run.work_dir) for role, path in wanted.items()}
     for role, path in found.items():
         if path is None:
@@ -183,22 +207,46 @@ def _audit(
     if HEAD_ONLY in files:
         models[HEAD_ONLY] = without_rows(models[ORIGINAL], labels)
     known = _known(run, task, files)
-    return Audit(models, train, held_out, labels, settings, missing, known)
+    unseen = None
+    if UNSEEN in files:
+        data = Config.fromfile(files[UNSEEN]['path']).unseen
+        unseen = tuple(
+            family.images(data[part], seen_through, size) for part in ('train', 'held_out')
+        )
+        _check_unseen(unseen, train.classes, labels)
+    return Audit(models, train, held_out, labels, settings, missing, known, unseen)
+
+
+def _check_unseen(unseen: Sequence[Images], classes: Sequence[str], labels: Sequence[int]) -> None:
+    """Refuse data in which other labels than those of the forgotten classes are of new ones."""
+    wanted = ', '.join('NEW' if i in labels else name for i, name in enumerate(classes))
+    for images in unseen:
+        new = {name for i, name in enumerate(images.classes) if i in labels}
+        old = [name for i, name in enumerate(classes) if i not in labels]
+        if [n for n in images.classes if n not in new] != old or new & {*classes}:
+            raise ForgettingError(
+                f'The data sets of --unseen have the classes {", ".join(images.classes)}; in this '
+                f'order they must be {wanted}, the new ones being classes that the original has '
+                'never seen.'
+            )
 
 
 def _check_subjects(
     models: Mapping[str, AuditedModel], paths: Mapping[str, Path], labels: Sequence[int]
 ) -> None:
     """Refuse models whose verdict would say nothing."""
-    for role in (UNLEARNED, ORACLE):
-        if role in models and not any(w[labels].any() for w, _ in models[role].class_rows):
+    oracles = [role for role in models if is_oracle(role)]
+    for role in (UNLEARNED, *oracles):
+        if not any(w[labels].any() for w, _ in models[role].class_rows):
             raise _sealed(role, paths[role])
-    for role in (UNLEARNED, ORIGINAL):
-        if ORACLE in models and same_inside(models[ORACLE], models[role]):
-            raise ForgettingError(
-                f'{str(paths[ORACLE])!r} is no oracle: it has the weights of the {role} model; '
-                'give a model trained without these classes.'
-            )
+    for number, oracle in enumerate(oracles):
+        for role in (UNLEARNED, ORIGINAL, *oracles[:number]):
+            if same_inside(models[oracle], models[role]):
+                what = 'no second' if is_oracle(role) else 'no'
+                raise ForgettingError(
+                    f'{str(paths[oracle])!r} is {what} oracle: it has the weights of the {role} '
+                    'model; give a model trained without these classes.'
+                )
 
 
 def _sealed(role: str, path: Path) -> ForgettingError:
@@ -278,7 +326,8 @@ def _table(record: AuditRecord) -> Table:
     rows = record.rows
     table = Table(title=f'Audit of task {rows.task}: {", ".join(rows.forgotten)}')
     table.add_column('measure')
-    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, ORACLE) if m in rows.files]
+    oracles = [model for model in rows.files if is_oracle(model)]
+    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, *oracles, UNSEEN) if m in rows.files]
     for model in models:
         table.add_column(model, justify='right')
     for kind, measures in rows.kinds().items():

@@ -13,8 +13,8 @@ from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
 from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
-from mmgslora.audit.relearning import STEPS, relearning_curve
-from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED
+from mmgslora.audit.relearning import STEPS, Curve, relearning_curve
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
 from mmgslora.errors import ForgettingError
 from mmgslora.families.audited_model import AuditedModel, Images, Objects
 
@@ -23,6 +23,10 @@ MEASURES = (
     *('divergence', 'relearning', 'new_head'),
 )
 NEW_HEAD_IMAGES, NEW_HEAD_STEPS = 16, 20
+MORE = '/more'
+"""What a unit is called that repeats an attack with further draws."""
+_FURTHER = 2
+_OF_UNSEEN = ('probe', 'relearning', 'new_head')
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Settings:
         probe_share: Share of the training objects that one repetition of a probe learns from.
         relearning_images: k, how many images the attacker has.
         relearning_steps: Steps after which is measured, the first being 0.
-        relearning_lr: Learning rate of the attack.
+        relearning_lr: Learning rates of the attack; the one that brings most back in the first
+            draw serves all draws, for every model its own. A single number is allowed.
         relearning_batch: Most images per step of the attack.
         relearning_measured_on: Most held-out images that its curve is measured on.
         working_score, low_score: See :func:`outcomes`.
@@ -47,9 +52,9 @@ class Settings:
     train_images: int = 1000
     held_out_images: int = 1000
     probe_share: float = 0.8
-    relearning_images: tuple[int, ...] = (1, 4, 16, 64)
+    relearning_images: tuple[int, ...] = (16, 64)
     relearning_steps: tuple[int, ...] = STEPS
-    relearning_lr: float = 5e-4
+    relearning_lr: float | tuple[float, ...] = (2e-4, 5e-4, 1.5e-3)
     relearning_batch: int = 16
     relearning_measured_on: int = 100
     working_score: float = WORKING_SCORE
@@ -68,6 +73,9 @@ class Audit:
         labels: The classes that must be gone.
         settings: See :class:`Settings`.
         missing: Classes that must stay but had no training data. Defaults to none.
+        unseen: Training and held-out images in which other classes, that the original has never
+            seen, have the labels of the forgotten ones: a reference without an oracle, model
+            'unseen' in the rows. Defaults to none.
         known: Model -> AP or accuracy of each class, in percent, where the run has measured the
             very file on the same images: it is taken as it is. Defaults to None.
 
@@ -84,9 +92,13 @@ class Audit:
         settings: Settings | None = None,
         missing: Sequence[int] = (),
         known: Mapping[str, Mapping[str, float]] | None = None,
+        unseen: tuple[Images, Images] | None = None,
     ) -> None:
         self.models = dict(models)
         self.train, self.held_out = train, held_out
+        self._unseen = unseen
+        if unseen is not None:
+            self.models[UNSEEN] = models[ORIGINAL].on_classes(unseen[0].classes)
         self.labels = list(labels)
         self.settings = settings or Settings()
         self.classes = train.classes
@@ -113,30 +125,42 @@ class Audit:
             if measure == 'relearning':
                 units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
             for unit in units if measure in measures else ():
-                for model in (UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY):
-                    if model in self.models:
+                oracles = [model for model in self.models if is_oracle(model)]
+                for model in (UNLEARNED, *oracles, ORIGINAL, HEAD_ONLY, UNSEEN):
+                    if model in self.models and (model != UNSEEN or measure in _OF_UNSEEN):
                         yield unit, model
 
     def measure(self, unit: str, model: str) -> list[dict]:
         """The rows ``{'model', 'seed', 'measure', 'value'}`` of one unit for one model.
 
-        ``seed`` is None where nothing is drawn.
+        ``seed`` is None where nothing is drawn. Rows of an attack say its learning rate, ``lr``,
+        too. A unit of relearning or a new head that ends in :data:`MORE` has further draws.
         """
-        name, _, k = unit.partition('/k')
-        values = getattr(self, f'_{name}')(model, *([int(k)] if k else []))
+        name, _, k = unit.removesuffix(MORE).partition('/k')
+        seeds = self.settings.seeds
+        if unit.endswith(MORE):
+            seeds = tuple(max(seeds) + 1 + i for i in range(_FURTHER))
+        if name == 'relearning':
+            return list(self._relearning(model, int(k), seeds))
+        if name == 'new_head':
+            return list(self._new_head(model, seeds))
         return [
             dict(model=model, seed=seed, measure=measure, value=value)
-            for measure, seed, value in values
+            for measure, seed, value in getattr(self, f'_{name}')(model)
         ]
 
     def _objects(self, model: str, part: str) -> Objects:
         """True objects as a model sees them; ``part`` is 'train' or 'held_out'."""
-        data = getattr(self, part)
+        data = self._data(model)[part == 'held_out']
         count = getattr(self.settings, f'{part}_images')
         images = np.arange(len(data))
         if count < len(data):
             images = np.sort(data.draw(range(len(self.classes)), count, seed=0))
         return self.models[model].objects(data, images)
+
+    def _data(self, model: str) -> tuple[Images, Images]:
+        """Training and held-out images."""
+        return self._unseen if model == UNSEEN else (self.train, self.held_out)
 
     def _output(self, model: str) -> Iterator[tuple[str, None, float]]:
         audited = self.models[model]
@@ -187,7 +211,7 @@ class Audit:
     def _divergence(self, model: str) -> Iterator[tuple[str, int | None, float]]:
         objects = self.objects(model, 'held_out')
         sides = dict(forget=self.labels, retain=self.retained)
-        if ORACLE in self.models and model != ORACLE:
+        if ORACLE in self.models and not is_oracle(model):
             oracle = self.objects(ORACLE, 'held_out')
             for side, labels in sides.items():
                 value = js_divergence(objects.of(labels), oracle.of(labels))
@@ -205,41 +229,56 @@ class Audit:
         images = np.unique(self.objects(UNLEARNED, 'held_out').images)
         return self.models[UNLEARNED].untrained(seed).objects(self.held_out, images)
 
-    def _relearning(self, model: str, images: int) -> Iterator[tuple[str, int, float]]:
-        settings = self.settings
-        for seed in settings.seeds:
-            curve = relearning_curve(
-                self.models[model],
-                self.train,
-                self.held_out,
+    def _relearning(self, model: str, images: int, seeds: Sequence[int]) -> Iterator[dict]:
+        steps = self.settings.relearning_steps
+        subjects = self._with_new_rows(model, seeds)
+        if model != UNSEEN:  # whose rows are those of the forgotten classes
+            subjects = dict.fromkeys(seeds, self.models[model])
+        for row in self._attack(f'relearning/k{images}', model, subjects, images, steps):
+            if row['measure'].endswith('/step0') and model != UNSEEN:
+                self._at_start[model] = row['value']
+            yield row
+
+    def _new_head(self, model: str, seeds: Sequence[int]) -> Iterator[dict]:
+        """Relearning as the verdict compares it, by an attacker who starts the rows anew."""
+        subjects, name = self._with_new_rows(model, seeds), f'new_head/k{NEW_HEAD_IMAGES}'
+        yield from self._attack(name, model, subjects, NEW_HEAD_IMAGES, (NEW_HEAD_STEPS,))
+
+    def _with_new_rows(self, model: str, seeds: Sequence[int]) -> dict[int, AuditedModel]:
+        return {seed: self.models[model].with_new_rows(self.labels, seed) for seed in seeds}
+
+    def _attack(
+        self,
+        name: str,
+        model: str,
+        subjects: Mapping[int, AuditedModel],
+        images: int,
+        steps: Sequence[int],
+    ) -> Iterator[dict]:
+        """Rows of every draw at the learning rate that is best for the attacker in the first."""
+
+        def curve(seed: int, lr: float) -> Curve:
+            return relearning_curve(
+                subjects[seed],
+                *self._data(model),
                 self.labels,
                 images,
                 seed,
-                steps=settings.relearning_steps,
-                lr=settings.relearning_lr,
-                batch_size=settings.relearning_batch,
-                measured_on=settings.relearning_measured_on,
+                steps=steps,
+                lr=lr,
+                batch_size=self.settings.relearning_batch,
+                measured_on=self.settings.relearning_measured_on,
                 at_start=self._at_start.get(model),
             )
-            if curve.steps[0] == 0:
-                self._at_start[model] = curve.values[0]
-            for step, value in zip(curve.steps, curve.values):
-                yield f'relearning/k{images}/step{step}', seed, value
 
-    def _new_head(self, model: str) -> Iterator[tuple[str, int, float]]:
-        """Relearning as the verdict compares it, by an attacker who starts the rows anew."""
-        settings = self.settings
-        for seed in settings.seeds:
-            curve = relearning_curve(
-                self.models[model].with_new_rows(self.labels, seed),
-                self.train,
-                self.held_out,
-                self.labels,
-                NEW_HEAD_IMAGES,
-                seed,
-                steps=(NEW_HEAD_STEPS,),
-                lr=settings.relearning_lr,
-                batch_size=settings.relearning_batch,
-                measured_on=settings.relearning_measured_on,
-            )
-            yield f'new_head/k{NEW_HEAD_IMAGES}/step{NEW_HEAD_STEPS}', seed, curve.values[0]
+        rates = self.settings.relearning_lr
+        rates = rates if isinstance(rates, Sequence) else (rates,)
+        first = next(iter(subjects))
+        tried = {lr: curve(first, lr) for lr in rates}
+        best = max(tried, key=lambda lr: tried[lr].values[-1])
+        for seed in subjects:
+            found = tried[best] if seed == first else curve(seed, best)
+            for step, value in zip(found.steps, found.values):
+                yield dict(
+                    seed=seed, measure=f'{name}/step{step}', value=value, model=model, lr=best
+                )

@@ -15,17 +15,34 @@ from mmgslora.audit.rows import (
     ORACLE,
     ORIGINAL,
     UNLEARNED,
+    UNSEEN,
     AuditRows,
     curve_point,
     digest,
+    is_oracle,
     unit_key,
 )
-from mmgslora.audit.verdict import Verdict, judge_request, limits_of, worst
+from mmgslora.audit.verdict import (
+    FURTHER_MEASURES,
+    NEW_HEAD_MEASURE,
+    RELEARNING_MEASURE,
+    Verdict,
+    judge_request,
+    limits_of,
+    worst,
+)
 from mmgslora.records.record import unfinished
 
-_ALWAYS = (
+_ONE_ORACLE = (
     'One oracle stands for all: another seed of its training would give other numbers, and a '
-    'difference smaller than that spread means nothing.',
+    'difference smaller than that spread means nothing.'
+)
+_UNSEEN = (
+    'Without an oracle the verdict compares with other classes, which the original never saw: it '
+    'shows whether the forgotten ones are as new to the model as those are, and nothing that the '
+    'two sets of classes do not share, such as how like retained ones they look.'
+)
+_ALWAYS = (
     'Only these attacks failed or succeeded; a stronger probe, more images or another learning '
     'rate may find what they did not.',
     'Adapters, training checkpoints and the original model can undo the forgetting; they were '
@@ -138,13 +155,18 @@ class AuditRecord:
         derived = []
         for (model, seed, k), curve in curves.items():
             oracle = curves.get((ORACLE, seed, k))
-            if model == ORACLE or oracle is None or oracle.steps != curve.steps:
+            if is_oracle(model) or oracle is None or oracle.steps != curve.steps:
                 continue
             lead, steps = area_between(curve, oracle), steps_to_oracle(curve, oracle)
             for name, value in (('lead', lead), ('steps_to_oracle', steps)):
                 measure = f'relearning/k{k}/{name}'
                 derived.append(dict(model=model, seed=seed, measure=measure, value=value))
         return derived
+
+    def close_calls(self) -> list[str]:
+        """Units of the attacks that decide, where further draws might decide otherwise."""
+        measures = (RELEARNING_MEASURE, *FURTHER_MEASURES)
+        return [_unit_of(m) for m in measures if self.rows.is_close(m)]
 
     def verdict(self) -> Verdict | None:
         """The worst on the requests up to the audited task; None before the output was measured."""
@@ -155,8 +177,11 @@ class AuditRecord:
 
     def cannot_conclude(self) -> list[str]:
         """What this audit says nothing about, in sentences."""
-        always = _ALWAYS if ORACLE in self.about['files'] else (*_NO_ORACLE, *_ALWAYS[1:])
-        return [*filter(None, [unfinished(self.run)]), *always]
+        oracles = sum(map(is_oracle, self.about['files']))
+        first = {0: _NO_ORACLE, 1: (_ONE_ORACLE,)}.get(oracles, ())
+        if not oracles and UNSEEN in self.about['files']:
+            first = (_UNSEEN, _NO_ORACLE[1])
+        return [*filter(None, [unfinished(self.run)]), *first, *_ALWAYS]
 
     def write(self) -> None:
         """Write the file; it is whole or not there."""
@@ -168,3 +193,8 @@ class AuditRecord:
             cannot_conclude=self.cannot_conclude(),
         )
         write_text(self.path, json.dumps(content, indent=1))
+
+
+def _unit_of(measure: str) -> str:
+    """The unit of :meth:`~mmgslora.audit.measures.Audit.units` that an attack's value is of."""
+    return 'new_head' if measure == NEW_HEAD_MEASURE else measure.rpartition('/')[0]

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from mmgslora.families.audited_model import AuditedModel, Images
 
-STEPS = (0, 5, 10, 20)
+STEPS = (0, 10, 20)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def relearning_curve(
         labels: The classes to bring back.
         images: How many images the attacker has; they are drawn by :meth:`Images.draw`.
         seed: Seed of the draw and of the order.
-        steps: Numbers of steps to measure after, ascending. Defaults to (0, 5, 10, 20).
+        steps: Numbers of steps to measure after, ascending. Defaults to (0, 10, 20).
         lr: Learning rate of AdamW. Defaults to 5e-4.
         batch_size: Most images per step. Defaults to 16.
         measured_on: Most held-out images; the same ones in every call. Defaults to None: all.

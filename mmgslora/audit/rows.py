@@ -14,6 +14,9 @@ from mmgslora.errors import ForgettingError
 from mmgslora.records.record import number
 
 ORIGINAL, UNLEARNED, ORACLE = 'original', 'unlearned', 'oracle'
+"""Of several oracles those after the first have a number, 'oracle 2'."""
+UNSEEN = 'unseen'
+"""The original again, asked of classes that it has never seen: a reference without an oracle."""
 HEAD_ONLY = 'head only'
 """A control: the original without the head's rows of the classes, nothing trained."""
 MODEL_NAMES = {
@@ -21,6 +24,7 @@ MODEL_NAMES = {
     UNLEARNED: 'after forgetting',
     HEAD_ONLY: 'head only (nothing trained)',
     ORACLE: 'oracle (never saw them)',
+    UNSEEN: 'original, on classes it never saw',
 }
 KINDS = (
     *('output', 'outcomes', 'localisation', 'probe', 'prototype', 'relearning', 'new_head'),
@@ -28,8 +32,13 @@ KINDS = (
 )
 """The first words of all measures, in the order in which they are told; others are 'other'."""
 OUTCOMES = ('found', 'low score', 'called another', 'background')
-_RANK = {ORIGINAL: 0, UNLEARNED: 1, ORACLE: 3}
+_RANK = {ORIGINAL: 0, UNLEARNED: 1}
 _DERIVED = re.compile(r'damage/.*|relearning/[^/]*/(lead|steps_to_oracle)')
+
+
+def is_oracle(model: str) -> bool:
+    """Whether a model is one of the oracles."""
+    return re.fullmatch(rf'{ORACLE}( \d+)?', model) is not None
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class AuditRows:
             if value is not None:
                 values.append(value)
         names = dict.fromkeys(m for of_models in self._values.values() for m in of_models)
-        self.models: list[str] = sorted(names, key=lambda m: _RANK.get(m, 2))
+        self.models: list[str] = sorted(names, key=lambda m: 3 if is_oracle(m) else _RANK.get(m, 2))
 
     @property
     def measures(self) -> list[str]:
@@ -101,15 +110,40 @@ class AuditRows:
             return None
         return Spread(fmean(values), min(values), max(values), len(values))
 
+    def highest(self, measure: str) -> Spread | None:
+        """The value of the oracle that has most; None where none was measured.
+
+        Of several oracles each is a model that never saw the classes, so what any of them has is
+        no sign of having seen them.
+        """
+        found = [self.value(measure, model) for model in self.models if is_oracle(model)]
+        return max(filter(None, found), key=lambda value: value.mean, default=None)
+
+    def reference(self, measure: str) -> Spread | None:
+        """What is compared with: the highest oracle; without any, classes that were never seen."""
+        return self.highest(measure) if self.has_oracle else self.value(measure, UNSEEN)
+
+    @property
+    def reference_name(self) -> str:
+        """What is compared with, in words; '' where there is nothing."""
+        if self.has_oracle:
+            return 'the oracle'
+        return 'classes never seen' if UNSEEN in self.models else ''
+
     def gap(self, measure: str) -> float | None:
-        """By how much the forgetting model's mean lies above the oracle's."""
-        unlearned, oracle = self.value(measure, UNLEARNED), self.value(measure, ORACLE)
-        return unlearned.mean - oracle.mean if unlearned and oracle else None
+        """By how much the forgetting model's mean lies above that of the reference."""
+        unlearned, other = self.value(measure, UNLEARNED), self.reference(measure)
+        return unlearned.mean - other.mean if unlearned and other else None
+
+    def is_close(self, measure: str) -> bool:
+        """Whether the draws of one of the two lie further apart than the gap is wide."""
+        pair = [self.value(measure, UNLEARNED), self.reference(measure)]
+        return None not in pair and max(v.high - v.low for v in pair) > abs(self.gap(measure))
 
     @property
     def has_oracle(self) -> bool:
         """Whether any measure can be compared with an oracle."""
-        return any(self.gap(measure) is not None for measure in self._values)
+        return any(self.value(m, UNLEARNED) and self.highest(m) for m in self._values)
 
     def curves(self) -> dict[int, dict[str, list[tuple[int, Spread]]]]:
         """The relearning curves: images -> model -> (step, value) in the order of the steps."""
@@ -180,9 +214,12 @@ def unit_key(name: str, content: Mapping[str, Any], split: str | None) -> str:
     """
     unit, _, model = name.partition(':')
     files, settings = content.get('files') or {}, dict(content.get('settings') or {})
-    roles = {model} | (files.keys() - {UNLEARNED, ORACLE, ORIGINAL, HEAD_ONLY})
+    others = {role for role in files if not is_oracle(role)}
+    roles = {model} | (others - {UNLEARNED, ORIGINAL, HEAD_ONLY, UNSEEN})
     if unit == 'divergence':
         roles.add(ORACLE)
+    if model == UNSEEN:
+        roles.add(ORIGINAL)
     if unit.startswith('relearning'):
         settings.pop('relearning_images', None)  # each k is a unit of its own
     hashes = {role: files[role]['sha256'] for role in roles if role in files}

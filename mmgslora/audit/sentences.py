@@ -78,7 +78,7 @@ def _probe(audit: AuditRows, kind: str, measures: list[str]) -> str:
     gap = audit.gap(last)
     if gap is None:
         return f'{text}; without an oracle it is not known how many would be too many.'
-    text += f', from the oracle {points(audit.value(last, ORACLE).mean)} %: '
+    text += f', from {audit.reference_name} {points(audit.reference(last).mean)} %: '
     text += f'{points(gap)} points' if gap > 0 else 'no'
     text += ' more than in a model that never saw them.'
     gaps = {m: gap for m in measures if (gap := audit.gap(m)) is not None}
@@ -99,7 +99,7 @@ def _relearning(audit: AuditRows, measures: list[str]) -> str:
     gap = audit.gap(measure)
     if gap is None:
         return f'{text}; without an oracle it is not known how much of that is new learning.'
-    text += f', the oracle to {points(audit.value(measure, ORACLE).mean)} %: '
+    text += f', {audit.reference_name} to {points(audit.reference(measure).mean)} %: '
     if gap > 0:
         return f'{text}{points(gap)} points of lead are knowledge that was left behind.'
     return f'{text}no lead over a model that never saw the classes.'

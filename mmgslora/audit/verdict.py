@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mmgslora.audit.rows import ORACLE, AuditRows
+from mmgslora.audit.rows import AuditRows
 from mmgslora.errors import ForgettingError
 from mmgslora.records.record import mean_before, merged_file, metric_prefix, number, share_kept
 from mmgslora.settings import Share, problems
@@ -43,7 +43,9 @@ RELEARNING_POINT = (16, 20)
 """Images and steps at which relearning is compared."""
 RELEARNING_MEASURE = 'relearning/k16/step20'
 NEW_HEAD_MEASURE = 'new_head/k16/step20'
-"""The same by an attacker who starts the head's rows anew; the larger lead of the two counts."""
+"""The same by an attacker who starts the head's rows anew."""
+FURTHER_MEASURES = (NEW_HEAD_MEASURE, 'relearning/k64/step20')
+"""Attacks of which the largest lead counts where it is larger than that of the first."""
 
 NOT_FORGOTTEN = 'not forgotten'
 CAME_BACK = 'came back in part'
@@ -137,10 +139,10 @@ def judge_request(
     - 'came back in part': it was not, but in the last model of the run it is.
     - 'hidden, not forgotten': the output does not name the classes, but probe or relearning finds
       more than in the oracle. One gap above its limit is enough, even where the other was not
-      measured; relearning under a new head alone can say this, and never the opposite.
+      measured; relearning under a new head, or on 64 images, can say this, and never the opposite.
     - 'at too high a price': the retained classes kept too little.
     - 'not shown': one of the values of the run was not measured, or not on the file that is there.
-    - 'gone from the output; ...': no audit with an oracle looked inside.
+    - 'gone from the output; ...': no audit with an oracle, or classes never seen, looked inside.
     - 'forgotten': every limit holds.
 
     Args:
@@ -189,7 +191,7 @@ def _checks(
     """What is compared with which limit: the output, once or twice; what stays; the inside."""
     prefix, n, last = metric_prefix(record), task['task'], record['tasks'][-1]
     names, kept, rows = task['forget'], task['retain'], audit or AuditRows({})
-    oracle = [rows.value(f'output/per_class/{name}', ORACLE) for name in names]
+    oracle = [rows.highest(f'output/per_class/{name}') for name in names]
     allowed = limits['forgotten_max']
     if None not in oracle:
         allowed = max(allowed, fmean(value.mean for value in oracle))
@@ -209,19 +211,19 @@ def _checks(
     checks.append(_check('retained_min_share', what, share, least, n, unfit.get(n)))
 
     probe = next(reversed(rows.of('probe')), 'probe')
-    gaps = {name: rows.gap(name) for name in (probe, RELEARNING_MEASURE, NEW_HEAD_MEASURE)}
-    anew, relearned, limit = (
-        gaps[NEW_HEAD_MEASURE], gaps[RELEARNING_MEASURE], limits['relearning_gap_max']
-    )  # fmt: skip
-    # The larger lead counts; a new head alone can show that something is left, not that nothing is.
-    alone = relearned is None and anew is not None and anew > limit + _ROUNDING
-    larger = None not in (anew, relearned) and anew > relearned
-    relearning = NEW_HEAD_MEASURE if alone or larger else RELEARNING_MEASURE
-    missing = 'the audit has no such comparison with the oracle'
-    if not rows.has_oracle:
+    gaps = {name: rows.gap(name) for name in (probe, RELEARNING_MEASURE, *FURTHER_MEASURES)}
+    # The largest lead counts; further attacks can show that something is left, not that nothing is.
+    relearned, limit = gaps[RELEARNING_MEASURE], limits['relearning_gap_max']
+    first = limit + _ROUNDING if relearned is None else relearned
+    leads = {name: gaps[name] for name in FURTHER_MEASURES if gaps[name] is not None}
+    relearning = max(leads, key=leads.get, default=RELEARNING_MEASURE)
+    if leads.get(relearning, first) <= first:
+        relearning = RELEARNING_MEASURE
+    missing = f'the audit has no such comparison with {rows.reference_name}'
+    if not rows.reference_name:
         missing = 'the audit has no oracle to compare with'
     for threshold, name in (('probe_gap_max', probe), ('relearning_gap_max', relearning)):
-        name, gap = f'{name}, above the oracle', gaps[name]
+        name, gap = f'{name}, above {rows.reference_name or "the oracle"}', gaps[name]
         model, why = (audit.task, None) if audit else (None, reason)
         checks.append(_check(threshold, name, gap, limits[threshold], model, why, missing))
     return checks

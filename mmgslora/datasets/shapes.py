@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 
 from mmgslora.datasets.generated import write_once
+from mmgslora.errors import ForgettingError
 
 SHAPES = (
     'circle',
@@ -25,6 +27,8 @@ SHAPES = (
     'arrow',
     'heart',
 )
+UNSEEN_SHAPES = ('pentagon', 'kite', 'semicircle', 'frame', 'tee', 'bolt')
+"""Shapes that can be drawn and are in no data set by default: classes that no model has seen."""
 SPLITS = ('train', 'val', 'test')
 # Corners lie on a grid of 1/16 pixel: from there on all arithmetic is on integers, which is what
 # makes the images the same on every machine.
@@ -83,6 +87,20 @@ _OUTLINES: dict[str, list[Loop]] = {
         + [(-0.28, 0.9), (-0.28, -0.15), (-0.75, -0.15)]
     ],
     'heart': [_heart()],
+    'pentagon': [_regular(5)],
+    'kite': [[(0, -1), (0.62, -0.25), (0, 1), (-0.62, -0.25)]],
+    'semicircle': [
+        [(math.cos(math.pi * i / 20), 0.5 - math.sin(math.pi * i / 20)) for i in range(21)]
+    ],
+    'frame': [
+        [(-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)],
+        [(-0.4, -0.4), (0.4, -0.4), (0.4, 0.4), (-0.4, 0.4)],
+    ],
+    'tee': [
+        [(-0.8, -0.8), (0.8, -0.8), (0.8, -0.3), (0.25, -0.3)]
+        + [(0.25, 0.95), (-0.25, 0.95), (-0.25, -0.3), (-0.8, -0.3)]
+    ],
+    'bolt': [[(0.3, -1), (-0.6, 0.15), (-0.05, 0.15), (-0.3, 1), (0.6, -0.2), (0.05, -0.2)]],
 }
 
 
@@ -124,17 +142,20 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return both // (size * size) + rng.integers(-10, 11, (size, size, 3))
 
 
-def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
+def draw_image(
+    rng: np.random.Generator, size: int, shapes: Sequence[str] = SHAPES
+) -> tuple[np.ndarray, list[dict]]:
     """Draw one image with 1 to 4 shapes that hardly overlap.
 
     Args:
         rng: Source of every choice.
         size: Side of the image in pixels.
+        shapes: Their names, each drawn as often as any other. Defaults to :data:`SHAPES`.
 
     Returns:
         The image, (size, size, 3) uint8 in BGR order, and one dict per object with
-        ``category_id`` (1 to 10), ``bbox`` ([x, y, w, h] in pixels, tight around the visible
-        pixels) and ``area`` (visible pixels).
+        ``category_id`` (1 to the number of shapes), ``bbox`` ([x, y, w, h] in pixels, tight around
+        the visible pixels) and ``area`` (visible pixels).
     """
     image = _texture(rng, size)
     placed: list[tuple[int, int, int]] = []
@@ -148,8 +169,8 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
         else:
             continue
         placed.append((x, y, radius))
-        label = int(rng.integers(len(SHAPES)))
-        mask = _fill(SHAPES[label], (x, y), radius, int(rng.integers(360)), size)
+        label = int(rng.integers(len(shapes)))
+        mask = _fill(shapes[label], (x, y), radius, int(rng.integers(360)), size)
         under = image[mask].sum(0) // mask.sum()
         colour = rng.integers(0, 256, 3)
         while np.abs(colour - under).sum() < 150:
@@ -173,6 +194,7 @@ def write_shapes(
     test: int = 300,
     size: int = 128,
     seed: int = 0,
+    shapes: Sequence[str] = SHAPES,
 ) -> None:
     """Write the data set as a COCO-format folder; the same numbers give the same images.
 
@@ -185,21 +207,30 @@ def write_shapes(
         train, val, test: Number of images per split. Defaults to 2000, 300, 300.
         size: Side of the images in pixels. Defaults to 128.
         seed: Seed of all choices. Defaults to 0.
+        shapes: The classes in the order of their ids, of :data:`SHAPES` and
+            :data:`UNSEEN_SHAPES`. Defaults to the former.
 
     Raises:
-        ForgettingError: The folder exists and is not this data set.
+        ForgettingError: The folder exists and is not this data set, or a shape cannot be drawn.
     """
+    for name in shapes:
+        if name not in _OUTLINES:
+            raise ForgettingError(
+                f'The shape {name!r} cannot be drawn; those that can are {", ".join(_OUTLINES)}.'
+            )
     recipe = dict(train=train, val=val, test=test, size=size, seed=seed)
+    if tuple(shapes) != SHAPES:
+        recipe['shapes'] = list(shapes)
 
     def write(draft: Path) -> None:
         (draft / 'annotations').mkdir()
-        categories = [dict(id=i, name=name) for i, name in enumerate(SHAPES, 1)]
+        categories = [dict(id=i, name=name) for i, name in enumerate(shapes, 1)]
         for number, split in enumerate(SPLITS):
             rng = np.random.default_rng([seed, number])
             images, annotations = [], []
             (draft / split).mkdir()
             for image_id in range(1, recipe[split] + 1):
-                image, objects = draw_image(rng, size)
+                image, objects = draw_image(rng, size, shapes)
                 name = f'{image_id:06d}.png'
                 cv2.imwrite(str(draft / split / name), image)
                 images.append(dict(id=image_id, file_name=name, width=size, height=size))
@@ -219,7 +250,8 @@ class ShapesDataset(CocoDataset):
 
     Args:
         data_root: Folder of the data set.
-        generate: Arguments of :func:`write_shapes`. Defaults to its defaults.
+        generate: Arguments of :func:`write_shapes`, whose ``shapes`` are the classes. Defaults to
+            its defaults.
         **kwargs: As :class:`mmdet.datasets.CocoDataset`.
     """
 
@@ -227,5 +259,8 @@ class ShapesDataset(CocoDataset):
     makes_its_files = True
 
     def __init__(self, *args, data_root: str, generate: dict | None = None, **kwargs) -> None:
-        write_shapes(data_root, **(generate or {}))
+        generate = generate or {}
+        write_shapes(data_root, **generate)
+        if 'shapes' in generate:
+            kwargs.setdefault('metainfo', dict(classes=tuple(generate['shapes'])))
         super().__init__(*args, data_root=data_root, **kwargs)

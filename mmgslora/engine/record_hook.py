@@ -21,6 +21,7 @@ from mmgslora.lora import trainable_share
 from mmgslora.methods.base import Method
 from mmgslora.records.finished_run import sha256
 from mmgslora.records.record import merged_file
+from mmgslora.records.training_cost import training_cost
 from mmgslora.report.certificate import requests_of
 from mmgslora.report.charts import forgetting_figure, write_image
 from mmgslora.report.table import forgetting_table, summary_lines
@@ -113,6 +114,7 @@ class RecordHook(Hook):
             original = str(runner.cfg.load_from)
             runner.message_hub.update_info('original', original)
             runner.message_hub.update_info('original_sha256', _hash(Path(original)))
+            runner.message_hub.update_info('original_training', training_cost(original))
 
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
@@ -169,6 +171,7 @@ class RecordHook(Hook):
             seal=runner.train_loop.seal,
             original=runner.message_hub.get_info('original'),
             original_sha256=runner.message_hub.get_info('original_sha256'),
+            original_training=runner.message_hub.get_info('original_training'),
             protocol=dict(tasks=list(map(list, protocol.tasks)), missing=list(protocol.missing)),
             requests=requests_of(runner.cfg.get('requests'), len(protocol)),
             thresholds=runner.cfg.get('thresholds'),

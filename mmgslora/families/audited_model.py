@@ -7,14 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmgslora.families.untrained import untrained
 from mmgslora.models import seal_layer
 
 
@@ -163,6 +162,12 @@ class AuditedModel(ABC):
     def class_layers(self) -> list[nn.Module]:
         """The layers whose scores become predictions."""
 
+    def on_classes(self, classes: Sequence[str]) -> AuditedModel:
+        """The same model, asked of classes of other names."""
+        other = copy.copy(self)
+        other.classes = tuple(classes)
+        return other
+
     @torch.no_grad()
     def with_new_rows(self, labels: Sequence[int], seed: int) -> AuditedModel:
         """A copy whose head is a new one for these classes: small random rows (ours).
@@ -227,10 +232,7 @@ class AuditedModel(ABC):
     def untrained(self, seed: int) -> AuditedModel:
         """The same architecture with random weights, a model that never saw any data."""
         other = copy.copy(self)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            other.model = MODELS.build(_without_weights(self.config))
-            other.model.init_weights()
+        other.model = untrained(self.config, seed)
         other.model.to(next(self.model.parameters()).device).eval()
         return other
 
@@ -275,19 +277,6 @@ def _training_mode(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-
-
-def _without_weights(config: Any) -> Any:
-    """A model's config that loads no weights, neither a checkpoint's nor published ones."""
-    if isinstance(config, Mapping):
-        kept = {key: _without_weights(value) for key, value in config.items() if key != 'weights'}
-        pretrained = kept.get('init_cfg')
-        if isinstance(pretrained, Mapping) and pretrained.get('type') == 'Pretrained':
-            kept['init_cfg'] = None
-        return kept
-    if isinstance(config, (list, tuple)):
-        return type(config)(_without_weights(value) for value in config)
-    return config
 
 
 def _passes(images: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import fitting_weights
+from mmgslora.families.untrained import untrained
 from mmgslora.families.view import SIDES, View
 from mmgslora.methods.base import Context, Task, build_method
 from mmgslora.models import seal_layer
@@ -48,6 +49,8 @@ class ForgettingModel(BaseModel):
     """Name of the attribute that holds the plain model, and of its keys in checkpoints."""
     frozen_parts: tuple[str, ...] = ()
     """Parts of the plain model that carry no adapter unless ``tune`` says otherwise."""
+    plain_config: Mapping[str, Any]
+    """Config of the plain model."""
 
     def __init__(
         self, plain: BaseModel, method: dict, tune: dict | None, init_cfg: dict | None
@@ -115,6 +118,10 @@ class ForgettingModel(BaseModel):
     def plain_model(self) -> nn.Module:
         """The wrapped model itself, with what the tuner put into it."""
         return getattr(self, self.model_key)
+
+    def untrained(self, seed: int) -> nn.Module:
+        """The plain model with random weights, the same ones for a seed."""
+        return untrained(self.plain_config, seed).to(next(self.parameters()).device)
 
     @property
     def context(self) -> Context:

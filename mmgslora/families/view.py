@@ -36,24 +36,30 @@ class Outputs:
         boxes: (m, 4) centre, width and height in units of the image; None without boxes.
         kind: How the model was trained to read its logits: 'sigmoid', 'softmax' or
             'softmax_background', which has the additional column.
+        earlier: What the layers before the last say of the same predictions, row by row, first
+            layer first: of the model that learns, where it has heads there. Defaults to none.
     """
 
     logits: Tensor
     embeddings: Tensor
     boxes: Tensor | None = None
     kind: str = 'softmax'
+    earlier: tuple[Outputs, ...] = ()
 
     def __getitem__(self, rows: Tensor) -> Outputs:
         """The predictions of a mask or of row numbers."""
         boxes = None if self.boxes is None else self.boxes[rows]
-        return Outputs(self.logits[rows], self.embeddings[rows], boxes, self.kind)
+        earlier = tuple(layer[rows] for layer in self.earlier)
+        return Outputs(self.logits[rows], self.embeddings[rows], boxes, self.kind, earlier)
 
     @staticmethod
     def joined(*parts: Outputs) -> Outputs:
         """The predictions of all parts, one after another."""
         boxes = None if parts[0].boxes is None else torch.cat([x.boxes for x in parts])
         logits = torch.cat([x.logits for x in parts])
-        return Outputs(logits, torch.cat([x.embeddings for x in parts]), boxes, parts[0].kind)
+        embeddings = torch.cat([x.embeddings for x in parts])
+        earlier = tuple(Outputs.joined(*layers) for layers in zip(*(x.earlier for x in parts)))
+        return Outputs(logits, embeddings, boxes, parts[0].kind, earlier)
 
     @cached_property
     def _wide(self) -> Tensor:
@@ -161,12 +167,14 @@ class View:
         now: The model's outputs, with their graph.
         match: Gives the :class:`Matching`.
         teachers: Outputs of the method's teachers by name, without graph.
+        images: How many images the view has; each has as many predictions, one after another.
     """
 
     side: str
     now: Outputs
     match: Callable[[], Matching] = field(repr=False)
     teachers: Mapping[str, Outputs] = field(default_factory=dict)
+    images: int = 1
 
     @cached_property
     def _matching(self) -> Matching:

@@ -1,6 +1,7 @@
 """The pieces that methods and families share: losses, and means over processes."""
 
 from mmgslora.losses.bounded_ascent import bounded_ascent
+from mmgslora.losses.boxes import box_iou
 from mmgslora.losses.group_sparsity import group_penalty, proximal_step, zero_ratio
 from mmgslora.losses.over_processes import (
     joint_value,
@@ -11,6 +12,7 @@ from mmgslora.losses.prototypes import class_mean_shift, prototype_divergence
 
 __all__ = [
     'bounded_ascent',
+    'box_iou',
     'class_mean_shift',
     'group_penalty',
     'joint_value',

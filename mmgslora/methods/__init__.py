@@ -7,10 +7,12 @@ from mmgslora.methods.neg_grad_plus import NegGradPlus
 from mmgslora.methods.retain_only import RetainOnly
 from mmgslora.methods.salun import SalUn
 from mmgslora.methods.scrub import SCRUB
+from mmgslora.methods.undo import UNDO
 
 __all__ = [
     'METHODS',
     'SCRUB',
+    'UNDO',
     'Context',
     'GSLoRA',
     'GSLoRAPlusPlus',

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmgslora.audit.rows import AuditRows
+from mmgslora.audit.rows import AuditRows, is_oracle
 from mmgslora.audit.verdict import Verdict, judge_request, limits_of
 from mmgslora.errors import ForgettingError
 from mmgslora.records.record import merged_file, tasks_of
@@ -131,7 +131,8 @@ class FinishedRun:
             return f'audit.json was made with another original than {original["path"]}'
         if audit.has_oracle and not hashes.get('oracle'):
             return 'audit.json has values of an oracle, but names no file of one'
-        if audit.has_oracle and hashes['oracle'] in (merged['sha256'], original['sha256']):
+        oracles = {sha for role, sha in hashes.items() if is_oracle(role)}
+        if audit.has_oracle and oracles & {merged['sha256'], original['sha256']}:
             return 'the oracle of audit.json is the audited or the original model itself'
         return audit.foreign(self.record.get('split'))
 

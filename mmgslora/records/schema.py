@@ -70,6 +70,7 @@ class Record(_Strict):
     seed: int | None = None
     original: str | None = None
     original_sha256: str | None = None
+    original_training: dict[str, Any] | None = None
     split: str | None = None
     protocol: _Protocol | None = None
     method: dict[str, Any] | None = None

@@ -22,6 +22,7 @@ from mmgslora.records.record import (
     task_summary,
     tasks_of,
 )
+from mmgslora.report.format import percent
 
 _WIDTH = 100
 _GAP = 1
@@ -152,6 +153,7 @@ def summary_lines(record: dict) -> list[str]:
     lines.append(
         f'Training took {_duration(train)} in all, {before}evaluation {_duration(evaluate)}.'
     )
+    lines += _beside_the_original(record, tasks, prepare + train)
 
     lines += [line for task in tasks if (line := _why_it_ended(task))]
 
@@ -252,3 +254,16 @@ def _duration(seconds: float) -> str:
 def _count(n: int, noun: str) -> str:
     plural = f'{noun}es' if noun.endswith('s') else f'{noun}s'
     return f'{n} {noun if n == 1 else plural}'
+
+
+def _beside_the_original(record: dict, tasks: list[dict], seconds: float) -> list[str]:
+    """What all tasks took beside the training of the model that they began with."""
+    original = record.get('original_training') or {}
+    steps, took = sum(task.get('steps') or 0 for task in tasks), original.get('seconds')
+    if not original.get('steps') or not steps:
+        return []
+    share = f', {percent(seconds / took)} of its time' if took else ''
+    return [
+        f'The training of the original had {original["steps"]:,} steps; these are {steps:,}, '
+        f'{percent(steps / original["steps"])}{share}.'
+    ]

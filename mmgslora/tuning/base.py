@@ -100,6 +100,19 @@ class Tuner(ABC):
         with self.at_start():
             return copy.deepcopy(self.model).requires_grad_(False).eval()
 
+    def keep(self, name: str) -> None:
+        """Remember the model as it is now as a teacher, until another is kept by the name.
+
+        Parts without anything that learns are the teacher's, too, so that what they give is
+        computed once for both; none of them may hold dropout that is active.
+
+        Args:
+            name: For :meth:`teacher`.
+        """
+        fixed = [part for part in self.model.modules() if not self.learns(part)]
+        self._copies[name] = copy.deepcopy(self.model, {id(part): part for part in fixed})
+        self._copies[name].requires_grad_(False).eval()
+
     @abstractmethod
     def owns(self, key: str) -> bool:
         """Whether an entry of the model's state dict is the tuner's, not the plain model's."""

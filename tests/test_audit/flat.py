@@ -98,7 +98,7 @@ class FlatModel(AuditedModel):
         right = (logits.argmax(-1).numpy() == data.truth[images]) * 100.0
         return {
             name: right[data.truth[images] == label].mean()
-            for label, name in enumerate(CLASSES)
+            for label, name in enumerate(self.classes)
             if (data.truth[images] == label).any()
         }
 

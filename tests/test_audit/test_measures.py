@@ -1,5 +1,6 @@
 """Whole audits of models whose answers are known."""
 
+import numpy as np
 import pytest
 
 from mmgslora.audit.measures import Audit, Settings
@@ -24,12 +25,12 @@ def run_of(model):
     return dict(pretrained=dict(per_class=original().evaluate(HELD_OUT)), tasks=[task])
 
 
-def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS):
+def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS, unseen=None):
     models = dict(original=original(), unlearned=ours)
     if with_oracle:
         models['oracle'] = oracle()
-    audit = Audit(models, TRAIN, HELD_OUT, GONE, settings)
-    files = {role: dict(path=role, sha256=role) for role in models}
+    audit = Audit(models, TRAIN, HELD_OUT, GONE, settings, unseen=unseen)
+    files = {role: dict(path=role, sha256=role) for role in audit.models}
     record = AuditRecord(
         tmp_path / 'audit.json', run_of(ours), run_of(ours)['tasks'][0], files, settings
     )
@@ -116,11 +117,7 @@ def test_units_come_in_order_and_only_those_asked_for():
     assert list(audit.units(['relearning', 'output'])) == [
         ('output', 'unlearned'),
         ('output', 'original'),
-        *(
-            (f'relearning/k{k}', model)
-            for k in (1, 4, 16, 64)
-            for model in ('unlearned', 'original')
-        ),
+        *((f'relearning/k{k}', model) for k in (16, 64) for model in ('unlearned', 'original')),
     ]
 
 
@@ -130,3 +127,59 @@ def test_images_of_the_forgotten_classes_are_needed():
         Audit(dict(original=original(), unlearned=oracle()), TRAIN, bare, GONE)
     with pytest.raises(ForgettingError, match='No training image shows'):
         Audit(dict(original=original(), unlearned=oracle()), bare, HELD_OUT, GONE)
+
+
+def test_every_model_is_attacked_at_the_rate_that_is_best_there():
+    rates = (1e-4, 0.05)
+    several = Settings(relearning_images=(16,), relearning_steps=(0, 20), relearning_lr=rates)
+    one = Settings(relearning_images=(16,), relearning_steps=(0, 20), relearning_lr=0.05)
+    found = [
+        Audit(dict(original=original(), unlearned=head_cut()), TRAIN, HELD_OUT, GONE, settings)
+        for settings in (several, one)
+    ]
+    for unit in ('relearning/k16', 'new_head'):
+        rows, wanted = (audit.measure(unit, 'unlearned') for audit in found)
+        assert rows == wanted  # next to nothing is learned at the other rate
+        assert {row['lr'] for row in rows} == {0.05}
+
+
+def test_further_draws_where_the_spread_is_wider_than_the_gap(tmp_path):
+    record = run(tmp_path, head_cut(), measures=('relearning', 'new_head'))
+    audit = Audit(dict(original=original(), unlearned=head_cut()), TRAIN, HELD_OUT, GONE, SETTINGS)
+    more = audit.measure('new_head/more', 'unlearned')
+    assert [row['seed'] for row in more] == [3, 4]
+    assert {row['measure'] for row in more} == {'new_head/k16/step20'}
+    assert 'relearning/k16' not in record.close_calls()  # 0 to 3 points against some ten
+    for seed, value in enumerate((0.0, 100.0)):
+        row = dict(model='oracle', seed=seed, measure='relearning/k16/step20', value=value)
+        record.add('relearning/k16', 'oracle', [row], 0.0)
+    assert 'relearning/k16' in record.close_calls()
+
+
+class NewImages(FlatImages):
+    """Two classes that no model has seen lie where a and c do not, and upon each other."""
+
+    classes = ('x', 'b', 'y', 'd')
+
+    def __init__(self, per_class, seed):
+        super().__init__(per_class, seed)
+        gone = np.isin(self.truth, GONE)
+        self.points[gone] = np.random.default_rng(seed).normal(size=(gone.sum(), 2))
+
+
+def test_without_an_oracle_classes_never_seen_are_compared_with(tmp_path):
+    new = NewImages(50, seed=0), NewImages(50, seed=1)
+    record = run(tmp_path, head_cut(), with_oracle=False, unseen=new)
+    rows = record.rows
+    assert rows.reference_name == 'classes never seen' and not rows.has_oracle
+    assert {m.split('/')[0] for m in rows.measures if rows.value(m, 'unseen')} == {
+        *('probe', 'prototype', 'relearning', 'new_head')
+    }
+    assert rows.value('probe/inside', 'unseen').mean == pytest.approx(50, abs=15)
+    verdict = record.verdict()
+    assert verdict.verdict == HIDDEN and 'above classes never seen' in verdict.reason
+    assert 'compares with other classes' in record.cannot_conclude()[0]
+    assert 'from classes never seen' in sentence(rows, 'probe')
+    # Where an oracle is there, too, it is what counts.
+    both = run(tmp_path / 'both', head_cut(), unseen=new, measures=('output', 'probe'))
+    assert both.rows.reference_name == 'the oracle' and both.rows.value('probe/inside', 'unseen')

@@ -162,6 +162,17 @@ def test_the_larger_lead_of_both_attacks_counts(record_at, new_head, gap):
     assert record.verdict().checks[-1]['value'] == gap
 
 
+def test_a_lead_on_more_images_counts_too(record_at):
+    record = record_at()
+    for model, few, many in (('unlearned', 8.0, 30.0), ('oracle', 5.0, 20.0)):
+        record.add('output', model, [row(model, 'output/AP_gone', 0.0)], 0.0)
+        for k, value in ((16, few), (64, many)):
+            point = row(model, f'relearning/k{k}/step20', value, seed=0)
+            record.add(f'relearning/k{k}', model, [point], 0.0)
+    check = record.verdict().checks[-1]
+    assert (check['measure'], check['value']) == ('relearning/k64/step20, above the oracle', 10.0)
+
+
 def test_an_audit_of_an_unfinished_run_says_so(record_at):
     assert 'unfinished' not in record_at().cannot_conclude()[0]
     record = record_at(protocol=dict(tasks=[['a'], ['z']]))

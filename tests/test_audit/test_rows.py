@@ -27,6 +27,20 @@ def test_models_stand_from_before_to_oracle():
     assert audit.models == ['original', 'unlearned', 'other', 'oracle']
 
 
+def test_the_highest_of_several_oracles_is_compared_with():
+    oracles = [('oracle', 'a', 2.0), ('oracle 2', 'a', 3.0), ('oracle 3', 'b', 9.0)]
+    audit = rows(('unlearned', 'a', 7.0), *oracles, ('oracles', 'a', 9.0))
+    assert audit.gap('a') == 4.0 and audit.highest('a').mean == 3.0
+    assert audit.models == ['unlearned', 'oracles', 'oracle', 'oracle 2', 'oracle 3']
+
+
+def test_draws_that_lie_further_apart_than_the_gap():
+    values = [('unlearned', 'a', 5.0), ('unlearned', 'a', 7.0), ('oracle', 'a', 4.0)]
+    assert not rows(*values).is_close('a')  # 2 apart, 2 the gap
+    assert rows(*values, ('oracle', 'a', 5.0)).is_close('a')
+    assert not rows(*values[:2]).is_close('a')
+
+
 def test_kinds_are_whole_words():
     assert rows(('unlearned', 'probe/x', 1), ('unlearned', 'probes/x', 1)).of('probe') == [
         'probe/x'

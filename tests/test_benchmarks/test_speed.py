@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-
 needs_watched_storages = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split('.')[:2])) < (2, 3),
     reason='storages of older torch cannot be watched',

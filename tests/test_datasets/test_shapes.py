@@ -5,7 +5,14 @@ import cv2
 import numpy as np
 import pytest
 
-from mmgslora.datasets.shapes import SHAPES, ShapesDataset, _fill, draw_image, write_shapes
+from mmgslora.datasets.shapes import (
+    SHAPES,
+    UNSEEN_SHAPES,
+    ShapesDataset,
+    _fill,
+    draw_image,
+    write_shapes,
+)
 from mmgslora.errors import ForgettingError
 
 
@@ -76,3 +83,22 @@ def test_foreign_folder_is_left_alone(tmp_path):
     with pytest.raises(ForgettingError, match='no shapes data set'):
         write_shapes(tmp_path)
     assert (tmp_path / 'mine.txt').read_text() == 'x'
+
+
+def test_shapes_that_are_in_no_data_set_by_default(tmp_path):
+    names = ['hexagon', *UNSEEN_SHAPES]
+    assert not {*UNSEEN_SHAPES} & {*SHAPES}
+    made = dict(train=6, val=1, test=1, size=64, shapes=names)
+    root = f'{tmp_path / "s"}/'
+    data = ShapesDataset(
+        data_root=root,
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        generate=made,
+    )
+    assert data.metainfo['classes'] == tuple(names)
+    assert {item['bbox_label'] for i in range(6) for item in data.get_data_info(i)['instances']}
+    for name in UNSEEN_SHAPES:
+        assert 0.15 < _fill(name, (64, 64), 50, 0, 128).sum() / 100**2 < 0.7
+    with pytest.raises(ForgettingError, match="'blob' cannot be drawn; those that can are circle,"):
+        write_shapes(tmp_path / 'other', shapes=['blob'])

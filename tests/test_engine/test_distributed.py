@@ -135,13 +135,21 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
         prototype_weight=0.5,
         feature_pull_weight=0.1,
     )
+    undo = dict(type='UNDO', teacher=str(tiny_checkpoint), noise=dict(decoder=0.3), ramp=0.0)
     for count, name in ((1, 'one'), (2, 'two')):
+        prepare(f'undo_{name}', undo, 1, 8 // count)
+        cfg = made[f'undo_{name}']
+        cfg.model.tune = dict(type='Full', target=r'(decoder|bbox_head)\..*')
+        cfg.train_cfg.epochs_per_task = 7  # steps enough for the reader of classes to have a say
+        # AdamW makes whole steps of gradients that are rounding alone.
+        cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1e-2)
+        cfg.dump(root / f'undo_{name}.py')
         prepare(f'default_{name}', default, 2, 8 // count)
         prepare(f'paper_{name}', paper, 1, 8 // count)
         prepare(f'means_{name}', dict(type='GuidedGSLoRA'), 1, 8 // count)
         prepare(f'divergence_{name}', divergence, 1, 8 // count)
     prepare('again', default, 2, 4)
-    for name in ('default_one', 'paper_one', 'means_one', 'divergence_one'):
+    for name in ('default_one', 'paper_one', 'means_one', 'divergence_one', 'undo_one'):
         Runner.from_cfg(copy.deepcopy(made[name])).train()
     options = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
     launch(repo_root / 'tools/dist_train.sh', root / 'default_two.py', '2', *options)
@@ -151,6 +159,7 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
         [f'{root}/paper_two.py'],
         [f'{root}/means_two.py'],
         [f'{root}/divergence_two.py'],
+        [f'{root}/undo_two.py'],
         [f'{root}/again.py', '--resume', f'{root}/again/epoch_3.pth'],
     ]
     script = root / 'train_each.py'
@@ -195,6 +204,13 @@ def test_two_processes_equal_one(runs):
     assert record_of(one)[1][0]['train_images']['retain'] == 14
     assert_same_training(one, two, tasks=2)
     assert any(weights_of(one, 1)[k].ne(v).any() for k, v in weights_of(one, 2).items())
+
+
+def test_two_processes_equal_one_when_a_noised_copy_learns(runs):
+    """Where nothing is, the level of the gone classes, and what tells them apart are joint."""
+    losses = losses_of(runs['undo_one'])
+    assert losses['forget_loss_confusion'][-1] > 0 and losses['forget_loss_suppress'].any()
+    assert_same_training(runs['undo_one'], runs['undo_two'], tasks=1)
 
 
 def test_two_processes_equal_one_with_the_authors_method(runs):

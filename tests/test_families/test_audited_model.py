@@ -5,13 +5,8 @@ from mmengine.registry import MODELS
 from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 from torch import nn
 
-from mmgslora.families.audited_model import (
-    Images,
-    _passes,
-    _without_weights,
-    same_inside,
-    without_rows,
-)
+from mmgslora.families.audited_model import Images, _passes, same_inside, without_rows
+from mmgslora.families.untrained import _without_weights
 
 
 class Several(Images):

@@ -127,6 +127,21 @@ def test_a_tiny_norm_is_not_counted_as_zero():
     assert '1/2' in printed(record)
 
 
+def test_summary_says_what_share_of_the_original_training_it_was():
+    record = shapes_record()
+    record['original_training'] = dict(steps=1500, seconds=688.0)
+    for task, steps in zip(record['tasks'], (100, 200)):
+        task.update(steps=steps)
+    lines = summary_lines(record)
+    seconds = sum(t.get('train_seconds') + (t.get('prepare_seconds') or 0) for t in record['tasks'])
+    assert (
+        f'The training of the original had 1,500 steps; these are 300, 20 %, '
+        f'{100 * seconds / 688:.0f} % of its time.'
+    ) in lines
+    record['original_training'] = dict(steps=1500, seconds=None)
+    assert 'steps; these are 300, 20 %.' in ' '.join(summary_lines(record))
+
+
 def test_summary_says_what_the_run_cost():
     text = '\n'.join(summary_lines(shapes_record()))
     assert '2 forgetting tasks: 3 of 6 classes' in text

@@ -294,3 +294,26 @@ def test_what_is_missing_is_named(tool, finished, tmp_path):
     (finished / 'merged/task_01.pth').unlink()
     with pytest.raises(ForgettingError, match='forgotten model .*task_01.pth. does not exist'):
         tool.main([str(finished)])
+
+
+def test_classes_never_seen_instead_of_an_oracle(tool, finished, tmp_path):
+    def write(name, shapes):
+        made = dict(train=12, val=1, test=6, size=64, shapes=list(shapes))
+        common = dict(type='ShapesDataset', data_root=f'{tmp_path / name}/', generate=made)
+        parts = {
+            part: dict(
+                common, ann_file=f'annotations/{split}.json', data_prefix=dict(img=f'{split}/')
+            )
+            for part, split in (('train', 'train'), ('held_out', 'test'))
+        }
+        (tmp_path / f'{name}.py').write_text(f'unseen = {parts!r}')
+        return ['--unseen', str(tmp_path / f'{name}.py'), '--seeds', '0', '--measures', 'new_head']
+
+    with pytest.raises(ForgettingError, match='is no config file'):
+        tool.main([str(finished), '--unseen', str(tmp_path / 'none.py')])
+    with pytest.raises(ForgettingError, match='in this order they must be NEW, NEW, triangle'):
+        tool.main([str(finished), *write('same', SHAPES)])
+    tool.main([str(finished), *write('new', ['pentagon', 'kite', *SHAPES[2:]])])
+    found = content(finished)
+    assert found['files']['unseen']['path'] == str(tmp_path / 'new.py')
+    assert 'above classes never seen' in found['verdict']['checks'][-1]['measure']

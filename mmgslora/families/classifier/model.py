@@ -57,6 +57,7 @@ class ForgettingClassifier(ForgettingModel):
                 "Linear is one as classifier=dict(type='LibraryClassifier', net=...)."
             )
         super().__init__(built, method, tune, init_cfg)
+        self.plain_config = copy.deepcopy(classifier)
         layer = built.class_layer
         if isinstance(layer, Adapter):
             name = next(name for name, module in built.named_modules() if module is layer)
@@ -103,6 +104,7 @@ class ForgettingClassifier(ForgettingModel):
                 now=own,
                 match=partial(self._match, own.embeddings, labels[rows]),
                 teachers={name: outputs[rows] for name, outputs in before.items()},
+                images=len(rows),
             )
         return views
 

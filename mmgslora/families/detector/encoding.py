@@ -56,8 +56,10 @@ class Encoding:
 
     def outputs(
         self, detector: nn.Module, images: ImageBatch, queries: dict
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the last decoder layer: embeddings (b, q, D), logits (b, q, C) and boxes (b, q, 4).
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each decoder layer: embeddings (b, q, D), logits (b, q, C) and boxes (b, q, 4).
+
+        Where nothing learns it is the last layer alone, all that is kept.
 
         Args:
             detector: The detector, or a teacher of it.
@@ -71,7 +73,7 @@ class Encoding:
             stages = {name: key for name, key in stages.items() if name in ('trunk', 'encoder')}
         if 'head' in stages:
             known = [self._known(detector, image, stages) for image in images.each()]
-            return tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))
+            return [tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))]
         given: dict[nn.Module, Tensor] = {}
         if 'encoder' in stages:
             given, features = self._given(detector, images, stages)
@@ -82,7 +84,7 @@ class Encoding:
             features = detector.extract_feat(images.inputs)
         queries.setdefault('encoder', stages.get('encoder'))
         with _shared_queries(detector, queries), _giving(given):
-            return _last(detector, detector.forward_transformer(features, images.samples))
+            return _layers(detector, detector.forward_transformer(features, images.samples))
 
     def _trunk(
         self, detector: nn.Module, image: ImageBatch, stages: dict[str, tuple]
@@ -104,7 +106,7 @@ class Encoding:
         if None in known.values():
             with torch.no_grad(), _shared_queries(detector, {}), _recorded(detector) as seen:
                 features = self._trunk(detector, image, stages)
-                last = _last(detector, detector.forward_transformer(features, image.samples))
+                last = _layers(detector, detector.forward_transformer(features, image.samples))[-1]
             # What stands for a map takes one number, whatever its shape.
             maps = tuple(x.new_zeros(()).expand(x.shape) for x in features)
             # Copies: the last layer's slice would keep all layers in memory.
@@ -131,9 +133,8 @@ class Encoding:
         return given, tuple(level[0].expand(len(known), *level[0].shape[1:]) for level in maps)
 
 
-def _last(detector: nn.Module, inputs: dict) -> tuple[Tensor, Tensor, Tensor]:
-    logits, boxes = detector.bbox_head(**inputs)
-    return inputs['hidden_states'][-1], logits[-1], boxes[-1]
+def _layers(detector: nn.Module, inputs: dict) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return list(zip(inputs['hidden_states'], *detector.bbox_head(**inputs)))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -99,6 +100,7 @@ class ForgettingDetector(ForgettingModel):
                 'ForgettingDetector wraps detectors that match queries to boxes one to one.'
             )
         super().__init__(built, method, tune, init_cfg)
+        self.plain_config = copy.deepcopy(detector)
         self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9))
 
     @property
@@ -157,10 +159,15 @@ class ForgettingDetector(ForgettingModel):
         return other
 
     def _outputs(self, detector: nn.Module, images: ImageBatch, queries: dict) -> Outputs:
-        """Of the last decoder layer: embeddings (b, q, D), logits (b, q, C), boxes (b, q, 4)."""
-        embeddings, logits, boxes = self._encoding.outputs(detector, images, queries)
+        """Embeddings (b, q, D), logits (b, q, C), boxes (b, q, 4); where nothing learns, of the
+        last decoder layer alone.
+        """
         kind = 'sigmoid' if detector.bbox_head.loss_cls.use_sigmoid else 'softmax_background'
-        return Outputs(logits, embeddings, boxes, kind)
+        *earlier, last = [
+            Outputs(logits, embeddings, boxes, kind)
+            for embeddings, logits, boxes in self._encoding.outputs(detector, images, queries)
+        ]
+        return replace(last, earlier=tuple(earlier))
 
     def _kept_queries(self, images: int) -> Tensor | None:
         """(b, q) queries of the last pass that can become detections; None where all can.
@@ -187,6 +194,7 @@ class ForgettingDetector(ForgettingModel):
             now=_one_row_per_query(own),
             match=partial(self._match, side, own, kept, [samples[i] for i in rows]),
             teachers={name: _one_row_per_query(x[rows]) for name, x in before.items()},
+            images=len(rows),
         )
 
     def _match(self, side: str, now: Outputs, kept: Tensor | None, samples: SampleList) -> Matching:
@@ -217,4 +225,5 @@ def _one_row_per_query(outputs: Outputs) -> Outputs:
         outputs.embeddings.flatten(0, 1),
         outputs.boxes.flatten(0, 1),
         outputs.kind,
+        tuple(map(_one_row_per_query, outputs.earlier)),
     )

@@ -121,5 +121,7 @@ def _staged(detector: nn.Module) -> tuple[dict[str, list[nn.Module]], list[nn.Mo
     staged = {'trunk': [getattr(detector, name) for name in _TRUNK if hasattr(detector, name)]}
     staged['encoder'] = [detector.encoder]
     staged.update({f'decoder.{i}': [layer] for i, layer in enumerate(detector.decoder.layers)})
+    if not getattr(detector, 'as_two_stage', False):  # it would choose what is decoded, too
+        staged['decoder.0'].append(detector.bbox_head)
     inside = {p for parts in staged.values() for part in parts for p in part.modules()}
     return {**staged, 'head': []}, [m for m in detector.modules() if m not in inside]

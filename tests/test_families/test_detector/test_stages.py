@@ -48,8 +48,11 @@ def test_everything_up_to_the_first_that_learns(detector):
     layer.held = False
     detector.decoder.layers[0].train()
     assert names(stages.fixed(detector)) == ['trunk', 'encoder']
-    detector.bbox_head.train()
-    assert names(stages.fixed(detector)) == ['trunk']
+    detector.decoder.layers[0].eval()
+    detector.bbox_head.train()  # which each decoder layer's boxes go through
+    assert names(stages.fixed(detector)) == ['trunk', 'encoder']
+    detector.as_two_stage = True
+    assert names(Stages(stages.tune, lambda keys: None).fixed(detector)) == ['trunk']
 
 
 @torch.no_grad()

@@ -1,0 +1,119 @@
+"""Class confusion: what a linear reader could tell classes apart by is taken away (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgslora.losses import joint_weighted_mean, mean_over_processes
+from mmgslora.methods.base import Part
+
+_MOMENTUM = 0.95
+"""What the running sums keep of themselves from step to step."""
+_RIDGE = 0.1
+"""Added to the covariance, in units of its mean variance."""
+_WARM_UP = 20
+"""Steps of running sums before the reader is believed."""
+
+
+@dataclass
+class _Sums:
+    """Running sums over the embeddings of one layer, k classes of width D."""
+
+    counts: Tensor
+    totals: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def empty(cls, classes: int, embeddings: Tensor) -> _Sums:
+        width = embeddings.shape[1]
+        new = embeddings.new_zeros
+        return cls(new(classes), new(classes, width), new(width, width))
+
+    def beside(self, embeddings: Tensor) -> _Sums:
+        """These on the device of the embeddings: a resumed run has them on the CPU."""
+        return _Sums(*(getattr(self, each.name).to(embeddings.device) for each in fields(self)))
+
+    @property
+    def means(self) -> Tensor:
+        return self.totals / self.counts.clamp(min=1e-6)[:, None]
+
+    def add(self, embeddings: Tensor, classes: Tensor) -> None:
+        """Take in the embeddings (n, D) of all processes; ``classes`` (n,) from 0 to k - 1."""
+        for each in fields(self):
+            getattr(self, each.name).mul_(_MOMENTUM)
+        ones = embeddings.new_ones(len(classes))
+        counts = torch.zeros_like(self.counts).index_add_(0, classes, ones)
+        totals = torch.zeros_like(self.totals).index_add_(0, classes, embeddings)
+        self.counts += mean_over_processes(counts)
+        self.totals += mean_over_processes(totals)
+        apart = embeddings - self.means[classes]
+        self.scatter += mean_over_processes(apart.T @ apart)
+
+    def log_probs(self, embeddings: Tensor) -> Tensor:
+        """(n, k) what the linear discriminant of the sums so far says."""
+        means, scatter = self.means, self.scatter / self.counts.sum().clamp(min=1e-6)
+        ridge = _RIDGE * scatter.diagonal().mean().clamp(min=1e-6)
+        rows = torch.linalg.solve(scatter + ridge * torch.eye(len(scatter)).to(scatter), means.T).T
+        return (embeddings @ rows.T - (rows * means).sum(-1) / 2).log_softmax(-1)
+
+
+class ClassConfusion(Part):
+    r"""Embeddings of some classes are moved until a linear reader cannot tell which is which.
+
+    .. math::
+        \operatorname{mean}_n \log(1 + D_n), \qquad
+        D_n = -\tfrac1k \sum_c \log q(c \mid e_n) - \log k
+
+    with q the linear discriminant (Gaussians of one covariance) of the classes' embeddings, in
+    closed form from running sums of all steps so far: the adversary is always the best of its kind,
+    and has no steps of its own. D is the divergence of q from all classes being as likely, the
+    target of domain confusion (Tzeng et al. 2015, arXiv 1510.02192); its logarithm keeps a few
+    embeddings that are far apart from outweighing all others. That a linear reader is all about
+    class means: Belrose et al. 2023 (arXiv 2306.03819). The use of both for forgetting is ours.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[_Sums] = []
+        self._steps = 0
+
+    def before_task(self, context) -> None:
+        self._layers, self._steps = [], 0
+
+    def loss(self, layers: Sequence[Tensor], classes: Tensor, count: int) -> Tensor:
+        """Scalar, the mean over the layers; the embeddings enter the sums afterwards.
+
+        Args:
+            layers: (n, D) embeddings of the same objects in each layer.
+            classes: (n,) which of the classes each object is, from 0.
+            count: k, how many there are; of one there is nothing to tell apart.
+        """
+        wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in layers]
+        total = sum(x.sum() for x in wide) * 0
+        if not self._layers:
+            self._layers = [_Sums.empty(count, x.detach()) for x in wide]
+        self._layers = [sums.beside(x) for sums, x in zip(self._layers, wide)]
+        for sums, embeddings in zip(self._layers, wide):
+            if self._steps >= _WARM_UP and count > 1:
+                surprise = -sums.log_probs(embeddings).mean(-1) - math.log(count)
+                weights = torch.ones_like(surprise)
+                total = total + joint_weighted_mean(surprise.log1p(), weights)
+            sums.add(embeddings.detach(), classes)
+        self._steps += 1
+        return total / len(wide)
+
+    def state_dict(self) -> dict[str, Any]:
+        layers = [
+            {each.name: getattr(sums, each.name).clone() for each in fields(sums)}
+            for sums in self._layers
+        ]
+        return dict(steps=self._steps, layers=layers)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._steps = state.get('steps', 0)
+        self._layers = [_Sums(**layer) for layer in state.get('layers', [])]

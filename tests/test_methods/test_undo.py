@@ -1,0 +1,96 @@
+"""Losses of UNDO against values worked out by hand, and how its noise is said."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmgslora.errors import ForgettingError
+from mmgslora.families.view import Matching, Outputs, View
+from mmgslora.methods import UNDO
+
+from .views import context, labels
+
+GONE, EMPTY = 1, -20.0
+
+
+def outputs(log_probs, boxes, embeddings):
+    log_probs = torch.tensor(log_probs, dtype=torch.float64)
+    logits = log_probs - (-log_probs.expm1()).log()
+    boxes, embeddings = (torch.tensor(x, dtype=torch.float64) for x in (boxes, embeddings))
+    return Outputs(logits, embeddings, boxes, kind='sigmoid')
+
+
+def sides(now, teacher, matched=(0,), images=1):
+    views = {}
+    for side in ('forget', 'retain'):
+        found = Matching(labels([GONE] * len(matched)), labels(matched), {})
+        views[side] = View(side, now, lambda found=found: found, {'teacher': teacher}, images)
+    return views
+
+
+def test_by_hand():
+    """A forgotten object under predictions 0 (matched) and 1 (IoU 0.5); 2 is empty."""
+    whole, half, away = [0.5, 0.5, 1, 1], [0.25, 0.5, 0.5, 1], [0.1, 0.1, 0.1, 0.1]
+    states = [[3.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    now = outputs([[EMPTY, -4.0], [EMPTY, -9.0], [EMPTY, -8.0]], [whole, half, away], states)
+    teacher = outputs([[EMPTY, -7.0], [EMPTY, -7.0], [EMPTY, -6.0]], [whole, half, away], states)
+    method = UNDO('x.pth', suppress_weight=2.0, confusion_weight=0.0, ramp=0.4)
+    losses = method.losses(
+        sides(now, teacher), context(names='ab', forget=(GONE,), step=1, steps=5)
+    )
+    # Nothing is at prediction 2 alone, so the level is -6: 0 must come down from -4 to -9.
+    assert losses['forget_loss_suppress'].item() == pytest.approx(2 * 5 / 2, rel=1e-6)
+    assert losses['loss_background'].item() == pytest.approx(0.2 * 2**2, rel=1e-6)
+    assert losses['forget_loss_distill'].item() == pytest.approx(0, abs=1e-6)  # the gone class
+    assert 'forget_loss_confusion' not in losses and method.parts == []
+
+
+@pytest.mark.parametrize(('images', 'suppress'), [(1, 0.0), (2, 3.0)])
+def test_a_box_in_another_image_is_not_on_the_object(images, suppress):
+    """Of one image both are on it, and with nothing empty there is no level, 0; of two one is."""
+    box, state = [0.5, 0.5, 1, 1], [0.0, 0.0]
+    now = outputs([[EMPTY, -4.0], [EMPTY, -4.0]], [box, box], [state, state])
+    method = UNDO('x.pth', confusion_weight=0.0)
+    losses = method.losses(sides(now, now, images=images), context(names='ab', forget=(GONE,)))
+    assert losses['forget_loss_suppress'].item() == pytest.approx(suppress, abs=1e-6)
+
+
+def test_a_classifier_asks_the_teacher_of_the_retain_view_alone():
+    logits = torch.tensor([[0.0, 3.0, 0.0]], dtype=torch.float64)
+    now = Outputs(logits, torch.zeros(1, 2), kind='softmax')
+    method = UNDO('x.pth', bound=9.0, confusion_weight=0.0)
+    losses = method.losses(sides(now, now), context(forget=(GONE,)))
+    assert losses.keys() == {'retain_loss_distill', 'forget_loss_suppress'}
+    odds = 3 - math.log(2)
+    assert losses['forget_loss_suppress'].item() == pytest.approx(9 + odds)
+
+
+def test_every_layer_learns_from_the_last_of_the_teacher():
+    states = [[0.0, 0.0]]
+    sure = outputs([[-0.1, EMPTY]], [[0.5, 0.5, 1, 1]], states)
+    unsure = outputs([[-2.0, EMPTY]], [[0.5, 0.5, 1, 1]], states)
+    method = UNDO('x.pth', suppress_weight=0.0, confusion_weight=0.0)
+    now = Outputs(sure.logits, sure.embeddings, sure.boxes, 'sigmoid', (unsure,))
+    apart = method.losses(sides(now, sure), context(names='ab', forget=(GONE,)))
+    wanted = unsure.divergence(sure, without=labels([GONE])) / 2
+    assert apart['retain_loss_distill'].item() == pytest.approx(wanted.item()) and wanted > 0
+
+
+def test_shares_of_noise():
+    learned = {'decoder.layers.0.w': 0, 'decoder.norm.w': 0, 'decoder2.w': 0, 'head.w': 0}
+    method = UNDO('x.pth', noise={'decoder': 0.5, 'decoder.layers.0': 0.2})
+    assert method._shares(learned) == {'decoder.layers.0.w': 0.2, 'decoder.norm.w': 0.5}
+    assert set(UNDO('x.pth', noise=0.1)._shares(learned).values()) == {0.1}
+    with pytest.raises(ForgettingError, match="'neck', where nothing is trained; .*decoder, "):
+        UNDO('x.pth', noise=dict(neck=0.1))._shares(learned)
+    with pytest.raises(ForgettingError, match='noise is 2'):
+        UNDO('x.pth', noise=2)
+
+
+def test_name_of_the_teacher():
+    task = SimpleNamespace(number=3)
+    assert UNDO('m/task_{task:02d}.pth')._file(task) == 'm/task_03.pth'
+    with pytest.raises(ForgettingError, match='in braces there can be {task} alone'):
+        UNDO('m/{epoch}.pth')._file(task)
