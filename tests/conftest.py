@@ -124,9 +124,11 @@ def run_cfg(tiny_cfg, tiny_checkpoint, tmp_path) -> Config:
     return cfg
 
 
-# Fixtures that train or run something, and folders of such tests: all others are fast.
-SLOW_FIXTURES = {'tiny_checkpoint', 'run_cfg', 'finished', 'runs', 'zoo', 'shrunk'}
-SLOW_FOLDERS = {'test_engine', 'test_tools', 'test_benchmarks', 'test_models'}
+# Fixtures and folders of tests that train, run a tool or read many configs: all others are fast.
+SLOW_FIXTURES = {'tiny_checkpoint', 'run_cfg', 'finished', 'runs', 'zoo', 'shrunk', 'trained'}
+SLOW_FOLDERS = {'test_engine', 'test_tools', 'test_benchmarks', 'test_models', 'test_preflight'}
+SLOW_FOLDERS |= {'test_report', 'test_requests', 'test_classifier', 'test_loading.py'}
+SLOW_FOLDERS |= {'test_compat.py', 'test_env.py', 'test_configs.py', 'test_paper_configs.py'}
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -121,6 +121,14 @@ class Part:
         """Whether what is trained at this moment is what the task will end with."""
         return True
 
+    def files(self, tasks: int) -> list[str]:
+        """Files it will read, looked for before anything runs. Defaults to none.
+
+        Args:
+            tasks: How many tasks the run has.
+        """
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """What must survive a kill; goes into every checkpoint. Defaults to nothing."""
         return {}
@@ -201,6 +209,9 @@ class Method(Part, ABC):
 
     def settled(self, context: Context) -> bool:
         return all(part.settled(context) for part in self.parts)
+
+    def files(self, tasks: int) -> list[str]:
+        return [file for part in self.parts for file in part.files(tasks)]
 
     def state_dict(self) -> dict[str, Any]:
         return {type(part).__name__: part.state_dict() for part in self.parts}

@@ -100,7 +100,7 @@ class UNDO(Method):
         learned = {name: p for name, p in plain.named_parameters() if p.requires_grad}
         shares = self._shares(learned)
         before = {name: value.clone() for name, value in plain.state_dict().items()}
-        path = self._file(context.task)
+        path = self._file(context.task.number)
         content = read_checkpoint(path, 'The teacher')
         model.load_state_dict(dict(content.get('state_dict', content)))
         for name, value in plain.state_dict().items():
@@ -116,9 +116,13 @@ class UNDO(Method):
             for name, share in shares.items():
                 learned[name].lerp_(random[name].to(learned[name]), share)
 
-    def _file(self, task: Task) -> str:
+    def files(self, tasks: int) -> list[str]:
+        """See :class:`Method`."""
+        return [self._file(number) for number in range(1, tasks + 1)]
+
+    def _file(self, task: int) -> str:
         try:
-            return self.teacher.format(task=task.number)
+            return self.teacher.format(task=task)
         except (KeyError, IndexError, ValueError) as error:
             raise ForgettingError(
                 f'method.teacher is {self.teacher!r}; in braces there can be {{task}} alone, such '

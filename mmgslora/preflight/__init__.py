@@ -26,6 +26,7 @@ CHECKS = (
     (data.files, ('data_settings',)),
     (data.evaluated_files, ('data_settings',)),
     (checkpoint.model, ('model_settings',)),
+    (checkpoint.method_files, ('model', 'model_settings', 'top_level', 'protocol_settings')),
     (checkpoint.start, ('model', 'model_settings', *_DATA)),
     (resume.resume, _DATA),
     (data.protocol, ('resume', *_DATA)),

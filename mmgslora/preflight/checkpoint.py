@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ def model(plan: Plan) -> Iterator[str]:
     if plan.plain['train_cfg'].get('seal') is True:
         with built.sealed([]):  # refuses now what it cannot seal later
             pass
+
+
+def method_files(plan: Plan) -> Iterator[str]:
+    """What the method will read."""
+    tasks = len(plan.plain['train_cfg']['protocol']['tasks'])
+    for file in dict.fromkeys(plan.model.method.files(tasks)):
+        if not Path(file).is_file():
+            yield f'model.method: {file!r}, which the method reads, does not exist.'
 
 
 def start(plan: Plan) -> Iterator[str]:

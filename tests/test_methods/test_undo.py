@@ -1,7 +1,6 @@
 """Losses of UNDO against values worked out by hand, and how its noise is said."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,7 +89,6 @@ def test_shares_of_noise():
 
 
 def test_name_of_the_teacher():
-    task = SimpleNamespace(number=3)
-    assert UNDO('m/task_{task:02d}.pth')._file(task) == 'm/task_03.pth'
+    assert UNDO('m/task_{task:02d}.pth').files(2) == ['m/task_01.pth', 'm/task_02.pth']
     with pytest.raises(ForgettingError, match='in braces there can be {task} alone'):
-        UNDO('m/{epoch}.pth')._file(task)
+        UNDO('m/{epoch}.pth').files(1)

@@ -35,6 +35,10 @@ SETTINGS = {
     'method': ('model.method.type=GSLora', "type is 'GSLora' .did you mean 'GSLoRA'"),
     'argument of the method': ('model.method.betta=1', "method has no setting 'betta'"),
     'argument of the tuner': ('model.tune.rnak=4', "tune has no setting 'rnak' .did you mean 'ra"),
+    'file of the method': (
+        'model.method.prototype_file=none.safetensors',
+        "'none.safetensors', which the method reads, does not exist",
+    ),
     'rank of zero': ('model.tune.rank=0', 'rank is 0; it can be a whole number from 1 up'),
     'regex': ('model.tune.target=nothing.*', "'nothing.*' matches no Linear"),
     'key of train_cfg': ('train_cfg.epochs=1', "train_cfg has no setting 'epochs'"),
