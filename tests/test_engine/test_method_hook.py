@@ -1,12 +1,11 @@
 """The hook calls a method at its moments, and what it must remember survives a kill."""
 
-import copy
-from pathlib import Path
-
 import torch
 from mmengine.runner import Runner
 
 from mmgslora.methods import METHODS, RetainOnly
+
+from .stopped import whole_and_resumed
 
 
 @METHODS.register_module(force=True)
@@ -66,27 +65,7 @@ def test_a_whole_run_killed_and_resumed(run_cfg):
     run_cfg.train_dataloader.dataset.update(few_shot=2)
     run_cfg.custom_hooks.append(dict(type='AveragingHook'))
 
-    def finish(name, stop=None):
-        cfg = copy.deepcopy(run_cfg)
-        cfg.experiment_name = f'{run_cfg.experiment_name}_{name}_{stop}'
-        cfg.work_dir = f'{run_cfg.work_dir}_{name}'
-        if Path(cfg.work_dir).exists():
-            cfg.resume, cfg.load_from = True, None
-        runner = Runner.from_cfg(cfg)
-        if stop:
-            loop, run_epoch = runner.train_loop, runner.train_loop.run_epoch
-
-            def run_some():
-                run_epoch()
-                loop.stop_training = loop.epoch == stop
-
-            loop.run_epoch = run_some
-        runner.train()
-        return runner
-
-    whole = finish('whole')
-    finish('parts', stop=3)
-    parts = finish('parts')
+    whole, parts = whole_and_resumed(run_cfg, stop=3)
     assert parts.train_loop.model.method.parts[1].values.shape == (10, 16)
     theirs = parts.model.state_dict()
     for name, value in whole.model.state_dict().items():

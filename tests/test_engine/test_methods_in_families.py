@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmgslora.lora import apply_adapter
 
+from .stopped import whole_and_resumed
 from .test_classifier_run import small
 
 METHODS = ('neg_grad_plus', 'salun', 'scrub')
@@ -69,27 +70,8 @@ def test_killed_in_a_task_and_resumed(method, run_cfg, repo_root):
     """Masks and the original are in the checkpoint."""
     config = Config.fromfile(repo_root / f'configs/baselines/{method}_shapes_forget.py')
 
-    def finish(name, stop=None):
-        cfg, _ = detector(config, run_cfg, None)
-        cfg.train_cfg.epochs_per_task = 3
-        cfg.work_dir = f'{run_cfg.work_dir}_{name}'
-        cfg.experiment_name = f'{run_cfg.experiment_name}_{name}_{stop}'
-        if Path(cfg.work_dir).exists():
-            cfg.resume, cfg.load_from = True, None
-        runner = Runner.from_cfg(cfg)
-        if stop:
-            loop, run_epoch = runner.train_loop, runner.train_loop.run_epoch
-
-            def run_some():
-                run_epoch()
-                loop.stop_training = loop.epoch == stop
-
-            loop.run_epoch = run_some
-        runner.train()
-        return runner.model.state_dict()
-
-    whole = finish('whole')
-    finish('parts', stop=5)
-    parts = finish('parts')
+    cfg, _ = detector(config, run_cfg, None)
+    cfg.train_cfg.epochs_per_task = 3
+    whole, parts = (run.model.state_dict() for run in whole_and_resumed(cfg, stop=5))
     for name, value in whole.items():
         assert torch.equal(parts[name], value), name

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import apply_adapter
 
+from .stopped import whole_and_resumed
 from .test_methods_in_families import classifier
 
 TARGET = r'(decoder|bbox_head)\..*'
@@ -101,29 +102,10 @@ def test_killed_in_a_task_and_resumed(run_cfg, monkeypatch):
     """The teacher, and what the reader of classes knows, are in the checkpoint."""
     monkeypatch.setattr('mmgslora.methods.confusion._WARM_UP', 2)
 
-    def finish(name, stop=None):
-        cfg = undo(run_cfg)
-        cfg.train_cfg.protocol = run_cfg.train_cfg.protocol
-        cfg.model.method.ramp = 0.0
-        cfg.work_dir = f'{run_cfg.work_dir}_{name}'
-        cfg.experiment_name = f'{run_cfg.experiment_name}_{name}_{stop}'
-        if Path(cfg.work_dir).exists():
-            cfg.resume, cfg.load_from = True, None
-        runner = Runner.from_cfg(cfg)
-        if stop:
-            loop, run_epoch = runner.train_loop, runner.train_loop.run_epoch
-
-            def run_some():
-                run_epoch()
-                loop.stop_training = loop.epoch == stop
-
-            loop.run_epoch = run_some
-        runner.train()
-        return runner.model
-
-    whole = finish('whole')
-    finish('parts', stop=3)
-    parts = finish('parts')
+    cfg = undo(run_cfg)
+    cfg.train_cfg.protocol = run_cfg.train_cfg.protocol
+    cfg.model.method.ramp = 0.0
+    whole, parts = (run.model for run in whole_and_resumed(cfg, stop=3))
     assert parts.method.state_dict()['ClassConfusion']['steps'] > 0
     state = parts.state_dict()
     for name, value in whole.state_dict().items():
