@@ -8,7 +8,6 @@ epochs_per_task = 40  # of two or three steps
 train_dataloader = dict(
     dataset=dict(
         few_shot=4,
-        redraw=True,
         dataset=dict(
             pipeline=[
                 dict(type='LoadImageFromFile'),
