@@ -59,7 +59,7 @@ def tiny_cfg(shapes_root) -> Config:
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f'{shapes_root}/annotations/val.json'
     cfg.train_dataloader.batch_size = 8
-    cfg.train_dataloader.dataset.data_ratio = 0.4
+    cfg.train_dataloader.dataset.update(data_ratio=0.4, redraw=False)  # several equal one
     cfg.train_cfg.protocol = dict(tasks=[['circle', 'square'], ['star']], missing=[])
     cfg.train_cfg.epochs_per_task = 2
     cfg.param_scheduler[0].end = 2
