@@ -45,9 +45,10 @@ def _exchanged(draft: Path, path: Path) -> bool:
     A rename takes the place of a file or of an empty folder alone. Linux's ``renameat2`` can also
     exchange two; without it a folder is away for the moment between two renames.
     """
-    if sys.platform != 'linux' or not hasattr(ctypes.CDLL(None), 'renameat2'):
+    renameat2 = getattr(ctypes.CDLL(None), 'renameat2', None) if sys.platform == 'linux' else None
+    if renameat2 is None:
         return False
-    renameat2, here, exchange = ctypes.CDLL(None).renameat2, -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2(here, os.fsencode(draft), here, os.fsencode(path), exchange) == 0
 
 

@@ -1,6 +1,6 @@
 """Generated faces in one folder per identity: the embedded data of face recognition.
 
-An identity is a set of numbers: the forms, places and colours of its features. A image of it
+An identity is a set of numbers: the forms, places and colours of its features. An image of it
 varies what differs between photographs of one person: place, size and tilt of the head, direction
 of light, look, expression, clothes, background and noise.
 """

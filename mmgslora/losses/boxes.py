@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+from torchvision import ops
 
 
 def box_iou(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -16,13 +16,5 @@ def box_iou(ours: Tensor, theirs: Tensor) -> Tensor:
     Returns:
         Tensor: (m, n), 0 where both boxes are empty.
     """
-    (low, high), (their_low, their_high) = _corners(ours), _corners(theirs)
-    sides = torch.minimum(high[:, None], their_high) - torch.maximum(low[:, None], their_low)
-    inside = sides.clamp(min=0).prod(-1)
-    either = (high - low).prod(-1)[:, None] + (their_high - their_low).prod(-1) - inside
-    return inside / either.clamp(min=torch.finfo(inside.dtype).tiny)
-
-
-def _corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    centre, size = boxes[:, :2], boxes[:, 2:]
-    return centre - size / 2, centre + size / 2
+    corners = (ops.box_convert(boxes, 'cxcywh', 'xyxy') for boxes in (ours, theirs))
+    return ops.box_iou(*corners).nan_to_num(0)

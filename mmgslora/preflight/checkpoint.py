@@ -30,8 +30,7 @@ def model(plan: Plan) -> Iterator[str]:
 
 def method_files(plan: Plan) -> Iterator[str]:
     """What the method will read."""
-    tasks = len(plan.plain['train_cfg']['protocol']['tasks'])
-    for file in dict.fromkeys(plan.model.method.files(tasks)):
+    for file in dict.fromkeys(plan.model.method.files(len(plan.protocol))):
         if not Path(file).is_file():
             yield f'model.method: {file!r}, which the method reads, does not exist.'
 
