@@ -14,7 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import mmgslora.register  # noqa: F401
-from mmgslora.datasets.shapes import SHAPES, SPLITS, write_shapes
+from mmgslora.datasets.generated import SPLITS
+from mmgslora.datasets.shapes import SHAPES, write_shapes
 
 ROOT = Path(__file__).parents[1]
 # A task of the authors: epochs, and the share of the images; configs/_base_/methods/gs_lora_coco.py

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS
 from mmgslora.datasets.folder import FolderDataset
 from mmgslora.datasets.generated import write_class_folders
 from mmgslora.datasets.polygons import SUBPIXEL, fill_polygon
-from mmgslora.datasets.shapes import _texture
+from mmgslora.datasets.shapes import texture
 
 Loop = list[tuple[float, float]]
 _SKIN = (
@@ -95,7 +95,7 @@ def draw_face(rng: np.random.Generator, person: dict, size: int = 56) -> np.ndar
         (size, size, 3) uint8 RGB.
     """
     big = 2 * size  # drawn at twice the size, then averaged
-    canvas = _texture(rng, big)
+    canvas = texture(rng, big)
 
     def between(low: float, high: float) -> float:
         return low + (high - low) * int(rng.integers(1001)) / 1000

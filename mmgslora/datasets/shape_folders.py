@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS
 
 from mmgslora.datasets.folder import FolderDataset
 from mmgslora.datasets.generated import write_class_folders
-from mmgslora.datasets.shapes import SHAPES, _fill, _texture
+from mmgslora.datasets.shapes import SHAPES, fill_shape, texture
 
 SHAPE_CLASSES = tuple(sorted(SHAPES))
 
@@ -29,11 +29,11 @@ def draw_shape(rng: np.random.Generator, label: int, size: int = 32) -> np.ndarr
     Returns:
         (size, size, 3) uint8 RGB.
     """
-    image = _texture(rng, size) * 9 // 20
+    image = texture(rng, size) * 9 // 20
     radius = int(rng.integers(size * 28 // 100, size * 42 // 100 + 1))
     away = size // 10
     x, y = (size // 2 + int(v) for v in rng.integers(-away, away + 1, 2))
-    mask = _fill(SHAPE_CLASSES[label], (x, y), radius, int(rng.integers(-20, 21)), size)
+    mask = fill_shape(SHAPE_CLASSES[label], (x, y), radius, int(rng.integers(-20, 21)), size)
     image[mask] = rng.integers(110, 256, 3) + rng.integers(-10, 11, (int(mask.sum()), 3))
     return image.clip(0, 255).astype(np.uint8)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 
-from mmgslora.datasets.generated import write_once
+from mmgslora.datasets.generated import write_coco_folder
 from mmgslora.errors import ForgettingError
 
 SHAPES = (
@@ -29,7 +28,6 @@ SHAPES = (
 )
 UNSEEN_SHAPES = ('pentagon', 'kite', 'semicircle', 'frame', 'tee', 'bolt')
 """Shapes that can be drawn and are in no data set by default: classes that no model has seen."""
-SPLITS = ('train', 'val', 'test')
 # Corners lie on a grid of 1/16 pixel: from there on all arithmetic is on integers, which is what
 # makes the images the same on every machine.
 _SUBPIXEL = 16
@@ -104,7 +102,9 @@ _OUTLINES: dict[str, list[Loop]] = {
 }
 
 
-def _fill(shape: str, centre: tuple[int, int], radius: int, degrees: int, size: int) -> np.ndarray:
+def fill_shape(
+    shape: str, centre: tuple[int, int], radius: int, degrees: int, size: int
+) -> np.ndarray:
     """Pixels covered by a shape, (size, size) bool: even-odd test at every pixel centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     low = [max(0, c - radius - 1) for c in centre]
@@ -131,7 +131,7 @@ def _fill(shape: str, centre: tuple[int, int], radius: int, degrees: int, size: 
     return mask
 
 
-def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """A smooth random background with fine noise, (size, size, 3) int64, about 0 to 255."""
     cells = 4
     coarse = rng.integers(-28, 29, (cells + 1, cells + 1, 3)) + rng.integers(40, 216, 3)
@@ -157,7 +157,7 @@ def draw_image(
         ``category_id`` (1 to the number of shapes), ``bbox`` ([x, y, w, h] in pixels, tight around
         the visible pixels) and ``area`` (visible pixels).
     """
-    image = _texture(rng, size)
+    image = texture(rng, size)
     placed: list[tuple[int, int, int]] = []
     masks: list[tuple[int, np.ndarray]] = []
     for _ in range(int(rng.integers(1, 5))):
@@ -170,21 +170,22 @@ def draw_image(
             continue
         placed.append((x, y, radius))
         label = int(rng.integers(len(shapes)))
-        mask = _fill(shapes[label], (x, y), radius, int(rng.integers(360)), size)
+        mask = fill_shape(shapes[label], (x, y), radius, int(rng.integers(360)), size)
         under = image[mask].sum(0) // mask.sum()
         colour = rng.integers(0, 256, 3)
         while np.abs(colour - under).sum() < 150:
             colour = rng.integers(0, 256, 3)
         image[mask] = colour + rng.integers(-10, 11, (int(mask.sum()), 3))
         masks.append((label, mask))
-    objects = []
-    for label, mask in masks:
-        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1]
-        objects.append(
-            dict(category_id=label + 1, bbox=[int(v) for v in box], area=int(mask.sum()))
-        )
+    objects = [dict(category_id=label + 1, **visible_box(mask)) for label, mask in masks]
     return image.clip(0, 255).astype(np.uint8), objects
+
+
+def visible_box(mask: np.ndarray) -> dict:
+    """``bbox`` ([x, y, w, h] in pixels, tight) and ``area`` of the pixels set, (H, W) bool."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = [xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1]
+    return dict(bbox=[int(v) for v in box], area=int(mask.sum()))
 
 
 def write_shapes(
@@ -222,26 +223,7 @@ def write_shapes(
     if tuple(shapes) != SHAPES:
         recipe['shapes'] = list(shapes)
 
-    def write(draft: Path) -> None:
-        (draft / 'annotations').mkdir()
-        categories = [dict(id=i, name=name) for i, name in enumerate(shapes, 1)]
-        for number, split in enumerate(SPLITS):
-            rng = np.random.default_rng([seed, number])
-            images, annotations = [], []
-            (draft / split).mkdir()
-            for image_id in range(1, recipe[split] + 1):
-                image, objects = draw_image(rng, size, shapes)
-                name = f'{image_id:06d}.png'
-                cv2.imwrite(str(draft / split / name), image)
-                images.append(dict(id=image_id, file_name=name, width=size, height=size))
-                for item in objects:
-                    annotations.append(
-                        dict(item, id=len(annotations) + 1, image_id=image_id, iscrowd=0)
-                    )
-            content = dict(images=images, annotations=annotations, categories=categories)
-            (draft / 'annotations' / f'{split}.json').write_text(json.dumps(content))
-
-    write_once(root, 'shapes', recipe, write)
+    write_coco_folder(root, 'shapes', recipe, shapes, partial(draw_image, shapes=shapes))
 
 
 @DATASETS.register_module()

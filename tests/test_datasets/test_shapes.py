@@ -9,8 +9,8 @@ from mmgslora.datasets.shapes import (
     SHAPES,
     UNSEEN_SHAPES,
     ShapesDataset,
-    _fill,
     draw_image,
+    fill_shape,
     write_shapes,
 )
 from mmgslora.errors import ForgettingError
@@ -31,7 +31,9 @@ def test_areas_of_filled_shapes():
     }
     for name, area in expected.items():
         for degrees in (0, 33):
-            assert _fill(name, centre, radius, degrees, 128).sum() == pytest.approx(area, rel=0.02)
+            assert fill_shape(name, centre, radius, degrees, 128).sum() == pytest.approx(
+                area, rel=0.02
+            )
 
 
 def test_boxes_are_tight_and_inside():
@@ -99,6 +101,6 @@ def test_shapes_that_are_in_no_data_set_by_default(tmp_path):
     assert data.metainfo['classes'] == tuple(names)
     assert {item['bbox_label'] for i in range(6) for item in data.get_data_info(i)['instances']}
     for name in UNSEEN_SHAPES:
-        assert 0.15 < _fill(name, (64, 64), 50, 0, 128).sum() / 100**2 < 0.7
+        assert 0.15 < fill_shape(name, (64, 64), 50, 0, 128).sum() / 100**2 < 0.7
     with pytest.raises(ForgettingError, match="'blob' cannot be drawn; those that can are circle,"):
         write_shapes(tmp_path / 'other', shapes=['blob'])
