@@ -90,5 +90,6 @@ def test_folder_is_coco(tmp_path):
     )
     assert len(dataset) == 30
     crowds = sum(a['iscrowd'] for a in content['annotations'])
-    ignored = sum(i['ignore_flag'] for k in range(30) for i in dataset.get_data_info(k)['instances'])
+    infos = [dataset.get_data_info(index) for index in range(30)]
+    ignored = sum(item['ignore_flag'] for info in infos for item in info['instances'])
     assert crowds == ignored
