@@ -155,9 +155,14 @@ def _sealed(task: dict, record: dict) -> dict:
 
 def table(rows: list[dict]) -> str:
     """Markdown: one line per method, setting and task."""
-    shown = [key for key in rows[0] if key == 'H' or key[-2:] in ('_f', '_r', '_o', '_m')]
-    shown = [key for key in shown if 'pretrained' not in key]
-    shown = [key for key in shown if any(row[key] is not None for row in rows)]
+    suffixes = tuple(f'_{kind}' for kind in KINDS)
+    shown = [
+        key
+        for key in rows[0]
+        if (key == 'H' or key.endswith(suffixes))
+        and not key.startswith('pretrained')
+        and any(row[key] is not None for row in rows)
+    ]
     kept = [key for key in shown if key[-2:] in ('_r', '_m')]
     head = ['method', 'setting', 'task', *shown, *(f'{key} kept' for key in kept), 'zero groups']
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]

@@ -1,0 +1,115 @@
+"""The authors' 7 x 10 protocol and single steps on eighty generated classes: rows and table.
+
+    python benchmarks/eighty.py [--only NAME ...] [--seeds 0]
+
+Every run is one call of tools/train.py and lies in work_dirs/compare; one that is finished is not
+repeated. docs/results/eighty.json takes one row per task of those that are finished or asked for,
+docs/results/eighty.md the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from statistics import fmean
+
+from compare import GS, GS_PP, HEAD_ONLY, RETAIN_ONLY, folder_of, rows_of, run, spread, write
+
+from mmgslora.datasets.scenes import neighbours
+from mmgslora.evaluation import harmonic_mean
+from mmgslora.records.record import mean_before, values_before
+
+CONFIG = 'configs/gslora_eighty_forget.py'
+# Names -> method and options: seven requests of ten, or one of as many as the number says. The
+# authors' beta of a task is the last of those found for the demo.
+METHODS = {
+    'ours': [],
+    'head only': HEAD_ONLY,
+    'retain only': RETAIN_ONLY,
+    'GS-LoRA': GS,
+    'GS-LoRA++': GS_PP,
+}
+SINGLE = (1, 10, 40, 70)
+RUNS = {
+    **{name: (name, 10, options) for name, options in METHODS.items()},
+    **{
+        f'ours, 80-{number}': (
+            'ours, single step',
+            number,
+            [f'train_cfg.protocol.sizes=[{number}]'],
+        )
+        for number in SINGLE
+    },
+}
+SHOWN = ('AP_f', 'AP_o', 'AP_r', 'H')
+
+
+def shares_kept(record: dict, task: dict, names: Iterable[str]) -> list[float]:
+    """What each class keeps of its own pre-trained AP, in percent, lowest first."""
+    before, now = values_before(record), task['per_class']
+    return sorted(100 * now[n] / before[n] for n in names if before.get(n) and n in now)
+
+
+def task_rows(record: dict, method: str, sizes: int, seed: int) -> list[dict]:
+    """The rows of one run."""
+    rows = []
+    for row, task in zip(rows_of(record, method, '', seed), record['tasks']):
+        ideal = harmonic_mean(
+            row['pretrained_AP_r'], mean_before(record, task['forget'], gone=True)
+        )
+        kept = shares_kept(record, task, task['retain'])
+        near = {other for name in task['forget'] for other in neighbours(name)}
+        close = shares_kept(record, task, near & set(task['retain']))
+        row.update(
+            sizes=sizes,
+            share_of_ideal=100 * row['H'] / ideal,
+            hardest_tenth=fmean(kept[: math.ceil(len(kept) / 10)]),
+            neighbours=fmean(close) if close else None,
+            steps=task['steps'],
+            seconds=row.pop('train_seconds') + (task.get('prepare_seconds') or 0),
+        )
+        del row['setting']
+        rows.append({key: value for key, value in row.items() if not key.endswith('AP_m')})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: one line per method, size of a request, and task."""
+    columns = [
+        *((key, key, '', 1) for key in SHOWN),
+        ('H / ideal', 'share_of_ideal', '%', 1),
+        ('hardest tenth kept', 'hardest_tenth', '%', 1),
+        ('neighbours kept', 'neighbours', '%', 1),
+        ('zero groups', 'zero_group_ratio', '', 2),
+        ('steps', 'steps', '', 0),
+        ('seconds', 'seconds', '', 0),
+    ]
+    head = ['method', 'classes', 'task', *(title for title, *_ in columns), 'AP_r kept']
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row['method'], row['sizes'], row['task']), []).append(row)
+    for key, same in groups.items():
+        cells = [str(value) for value in key]
+        cells += [spread([r[name] for r in same], unit, n) for _, name, unit, n in columns]
+        cells.append(spread([100 * r['AP_r'] / r['pretrained_AP_r'] for r in same], '%'))
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--only', choices=RUNS, nargs='+', default=list(RUNS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    args = parser.parse_args()
+    rows = []
+    for name, (method, sizes, options) in RUNS.items():
+        for seed in args.seeds:
+            if name in args.only or (folder_of(CONFIG, seed, options) / 'done').exists():
+                rows += task_rows(run(CONFIG, seed, options), method, sizes, seed)
+        write('eighty', rows, table=table(rows))
+
+
+if __name__ == '__main__':
+    main()
