@@ -30,6 +30,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     old = path.with_name(f'.{path.stem}.{name}.old')
     try:
         yield draft
+        draft.stat()  # what was never written takes the place of nothing
         if not (path.is_dir() and _exchanged(draft, path)):
             if path.is_dir():
                 path.rename(old)

@@ -33,6 +33,8 @@ def test_a_folder_replaces_a_folder(tmp_path, monkeypatch, exchange):
     with pytest.raises(RuntimeError), replacing(folder) as draft:
         draft.mkdir()
         raise RuntimeError
+    with pytest.raises(FileNotFoundError), replacing(folder):
+        pass  # nothing was written
     assert (folder / 'a').read_text() == 'two'
     assert list(tmp_path.iterdir()) == [folder]
 
