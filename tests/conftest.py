@@ -1,12 +1,15 @@
 """A tiny detector on a tiny data set: what whole runs of seconds are made of."""
 
 import copy
+import gc
 import runpy
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config import config as mmengine_config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -14,6 +17,8 @@ from mmengine.runner import set_random_seed
 
 import mmgslora.register  # noqa: F401
 from mmgslora.datasets import write_shapes
+from mmgslora.engine import image_hook, record_hook
+from mmgslora.report.charts import write_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +33,33 @@ def tools(repo_root):
     """The ``main`` of each tool."""
     paths = {name: repo_root / f'tools/{name}.py' for name in ('train', 'test')}
     return {name: runpy.run_path(str(path))['main'] for name, path in paths.items()}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _spare_runs():
+    """Without what takes half of a tiny run: pictures, and the line breaks in a config's text.
+
+    ``pictures`` brings the former back; runs in a process of their own have both.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for hook in (image_hook, record_hook):
+            patch.setattr(hook, 'write_image', lambda *_: None)
+        patch.setattr(mmengine_config.FormatCode, '_plain', lambda text, **_: (text, True))
+        yield
+
+
+@pytest.fixture(scope='session')
+def pictures():
+    """A context for runs whose pictures are looked at."""
+
+    @contextmanager
+    def pictures():
+        with pytest.MonkeyPatch.context() as patch:
+            for hook in (image_hook, record_hook):
+                patch.setattr(hook, 'write_image', write_image)
+            yield
+
+    return pictures
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +161,12 @@ SLOW_FIXTURES = {'tiny_checkpoint', 'run_cfg', 'finished', 'runs', 'zoo', 'shrun
 SLOW_FOLDERS = {'test_engine', 'test_tools', 'test_benchmarks', 'test_models', 'test_preflight'}
 SLOW_FOLDERS |= {'test_report', 'test_requests', 'test_classifier', 'test_loading.py'}
 SLOW_FOLDERS |= {'test_compat.py', 'test_env.py', 'test_configs.py', 'test_paper_configs.py'}
+
+
+def pytest_collection_finish() -> None:
+    """Every data set collects garbage; among all that was imported there is none."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -90,5 +90,6 @@ def test_folder_is_coco(tmp_path):
     )
     assert len(dataset) == 30
     crowds = sum(a['iscrowd'] for a in content['annotations'])
-    ignored = sum(i['ignore_flag'] for k in range(30) for i in dataset.get_data_info(k)['instances'])
+    objects = [o for k in range(30) for o in dataset.get_data_info(k)['instances']]
+    ignored = sum(o['ignore_flag'] for o in objects)
     assert crowds == ignored
