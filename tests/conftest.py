@@ -1,7 +1,6 @@
 """A tiny detector on a tiny data set: what whole runs of seconds are made of."""
 
 import copy
-import gc
 import runpy
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.config import config as mmengine_config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import set_random_seed
+from spare import DRAWING, spare_imports, spare_runs
 
 import mmgslora.register  # noqa: F401
 from mmgslora.datasets import write_shapes
-from mmgslora.engine import image_hook, record_hook
 from mmgslora.report.charts import write_image
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +35,9 @@ def tools(repo_root):
 
 @pytest.fixture(scope='session', autouse=True)
 def _spare_runs():
-    """Without what takes half of a tiny run: pictures, and the line breaks in a config's text.
-
-    ``pictures`` brings the former back; runs in a process of their own have both.
-    """
+    """``pictures`` brings them back; tools in a process of their own spare nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        for hook in (image_hook, record_hook):
-            patch.setattr(hook, 'write_image', lambda *_: None)
-        patch.setattr(mmengine_config.FormatCode, '_plain', lambda text, **_: (text, True))
+        spare_runs(patch.setattr)
         yield
 
 
@@ -55,7 +48,7 @@ def pictures():
     @contextmanager
     def pictures():
         with pytest.MonkeyPatch.context() as patch:
-            for hook in (image_hook, record_hook):
+            for hook in DRAWING:
                 patch.setattr(hook, 'write_image', write_image)
             yield
 
@@ -164,9 +157,7 @@ SLOW_FOLDERS |= {'test_compat.py', 'test_env.py', 'test_configs.py', 'test_paper
 
 
 def pytest_collection_finish() -> None:
-    """Every data set collects garbage; among all that was imported there is none."""
-    gc.collect()
-    gc.freeze()
+    spare_imports()
 
 
 def pytest_collection_modifyitems(items) -> None:
