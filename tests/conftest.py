@@ -149,6 +149,8 @@ def run_cfg(tiny_cfg, tiny_checkpoint, tmp_path) -> Config:
     return cfg
 
 
+# Files of a minute each.
+LONGEST = ('test_distributed.py', 'test_train.py', 'test_zoo.py')
 # Fixtures and folders of tests that train, run a tool or read many configs: all others are fast.
 SLOW_FIXTURES = {'tiny_checkpoint', 'run_cfg', 'finished', 'runs', 'zoo', 'shrunk', 'trained'}
 SLOW_FOLDERS = {'test_engine', 'test_tools', 'test_benchmarks', 'test_models', 'test_preflight'}
@@ -170,4 +172,4 @@ def pytest_collection_modifyitems(items) -> None:
         else:
             item.add_marker(pytest.mark.fast)
     # Long files first: the last ones to be handed out keep both processes busy to the end.
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
