@@ -2,6 +2,7 @@
 
 import copy
 import runpy
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import set_random_seed
+from spare import DRAWING, spare_imports, spare_runs
 
 import mmgslora.register  # noqa: F401
 from mmgslora.datasets import write_shapes
+from mmgslora.report.charts import write_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +31,28 @@ def tools(repo_root):
     """The ``main`` of each tool."""
     paths = {name: repo_root / f'tools/{name}.py' for name in ('train', 'test')}
     return {name: runpy.run_path(str(path))['main'] for name, path in paths.items()}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _spare_runs():
+    """``pictures`` brings them back; tools in a process of their own spare nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        spare_runs(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope='session')
+def pictures():
+    """A context for runs whose pictures are looked at."""
+
+    @contextmanager
+    def pictures():
+        with pytest.MonkeyPatch.context() as patch:
+            for hook in DRAWING:
+                patch.setattr(hook, 'write_image', write_image)
+            yield
+
+    return pictures
 
 
 @pytest.fixture(autouse=True)
@@ -124,11 +149,17 @@ def run_cfg(tiny_cfg, tiny_checkpoint, tmp_path) -> Config:
     return cfg
 
 
+# Files of a minute each.
+LONGEST = ('test_distributed.py', 'test_train.py', 'test_zoo.py')
 # Fixtures and folders of tests that train, run a tool or read many configs: all others are fast.
 SLOW_FIXTURES = {'tiny_checkpoint', 'run_cfg', 'finished', 'runs', 'zoo', 'shrunk', 'trained'}
 SLOW_FOLDERS = {'test_engine', 'test_tools', 'test_benchmarks', 'test_models', 'test_preflight'}
 SLOW_FOLDERS |= {'test_report', 'test_requests', 'test_classifier', 'test_loading.py'}
 SLOW_FOLDERS |= {'test_compat.py', 'test_env.py', 'test_configs.py', 'test_paper_configs.py'}
+
+
+def pytest_collection_finish() -> None:
+    spare_imports()
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -141,4 +172,4 @@ def pytest_collection_modifyitems(items) -> None:
         else:
             item.add_marker(pytest.mark.fast)
     # Long files first: the last ones to be handed out keep both processes busy to the end.
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))

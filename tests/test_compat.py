@@ -14,7 +14,9 @@ import pytest
 import torch
 import torchvision
 from mmengine.config import Config
+from mmengine.config import config as mmengine_config
 from torch.autograd import gradcheck
+from yapf.yapflib.yapf_api import FormatCode
 
 from mmgslora import compat
 
@@ -357,7 +359,7 @@ def test_a_second_install_changes_nothing():
     assert not compat.has_compiled_mmcv()
 
 
-def test_the_text_of_a_config_is_formatted_once():
+def test_the_text_of_a_config_is_formatted_once(monkeypatch):
     seen = []
 
     def formatted(text, style_config):
@@ -370,6 +372,7 @@ def test_the_text_of_a_config_is_formatted_once():
     assert seen == [('a = 1', dict(wide=True)), ('b = 2', dict(wide=True))]
     remembered('a = 1', style_config=dict(wide=False))
     assert len(seen) == 3
+    monkeypatch.setattr(mmengine_config.FormatCode, '_plain', FormatCode)
     config = Config(dict(a=1))
     before = config.pretty_text
     config.a = 2

@@ -36,7 +36,7 @@ def small(cfg, data_root):
 
 
 @pytest.fixture(scope='module', params=NAMES)
-def finished(request, repo_root, tmp_path_factory):
+def finished(request, repo_root, tmp_path_factory, pictures):
     """A pre-trained tiny model that forgot two classes and then one more."""
     family = request.param
     folder = tmp_path_factory.mktemp(family)
@@ -63,7 +63,8 @@ def finished(request, repo_root, tmp_path_factory):
     forget.param_scheduler = []
     forget.work_dir, forget.experiment_name = str(folder / 'forget'), f'{family}_forget'
     runner = Runner.from_cfg(copy.deepcopy(forget))
-    runner.train()
+    with pictures():
+        runner.train()
     return runner, forget, folder, names
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -55,12 +56,21 @@ class TraceHook(Hook):
             Path(runner.work_dir, 'losses.json').write_text(json.dumps(self.losses))
 
 
-TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-# One start for several runs: most of the time of a tiny run goes into imports.
+# Most of the time of a tiny run goes into imports: one start for several runs, and for both ranks.
 TRAIN_EACH = """
-import json, runpy, sys
+import json, os, runpy, sys
+from spare import spare_imports, spare_runs
 train, runs = sys.argv[1:]
 tool = runpy.run_path(train)
+spare_runs()
+spare_imports()
+for rank in '01':
+    if os.fork() == 0:
+        break
+else:
+    sys.exit(any(os.wait()[1] for _ in '01'))
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
+os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=os.environ['PORT'])
 for arguments in json.loads(runs):
     sys.argv = [train, *arguments, '--launcher=pytorch']
     tool['main']()
@@ -87,12 +97,18 @@ def launch(repo_root, tmp_path_factory):
             CUDA_VISIBLE_DEVICES='',
         )
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         try:
             _, errors = process.communicate(timeout=400)
         finally:
-            process.terminate()  # torchrun takes its processes along, after a timeout too
+            if process.poll() is None:  # after a timeout
+                os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its processes
         assert process.returncode == 0, errors[-4000:]
 
     return launch
@@ -164,7 +180,7 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
     ]
     script = root / 'train_each.py'
     script.write_text(TRAIN_EACH)
-    launch(*TORCHRUN, script, repo_root / 'tools/train.py', json.dumps(each))
+    launch(sys.executable, script, repo_root / 'tools/train.py', json.dumps(each))
     return made
 
 

@@ -24,13 +24,14 @@ def record_of(runner):
 
 
 @pytest.fixture(scope='module')
-def finished(tiny_cfg, tiny_checkpoint, tmp_path_factory):
+def finished(tiny_cfg, tiny_checkpoint, tmp_path_factory, pictures):
     cfg = copy.deepcopy(tiny_cfg)
     cfg.load_from = str(tiny_checkpoint)
     cfg.work_dir = str(tmp_path_factory.mktemp('finished') / 'run')
     cfg.experiment_name = 'finished'
     runner = Runner.from_cfg(cfg)
-    runner.train()
+    with pictures():
+        runner.train()
     return runner
 
 

@@ -13,7 +13,7 @@ from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report.page import report_page
 
 
-def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monkeypatch, caplog):
+def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monkeypatch, pictures):
     run_cfg.train_cfg.update(epochs_per_task=1, protocol=dict(tasks=[['circle'], ['star']]))
     run_cfg.requests = [None, dict(requested_by='Ann', date='2026-01-31')]
     run_cfg.thresholds = dict(forgotten_max=5)
@@ -23,7 +23,8 @@ def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monke
 
     monkeypatch.setattr(record_hook, 'forgetting_figure', fail)
     runner = Runner.from_cfg(run_cfg)
-    runner.train()
+    with pictures():
+        runner.train()
     work_dir = Path(runner.work_dir)
     record = json.loads((work_dir / 'forgetting.json').read_text())
     assert [task['task'] for task in record['tasks']] == [1, 2]

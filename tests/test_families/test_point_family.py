@@ -28,7 +28,7 @@ def loader(seed, **dataset):
 
 
 @pytest.fixture(params=TUNE)
-def finished(request, tmp_path, repo_root):
+def finished(request, tmp_path, repo_root, pictures):
     """A trained linear model that forgot two of its four classes, one after the other."""
     torch.manual_seed(0)
     plain = MODELS.build(dict(type='PointModel'))
@@ -79,7 +79,8 @@ def finished(request, tmp_path, repo_root):
         )
     )
     runner = Runner.from_cfg(cfg)
-    runner.train()
+    with pictures():
+        runner.train()
     return runner
 
 

@@ -87,7 +87,7 @@ def weights(work_dir):
 
 
 @pytest.fixture(scope='module')
-def killed(tiny_cfg, tiny_checkpoint, tmp_path_factory):
+def killed(tiny_cfg, tiny_checkpoint, tmp_path_factory, pictures):
     """A config, the work_dir of the whole run, and a copy of it before each operation."""
     folder = tmp_path_factory.mktemp('kill')
     cfg = copy.deepcopy(tiny_cfg)
@@ -100,7 +100,8 @@ def killed(tiny_cfg, tiny_checkpoint, tmp_path_factory):
     (folder / 'album').mkdir()
     camera = Camera(cfg.work_dir, folder / 'album')
     camera.running = True
-    train(cfg)
+    with pictures():
+        train(cfg)
     camera.running = False
     return cfg, Path(cfg.work_dir), camera
 
@@ -143,9 +144,7 @@ def states(camera):
     return list(seen.values())
 
 
-def test_every_kill_is_survived(killed, monkeypatch):
-    # The first run has drawn; the images of the others would take most of the time.
-    monkeypatch.setattr('mmgslora.engine.record_hook.write_image', lambda *_: None)
+def test_every_kill_is_survived(killed):
     cfg, whole, camera = killed
     dead = subprocess.Popen([sys.executable, '-c', ''])
     dead.wait()
@@ -168,7 +167,6 @@ def test_every_kill_is_survived(killed, monkeypatch):
 
 def test_a_full_disk_costs_what_was_being_written(killed, tools, tmp_path, monkeypatch, capsys):
     """The second training checkpoint does not fit; with room again the run ends as it would."""
-    monkeypatch.setattr('mmgslora.engine.record_hook.write_image', lambda *_: None)
     cfg, whole, _ = killed
     cfg = copy.deepcopy(cfg)
     cfg.experiment_name = 'full'

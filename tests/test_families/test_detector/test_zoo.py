@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmdet.models import SwinTransformer
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -36,7 +37,7 @@ ZOO = dict(
     ddq='ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
 )
 LAYERS = 2
-SIZE = 96  # gives 193 encoder tokens; two-stage models need one per query
+SIZE = 96  # gives 193 encoder tokens, as half of it with Swin; two-stage models need one per query
 # The width of 256 stays: Conditional DETR, DAB-DETR and the two-stage queries compute with it.
 SIZES = dict(
     feedforward_channels=64,
@@ -128,7 +129,9 @@ def zoo(shrunk, weights):
 
 def batch(model, sides=('forget', 'retain', 'forget', 'retain')):
     torch.manual_seed(3)
-    shapes = [[3, SIZE, SIZE], [3, SIZE - 16, SIZE]] * (len(sides) // 2)
+    plain = getattr(model, 'plain_model', model)
+    size = SIZE // 2 if isinstance(plain.backbone, SwinTransformer) else SIZE
+    shapes = [[3, size, size], [3, size - 16, size]] * (len(sides) // 2)
     data = demo_mm_inputs(len(sides), shapes, num_items=[2] * len(sides))
     for side, sample in zip(sides, data['data_samples']):
         sample.set_metainfo(dict(view=side))
