@@ -12,12 +12,18 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    method=dict(type='GuidedGSLoRA'),
+    method=dict(type='GuidedGSLoRA', prototype_weight=0),
 )
 load_from = 'work_dirs/deformable-detr_eighty/epoch_12.pth'
 train_dataloader = dict(
+    batch_size=16,
     sampler=dict(_delete_=True, type='PairedSampler'),
-    dataset=dict(_delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        redraw=False,  # an image goes through what does not learn once
+    ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = val_evaluator
@@ -25,7 +31,8 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=4,
+    epochs_per_task=18,
+    steps_per_task=432,
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-2))
 param_scheduler = [

@@ -137,8 +137,11 @@ def expected(weights: Tensor) -> Tensor:
     """Mean over the processes of the sum of weights, such as probabilities that something is there.
 
     The joint sum is at least 1, so the mean over processes at least their share of that.
+
+    Args:
+        weights: (m,), or (m, n) for n sums.
     """
-    return mean_over_processes(weights.sum()).clamp(min=1 / get_world_size())
+    return mean_over_processes(weights.sum(0)).clamp(min=1 / get_world_size())
 
 
 class Matching(NamedTuple):

@@ -29,7 +29,7 @@ NEGLIGIBLE = -9.0
 class GuidedGSLoRA(Method):
     r"""Group sparse LoRA guided by the teacher, the model at the start of the task (ours).
 
-    .. math:: L = \beta\, L_f + L_r + \lambda\, (D_f + D_r) + w_b\, B + w_p\, P + w_h\, H
+    .. math:: L = \beta\, L_f + w_r\, L_r + \lambda\, (D_f + D_r) + w_b\, B + w_p\, P + w_h\, H
 
     :math:`L_r` is the task loss of the retain view, :math:`D` the distance of each view's outputs
     from the teacher's in everything but the classes to forget
@@ -38,9 +38,11 @@ class GuidedGSLoRA(Method):
     :math:`\hat b_q = 1 - \max_c \hat p_{qc}` that of nothing being there.
 
     - :math:`L_f` with ``forget_loss='predictions'``, for detectors:
-      :math:`\sum_{q,\,c \in forget} \hat p_{qc}\,
-      \mathrm{ReLU}(\log p_{qc} - \ell_c + m) / \sum \hat p_{qc}`,
-      a hinge on every prediction and every class to forget. :math:`\ell_c = \sum_q \hat b_q \log
+      :math:`\sum_{c \in forget} \sum_q \hat p_{qc}^2\,
+      \mathrm{ReLU}(\log p_{qc} - \ell_c + m) / \sum_q \hat p_{qc}^2`,
+      a hinge on every prediction and every class to forget. Each class weighs the same, however
+      rare it is and however many go with it; squared, the many predictions that hold a class for
+      one in a hundred do not add up to an object. :math:`\ell_c = \sum_q \hat b_q \log
       \hat p_{qc} / \sum_q \hat b_q` is the log-probability that the teacher gives the class where
       there is nothing: an object must rank below that by the margin m, for AP is a ranking, and
       further down nothing is gained. No query is left that could name the class, whichever it is
@@ -76,7 +78,9 @@ class GuidedGSLoRA(Method):
         margin: m, in nats; 'predictions' only. Defaults to 3.
         bound: BND, in nats; 'odds' only. Defaults to 9.
         beta: Weight of the forget term, one number or one per task (the last one serves all
-            further tasks). Defaults to 1.
+            further tasks). Defaults to 0.4.
+        retain_weight: :math:`w_r`. Defaults to 1; with 0 the labels of the retain view are not
+            used, only what the teacher says of its images.
         distill_weight: :math:`\lambda`. Defaults to 5.
         background_weight: :math:`w_b`. Defaults to 0.2.
         prototype_weight: :math:`w_p`, one number or one per task. Defaults to 1; with 0 no
@@ -103,7 +107,8 @@ class GuidedGSLoRA(Method):
         forget_loss: Literal['predictions', 'odds'] = 'predictions',
         margin: NonNegative = 3.0,
         bound: NonNegative = 9.0,
-        beta: PerTask = 1.0,
+        beta: PerTask = 0.4,
+        retain_weight: NonNegative = 1.0,
         distill_weight: NonNegative = 5.0,
         background_weight: NonNegative = 0.2,
         prototype_weight: PerTask = 1.0,
@@ -117,6 +122,7 @@ class GuidedGSLoRA(Method):
         super().__init__(dropout)
         self.forget_loss = forget_loss
         self.margin, self.bound, self.beta = margin, bound, beta
+        self.retain_weight = retain_weight
         self.distill_weight, self.background_weight = distill_weight, background_weight
         self.prototype_weight = prototype_weight
         self.feature_distill_weight = feature_distill_weight
@@ -133,7 +139,10 @@ class GuidedGSLoRA(Method):
     def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
         forget, retain, task = views['forget'], views['retain'], context.task
-        losses = {**task_terms(retain), **self.sparsity.losses(context)}
+        losses = self.sparsity.losses(context)
+        if self.retain_weight:
+            terms = task_terms(retain).items()
+            losses.update({name: self.retain_weight * value for name, value in terms})
         now = Outputs.joined(forget.now, retain.now)
         teacher = Outputs.joined(*(view.teachers['task_start'] for view in (forget, retain)))
         log_probs = teacher.class_log_probs
@@ -163,13 +172,15 @@ class GuidedGSLoRA(Method):
         log_probs = forget.now.log_probs[:, task.forget]
         teacher_prob = forget.teachers['task_start'].log_probs[:, task.forget].exp()
         nll = level - log_probs
-        return _per_expected(teacher_prob, bounded_ascent(nll, self.margin))
+        sure = teacher_prob.square()
+        return ((sure * bounded_ascent(nll, self.margin)).sum(0) / expected(sure)).sum()
 
     def _odds(self, forget: View, task: Task) -> Tensor:
         """L_f of 'odds'."""
         teacher_prob = forget.teachers['task_start'].log_probs[:, task.forget].exp().sum(-1)
         nll = -forget.now.log_odds(task.must_be_gone)
-        return _per_expected(teacher_prob, bounded_ascent(nll, self.bound))
+        hinge = (teacher_prob * bounded_ascent(nll, self.bound)).sum()
+        return hinge / expected(teacher_prob)
 
     @staticmethod
     def _background(now: Tensor, teacher: Tensor, empty: Tensor, task: Task) -> Tensor:
@@ -198,8 +209,3 @@ class GuidedGSLoRA(Method):
         teacher_prob = log_probs.exp()
         teacher_prob[:, task.forget] = 0
         return joint_weighted_mean(moves.square().mean(-1), teacher_prob.max(-1).values)
-
-
-def _per_expected(teacher_prob: Tensor, values: Tensor) -> Tensor:
-    """Sum of values weighted by the teacher's probability, per object that it expects."""
-    return (teacher_prob * values).sum() / expected(teacher_prob)

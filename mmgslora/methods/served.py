@@ -84,7 +84,7 @@ class Served:
 def _score(view: View, context: Context) -> Tensor:
     forget = context.task.forget
     before = view.teachers[TEACHER].log_probs[:, forget].exp()
-    return (before * view.now.log_probs[:, forget].exp()).sum() / expected(before)
+    return (before * view.now.log_probs[:, forget].exp()).sum() / expected(before.sum(-1))
 
 
 def _drift(view: View, context: Context) -> Tensor:

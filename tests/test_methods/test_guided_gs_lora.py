@@ -38,13 +38,27 @@ def test_hinge_by_hand():
     empty = [[-50.0, -4.0, -6.0]]
     views = sides(view('forget', log_probs, teacher, 0.3), view('retain', empty, empty, 0.1))
     losses = method.losses(views, context(forget=(1, 2)))
-    # Class 1 must come down to -4 - 1 from -3; class 2 to -6 - 1 and is at -8. Weights: 1 and 1.
-    assert losses['forget_loss_cls'].item() == pytest.approx(0.5 * 2 / 2, rel=1e-4)
+    # Class 1 must come down to -4 - 1 from -3; class 2 to -6 - 1 and is at -8.
+    assert losses['forget_loss_cls'].item() == pytest.approx(0.5 * (2 + 0), rel=1e-4)
     assert losses['forget_loss_drift'].item() == pytest.approx(0.6)
     assert losses['retain_loss_drift'].item() == pytest.approx(0.2)
     assert 'forget_loss_bbox' not in losses and method.teachers == ('task_start',)
     assert len(method.parts) == 1  # no prototypes are computed
     assert not any('prototype' in name or 'background' in name for name in losses)
+
+
+def test_labels_of_the_retain_view_are_an_option():
+    """Half of the task loss; and with 0 nothing is matched, for which a view would be asked."""
+    log_probs = [[-9.0, -3.0]]
+    views = sides(view('forget', log_probs, log_probs), view('retain', log_probs, log_probs))
+    whole = views['retain'].terms
+    losses = without_prototypes(retain_weight=0.5).losses(views, context())
+    assert {name: losses[f'retain_{name}'].item() for name in whole} == {
+        name: pytest.approx(value.item() / 2) for name, value in whole.items()
+    }
+    losses = without_prototypes(retain_weight=0.0).losses(views, context())
+    assert not {f'retain_{name}' for name in whole} & set(losses)
+    assert 'retain_loss_drift' in losses and 'forget_loss_cls' in losses
 
 
 def test_hinge_is_weighted_by_the_teacher():
@@ -55,8 +69,21 @@ def test_hinge_is_weighted_by_the_teacher():
     views = sides(view('forget', *values), view('retain', *values))
     level = (half + low) / 2
     loss = method.losses(views, context())['forget_loss_cls'].item()
-    expected = (0.25 * (0.0 - level + 1) + 0.5 * max(0, -2.5 - level + 1)) / 1
-    assert loss == pytest.approx(expected)  # the sum of probabilities, .75, counts as 1
+    expected = (0.25**2 * (0.0 - level + 1) + 0.5**2 * max(0, -2.5 - level + 1)) / 1
+    assert loss == pytest.approx(expected)  # the sum of squares, .31, counts as 1
+
+
+def test_every_class_to_forget_weighs_the_same():
+    """Three objects of class 1 and one of class 2, all to come down by 1, then by 4 for class 2."""
+    method = without_prototypes(beta=1.0, distill_weight=0.0)
+    sure, no = math.log(1.0), -50.0
+    teacher = [[no, sure, no]] * 3 + [[no, no, sure]]
+    empty = view('retain', [[no, -4.0, -6.0]], [[no, -4.0, -6.0]])
+    for rare, loss in ((-6.0, 1 + 1), (-3.0, 1 + 4)):
+        log_probs = [[no, -4.0, no]] * 3 + [[no, no, rare]]
+        views = sides(view('forget', log_probs, teacher), empty)
+        losses = method.losses(views, context(forget=(1, 2)))
+        assert losses['forget_loss_cls'].item() == pytest.approx(loss, rel=1e-4)
 
 
 def test_background_by_hand():
