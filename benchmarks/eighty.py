@@ -14,32 +14,25 @@ import math
 from collections.abc import Iterable
 from statistics import fmean
 
-from compare import GS, GS_PP, HEAD_ONLY, RETAIN_ONLY, folder_of, rows_of, run, spread, write
+from compare import GS, GS_PP, HEAD_ONLY, folder_of, rows_of, run, spread, write
 
 from mmgslora.datasets.scenes import neighbours
 from mmgslora.evaluation import harmonic_mean
 from mmgslora.records.record import mean_before, values_before
 
-CONFIG = 'configs/gslora_eighty_forget.py'
-# Names -> method and options: seven requests of ten, or one of as many as the number says. The
-# authors' beta of a task is the last of those found for the demo.
-METHODS = {
-    'ours': [],
-    'head only': HEAD_ONLY,
-    'retain only': RETAIN_ONLY,
-    'GS-LoRA': GS,
-    'GS-LoRA++': GS_PP,
-}
-SINGLE = (1, 10, 40, 70)
+OURS = 'configs/gslora_eighty_forget.py'
+OTHERS = 'configs/baselines/retain_only_eighty_forget.py'
+# Names -> method, classes of a request, config and options: seven requests of ten, or one of as
+# many as the number says. The authors' beta of a task is the last of those found for the demo.
 RUNS = {
-    **{name: (name, 10, options) for name, options in METHODS.items()},
+    'ours': ('ours', 10, OURS, []),
+    'head only': ('head only', 10, OTHERS, HEAD_ONLY),
+    'retain only': ('retain only', 10, OTHERS, []),
+    'GS-LoRA': ('GS-LoRA', 10, OTHERS, GS),
+    'GS-LoRA++': ('GS-LoRA++', 10, OTHERS, GS_PP),
     **{
-        f'ours, 80-{number}': (
-            'ours, single step',
-            number,
-            [f'train_cfg.protocol.sizes=[{number}]'],
-        )
-        for number in SINGLE
+        f'80-{n}': ('ours, single step', n, OURS, [f'train_cfg.protocol.sizes=[{n}]'])
+        for n in (1, 10, 40, 70)
     },
 }
 SHOWN = ('AP_f', 'AP_o', 'AP_r', 'H')
@@ -104,10 +97,10 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     args = parser.parse_args()
     rows = []
-    for name, (method, sizes, options) in RUNS.items():
+    for name, (method, sizes, config, options) in RUNS.items():
         for seed in args.seeds:
-            if name in args.only or (folder_of(CONFIG, seed, options) / 'done').exists():
-                rows += task_rows(run(CONFIG, seed, options), method, sizes, seed)
+            if name in args.only or (folder_of(config, seed, options) / 'done').exists():
+                rows += task_rows(run(config, seed, options), method, sizes, seed)
         write('eighty', rows, table=table(rows))
 
 

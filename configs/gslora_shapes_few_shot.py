@@ -2,9 +2,9 @@
 # --cfg-options train_dataloader.dataset.few_shot=8). The method is the demo's, untouched; flips in
 # three directions and colours make more of so few images.
 #   python tools/train.py configs/gslora_shapes_few_shot.py
-# Expected: docs/results/few_shot.md; about 40 s a task on two CPU cores.
+# Expected: docs/results/few_shot.md; about 80 s a task on two CPU cores.
 _base_ = './gslora_shapes_forget.py'
-epochs_per_task = 40  # of two or three steps
+epochs_per_task = 80  # of two or three steps
 train_dataloader = dict(
     dataset=dict(
         few_shot=4,

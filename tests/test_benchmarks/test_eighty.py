@@ -4,6 +4,8 @@ import sys
 import pytest
 from mmengine.config import Config, DictAction
 
+from mmgslora.methods import build_method
+
 
 @pytest.fixture(scope='module')
 def eighty(repo_root):
@@ -46,9 +48,10 @@ def test_rows_by_hand(eighty):
 
 def test_runs_are_protocols_of_the_config(eighty, repo_root):
     """Each takes as many classes off the end of the order as it says."""
-    for _, sizes, options in eighty.RUNS.values():
-        cfg = Config.fromfile(repo_root / eighty.CONFIG)
+    for _, sizes, config, options in eighty.RUNS.values():
+        cfg = Config.fromfile(repo_root / config)
         pairs = (option.split('=', 1) for option in options)
         cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
+        build_method(cfg.model.method.to_dict())  # no setting of another method is left over
         protocol = cfg.train_cfg.protocol
         assert len(protocol.order) == 80 and set(protocol.sizes) == {sizes}
