@@ -41,6 +41,7 @@ def scene(seed, images=8, queries=20, tied=False):
         boxes = np.concatenate([boxes, boxes + rng.uniform(10, 40, boxes.shape)], 1)
         for i in range(min(len(true), queries)):
             boxes[i] = true[i] + rng.normal(0, 2.5, 4)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)  # COCO ignores negative areas
         scores = rng.random((queries, 3)) ** 8
         if tied:
             scores = np.round(scores, 1)

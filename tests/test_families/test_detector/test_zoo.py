@@ -358,6 +358,7 @@ def test_teacher_answers_for_the_same_queries(zoo, name, monkeypatch):
 def test_no_object_is_not_a_class_of_softmax_heads(zoo):
     _, model = zoo('detr')
     assert model.detector.bbox_head.fc_cls.out_features == len(SHAPES) + 1
+    model.method.beta = 5.0  # an untrained teacher is sure of nothing, which weighs little
     losses = forget(model, steps=20)
     # The forgotten classes lose probability: the hinge on them falls.
     assert losses[-1]['forget_loss_cls'] < 0.9 * losses[0]['forget_loss_cls']
