@@ -165,19 +165,30 @@ def table(rows: list[dict]) -> str:
     ]
     kept = [key for key in shown if key[-2:] in ('_r', '_m')]
     head = ['method', 'setting', 'task', *shown, *(f'{key} kept' for key in kept), 'zero groups']
-    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row['method'], row['setting'], row['task']), []).append(row)
-    for (method, setting, task), same in groups.items():
-        cells = [method, setting, str(task)]
+    lines = []
+    for key, same in grouped(rows, 'method', 'setting', 'task').items():
+        cells = [str(value) for value in key]
         cells += [spread([row[key] for row in same]) for key in shown]
         cells += [
             spread([100 * row[key] / row[f'pretrained_{key}'] for row in same], '%') for key in kept
         ]
         cells.append(spread([row['zero_group_ratio'] for row in same], digits=2))
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def grouped(rows: list[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """The rows that have the same values under these keys, in the order in which they come."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """A table of these cells."""
+    rows = [f'| {" | ".join(cells)} |\n' for cells in (head, *lines)]
+    return rows[0] + '|' + '---|' * len(head) + '\n' + ''.join(rows[1:])
 
 
 def spread(values: list[float | None], unit: str = '', digits: int = 1) -> str:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from statistics import fmean
 
-from compare import GS, GS_PP, HEAD_ONLY, folder_of, rows_of, run, spread, write
+from compare import GS, GS_PP, HEAD_ONLY, folder_of, grouped, markdown, rows_of, run, spread, write
 
 from mmgslora.datasets.scenes import neighbours
 from mmgslora.evaluation import harmonic_mean
@@ -79,16 +79,13 @@ def table(rows: list[dict]) -> str:
         ('seconds', 'seconds', '', 0),
     ]
     head = ['method', 'classes', 'task', *(title for title, *_ in columns), 'AP_r kept']
-    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row['method'], row['sizes'], row['task']), []).append(row)
-    for key, same in groups.items():
+    lines = []
+    for key, same in grouped(rows, 'method', 'sizes', 'task').items():
         cells = [str(value) for value in key]
         cells += [spread([r[name] for r in same], unit, n) for _, name, unit, n in columns]
         cells.append(spread([100 * r['AP_r'] / r['pretrained_AP_r'] for r in same], '%'))
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def main() -> None:
