@@ -20,7 +20,7 @@ import sys
 from statistics import fmean
 
 import matplotlib.pyplot as plt
-from compare import GS, GS_PP, NO_PROTOTYPES, RETAIN_ONLY, ROOT, folder_of, run, spread, write
+from compare import GS, GS_PP, RETAIN_ONLY, ROOT, folder_of, run, spread, write
 
 from mmgslora.audit.rows import HEAD_ONLY
 
@@ -30,12 +30,7 @@ ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
 OTHERS = {
     'GS-LoRA': GS,
     'GS-LoRA++': GS_PP,
-    'no prototypes': NO_PROTOTYPES,
     'retain only': RETAIN_ONLY,
-    'embeddings not moved': ['model.method.prototype_weight=0'],
-    'moved less': ['model.method.prototype_weight=0.5'],
-    'moved more': ['model.method.prototype_weight=8'],
-    'nothing held': ['model.method.feature_distill_weight=0'],
 }
 # Of the others, what the verdict rests on.
 SOME = ['--measures', 'outcomes', 'localisation', 'probe', 'relearning', 'new_head']

@@ -1,10 +1,11 @@
 """Run a comparison over several seeds and write its rows and its table.
 
-    python benchmarks/compare.py STUDY [--seeds 0 1 2]
+    python benchmarks/compare.py STUDY [--seeds 0 1 2] [--only METHOD ...]
 
 Every run is one call of tools/train.py and lies in work_dirs/compare; a run that is finished is not
-repeated. Rows go to docs/results/STUDY.json; in docs/results/STUDY.md what stands between the two
-marks is replaced by the table: mean and, in brackets, lowest and highest value over the seeds.
+repeated. Rows go to docs/results/STUDY.json, where those that are not made again stay as they were;
+in docs/results/STUDY.md what stands between the two marks is replaced by the table: mean and, in
+brackets, lowest and highest value over the seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ GS = ['model.method.type=GSLoRA', 'model.method.beta=[0.015,0.03,0.14]']
 GS_PP = ['model.method.type=GSLoRAPlusPlus', 'model.method.beta=[0.15,0.15,0.35]']
 RETAIN_ONLY = ['model.method.type=RetainOnly']
 # Nothing is learned, and the head's rows of the classes are taken away.
-HEAD_ONLY = ['model.method.type=HeadOnly', 'train_cfg.epochs_per_task=1', 'train_cfg.seal=True']
-NO_PROTOTYPES = ['model.method.prototype_weight=0', 'model.method.feature_distill_weight=0']
+HEAD_ONLY = ['model.method.type=HeadOnly', 'train_cfg.seal=True']
+HEAD_ONLY += ['train_cfg.epochs_per_task=1', 'train_cfg.steps_per_task=1']
 PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
 # Study -> config, and for every row of the table: method, setting, options on top of the config,
@@ -42,7 +43,6 @@ STUDIES: dict[str, tuple[str, list[tuple]]] = {
             ('GS-LoRA', '10 % of the images', GS),
             ('GS-LoRA++', '10 % of the images', GS_PP),
             ('ours', '10 % of the images', []),
-            ('ours, no prototypes', '10 % of the images', NO_PROTOTYPES),
         ],
     ),
     'few_shot': (
@@ -53,7 +53,6 @@ STUDIES: dict[str, tuple[str, list[tuple]]] = {
             ('GS-LoRA', '4-shot', GS),
             ('GS-LoRA++', '4-shot', GS_PP),
             ('ours', '4-shot', []),
-            ('ours, no prototypes', '4-shot', NO_PROTOTYPES),
         ],
     ),
     'missing': (
@@ -64,11 +63,7 @@ STUDIES: dict[str, tuple[str, list[tuple]]] = {
             ('GS-LoRA', '2 missing', GS),
             ('GS-LoRA++', '2 missing', GS_PP),
             ('ours', '2 missing', []),
-            (
-                'ours, teacher not distilled',
-                '2 missing',
-                ['model.method.distill_weight=0', 'model.method.feature_distill_weight=0'],
-            ),
+            ('ours, teacher not distilled', '2 missing', ['model.method.distill_weight=0']),
         ],
     ),
     'ablation': (
@@ -76,8 +71,6 @@ STUDIES: dict[str, tuple[str, list[tuple]]] = {
         [
             ('ours', 'the default', []),
             ('ours', 'background not held', ['model.method.background_weight=0']),
-            ('ours', 'embeddings not moved', ['model.method.prototype_weight=0']),
-            ('ours', 'embeddings not held', ['model.method.feature_distill_weight=0']),
             ('ours', 'teacher not distilled', ['model.method.distill_weight=0']),
             ('ours', 'penalty instead of the proximal step', PENALTY),
         ],
@@ -203,16 +196,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('study', choices=STUDIES)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--only', nargs='+', help='methods; all by default')
     args = parser.parse_args()
     config, variants = STUDIES[args.study]
-    rows = []
+    order = [(method, setting) for method, setting, *_ in variants]
     for seed in args.seeds:
         for method, setting, options, *own in variants:
-            record = run(*own or [config], seed, options)
-            rows += rows_of(record, method, setting, seed)
-            order = {(m, s): i for i, (m, s, *_) in enumerate(variants)}
-            rows.sort(key=lambda r: (order[r['method'], r['setting']], r['task'], r['seed']))
-            write(args.study, rows, table=table(rows))
+            if args.only is None or method in args.only:
+                made = rows_of(run(*own or [config], seed, options), method, setting, seed)
+                rows = replaced(stored(args.study), made, order, 'method', 'setting')
+                write(args.study, rows, table=table(rows))
+
+
+def stored(study: str) -> list[dict]:
+    """The rows of docs/results/STUDY.json; none where there is no such file yet."""
+    path = ROOT / 'docs' / 'results' / f'{study}.json'
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def replaced(rows: list[dict], made: list[dict], order: list[tuple], *keys: str) -> list[dict]:
+    """These rows with those of one run in the place of its earlier ones.
+
+    Args:
+        rows: What there is.
+        made: The rows of the run.
+        order: Values of the keys in the order of the table; rows of others are dropped.
+        keys: What, beside the seed, tells runs apart.
+    """
+    run_of = {(tuple(row[key] for key in keys), row['seed']) for row in made}
+    kept = [row for row in rows if (tuple(row[key] for key in keys), row['seed']) not in run_of]
+    known = [row for row in (*kept, *made) if tuple(row[key] for key in keys) in order]
+    return sorted(
+        known, key=lambda r: (order.index(tuple(r[k] for k in keys)), r['task'], r['seed'])
+    )
 
 
 def write(study: str, rows: list[dict], **tables: str) -> None:

@@ -60,9 +60,10 @@ class Subject:
 
 
 _R50 = {
-    'model.method.prototypes': 'head',  # where they come from is not part of a step
     'train_cfg.protocol.tasks': [['circle 1', 'square 1']],
     'train_cfg.epochs_per_task': 3,
+    'train_cfg.steps_per_task': None,
+    'train_dataloader.batch_size': 4,
     'train_dataloader.dataset.data_ratio': 1.0,
     'train_dataloader.num_workers': 0,
 }
@@ -98,6 +99,7 @@ SEQUENCE = Subject(
         'param_scheduler': [],
         'train_cfg.protocol.tasks': [[f'{shape} {i}'] for i in (1, 2) for shape in SHAPES],
         'train_cfg.epochs_per_task': 2,
+        'train_cfg.steps_per_task': None,
         'train_dataloader.dataset.data_ratio': 1.0,
     },
     image_size=(128, 128),

@@ -20,7 +20,15 @@ train_dataloader = dict(
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = dict(type='ForgettingCocoMetric')
-train_cfg = dict(_delete_=True, type='ContinualForgettingLoop', epochs_per_task=8)
-train_cfg['protocol'] = dict(tasks=[['WBC']])
-optim_wrapper = dict(optimizer=dict(lr=1e-2))
-param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True)]
+train_cfg = dict(
+    _delete_=True,
+    type='ContinualForgettingLoop',
+    protocol=dict(tasks=[['WBC']]),
+    epochs_per_task=3,
+    steps_per_task=216,
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-2))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
+]

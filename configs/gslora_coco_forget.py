@@ -40,6 +40,7 @@ train_cfg = dict(
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
     epochs_per_task=_base_.forgetting.epochs_per_task,
+    steps_per_task=_base_.forgetting.steps_per_task,
 )
 optim_wrapper = dict(_delete_=True, **_base_.forgetting.optim_wrapper)
 param_scheduler = _base_.forgetting.param_scheduler

@@ -4,8 +4,12 @@
 _base_ = ['./gslora_coco_forget.py', './_base_/methods/gs_lora_coco.py']
 paper = _base_.paper
 model = dict(method=dict(_delete_=True, **paper.method))
-train_dataloader = dict(batch_size=paper.batch_size, dataset=dict(data_ratio=paper.data_ratio))
-train_cfg = dict(epochs_per_task=paper.epochs_per_task)
+train_dataloader = dict(
+    batch_size=paper.batch_size,
+    sampler=dict(by_class=False),
+    dataset=dict(data_ratio=paper.data_ratio, min_images=1),
+)
+train_cfg = dict(steps_per_task=None, epochs_per_task=paper.epochs_per_task)
 optim_wrapper = dict(_delete_=True, **paper.optim_wrapper)
 param_scheduler = paper.param_scheduler
 auto_scale_lr = paper.auto_scale_lr

@@ -12,9 +12,9 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    method=dict(type='GuidedGSLoRA', prototype_weight=0),
+    method=dict(type='GuidedGSLoRA'),
 )
-load_from = 'work_dirs/deformable-detr_eighty/epoch_12.pth'
+load_from = 'work_dirs/deformable-detr_eighty/epoch_9.pth'
 train_dataloader = dict(
     batch_size=16,
     sampler=dict(_delete_=True, type='PairedSampler'),
@@ -31,7 +31,7 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=18,
+    epochs_per_task=6,
     steps_per_task=432,
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-2))

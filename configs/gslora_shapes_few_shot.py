@@ -4,7 +4,6 @@
 #   python tools/train.py configs/gslora_shapes_few_shot.py
 # Expected: docs/results/few_shot.md; about 80 s a task on two CPU cores.
 _base_ = './gslora_shapes_forget.py'
-epochs_per_task = 80  # of two or three steps
 train_dataloader = dict(
     dataset=dict(
         few_shot=4,
@@ -23,6 +22,3 @@ train_dataloader = dict(
         ),
     )
 )
-train_cfg = dict(epochs_per_task=epochs_per_task)
-# A checkpoint at the end of every task and once in between, rather than after every few steps.
-default_hooks = dict(checkpoint=dict(interval=epochs_per_task // 2))

@@ -26,7 +26,8 @@ train_cfg = dict(
     _delete_=True,
     type='ContinualForgettingLoop',
     protocol=_base_.protocol,
-    epochs_per_task=9,
+    epochs_per_task=3,
+    steps_per_task=216,
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-2))
 param_scheduler = [

@@ -32,6 +32,7 @@ train_cfg = dict(
         missing=[],
     ),
     epochs_per_task=12,
+    steps_per_task=2004,
 )
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=dict(max_norm=0.3))
 param_scheduler = [

@@ -211,6 +211,7 @@ def _seconds_of_a_step(runner: Runner, steps: int) -> float:
     # What a method does before a task, it does with few images, or without any.
     images = (steps + 1) * (loop.dataloader.batch_size or 1)
     loop.views.data_ratio = min(loop.views.data_ratio, images / len(loop.views.base))
+    loop.views.min_images = 1
     for part in loop.model.method.parts:
         if isinstance(part, Prototypes):
             part.source, part.file = 'head', None

@@ -84,9 +84,10 @@ def tiny_cfg(shapes_root) -> Config:
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f'{shapes_root}/annotations/val.json'
     cfg.train_dataloader.batch_size = 8
-    cfg.train_dataloader.dataset.update(data_ratio=0.4, redraw=False)  # several equal one
+    # Few images, in few steps; drawn once, so that several processes equal one.
+    cfg.train_dataloader.dataset.update(data_ratio=0.4, min_images=1, redraw=False)
     cfg.train_cfg.protocol = dict(tasks=[['circle', 'square'], ['star']], missing=[])
-    cfg.train_cfg.epochs_per_task = 2
+    cfg.train_cfg.update(epochs_per_task=2, steps_per_task=None)
     cfg.param_scheduler[0].end = 2
     cfg.log_level = 'WARNING'
     return cfg

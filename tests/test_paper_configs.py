@@ -17,12 +17,12 @@ CVPR = (0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15)
 JOURNAL = (0.15, 0.15, 0.35, 0.6, 0.15, 0.2, 0.2)
 COCO = dict(
     bound=15, alpha=3e-4, warmup=0, epochs=30, lr=3e-4, min_lr=3e-4, decay=1e-4, clip=0.1,
-    few_shot=None, data_ratio=0.1, batch=4, gpus_batch=32, sizes=[10] * 7, missing=0,
+    few_shot=None, data_ratio=0.1, batch=4, gpus_batch=32, sizes=[10] * 7, missing=0, steps=None,
 )  # fmt: skip
 # Faces and ImageNet100, four tasks of twenty classes.
 CONTINUAL = dict(
     bound=105, alpha=1e-4, warmup=0, epochs=100, lr=1e-2, min_lr=1e-5, decay=0.05, clip=None,
-    few_shot=None, data_ratio=0.1, batch=96, gpus_batch=None, sizes=[20] * 4, missing=0,
+    few_shot=None, data_ratio=0.1, batch=96, gpus_batch=None, sizes=[20] * 4, missing=0, steps=None,
 )  # fmt: skip
 SINGLE = dict(CONTINUAL, bound=110, alpha=0.01, warmup=20, sizes=[10])
 # The demo has the authors' methods with the numbers for COCO; all else is the demo's own.
@@ -73,6 +73,10 @@ THEIRS = {
 }
 
 
+# The demos of the other families have theirs among the baselines.
+BASELINES = ('classification', 'face')
+
+
 def numbers(value):
     """One number per task, whether a config gives one or several."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -89,6 +93,7 @@ def resolved(cfg):
         missing=len(cfg.train_cfg.protocol.get('missing') or ()),
         sizes=cfg.train_cfg.protocol.get('sizes'),
         epochs=cfg.train_cfg.epochs_per_task,
+        steps=cfg.train_cfg.get('steps_per_task'),
         data_ratio=cfg.train_dataloader.dataset.get('data_ratio'),
         few_shot=cfg.train_dataloader.dataset.get('few_shot'),
         batch=cfg.train_dataloader.batch_size,
@@ -131,6 +136,16 @@ def test_resolved_settings(path):
     )
     if cfg.get('auto_scale_lr'):
         assert cfg.auto_scale_lr.enable  # their rate is that of 8 GPUs
+
+
+@pytest.mark.parametrize(
+    'path', [*THEIRS, *(f'baselines/gs_lora_{name}_forget.py' for name in BASELINES)]
+)
+def test_their_draw_and_order(path):
+    """One image of a class is enough, and the images to forget take turns, not the classes."""
+    loader = Config.fromfile(ROOT / 'configs' / path).train_dataloader
+    assert loader.sampler == dict(type='PairedSampler', by_class=False)
+    assert loader.dataset.type == 'ForgettingViews' and loader.dataset.min_images == 1
 
 
 def test_beta_of_the_larger_single_steps():

@@ -41,6 +41,7 @@ def test_plan_is_what_the_run_then_takes(run_cfg):
 
 def test_timed_with_random_weights(run_cfg, monkeypatch):
     """A checkpoint that is not here does not stop a plan; what is timed is time per step."""
+    run_cfg.model.method = dict(type='GSLoRAPlusPlus', prototypes='embeddings')
     run_cfg.load_from = 'https://nowhere.invalid/detector.pth'
     run_cfg.model.detector.backbone.init_cfg = dict(
         type='Pretrained', checkpoint='torchvision://resnet18'
@@ -68,6 +69,7 @@ def test_classifier(repo_root, tmp_path):
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         dataset = loader.dataset.get('dataset', loader.dataset)
         dataset.update(data_root=f'{tmp_path}/data/', generate=dict(train=16, val=2, test=4))
+    cfg.train_dataloader.dataset.min_images = 1
     cfg.load_from = str(tmp_path / 'missing.pth')
     plan = make_plan(cfg, timed_steps=1)
     # 20 % of 16 images of each of two classes to forget, and of eight to retain

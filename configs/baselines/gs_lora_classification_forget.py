@@ -5,3 +5,4 @@ _base_ = [
     '../_base_/methods/gs_lora_imagenet100.py',
 ]
 model = dict(method=dict(_delete_=True, **_base_.paper.method))
+train_dataloader = dict(sampler=dict(by_class=False), dataset=dict(min_images=1))

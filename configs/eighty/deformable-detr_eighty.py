@@ -15,5 +15,6 @@ model = dict(
     bbox_head=dict(num_classes=80),
 )
 # More steps rather than larger ones: an hour is short for twelve layers.
+train_cfg = dict(max_epochs=9, val_interval=9)
 train_dataloader = dict(batch_size=8)
 optim_wrapper = dict(optimizer=dict(lr=7e-4))

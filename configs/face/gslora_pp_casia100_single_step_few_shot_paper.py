@@ -8,4 +8,6 @@ _base_ = [
     '../_base_/methods/gs_lora_pp_face_single_step_few_shot.py',
 ]
 model = dict(method=dict(_delete_=True, **_base_.paper.method))
-train_dataloader = dict(batch_size=8, dataset=dict(few_shot=2))
+train_dataloader = dict(
+    batch_size=8, sampler=dict(by_class=False), dataset=dict(few_shot=2, min_images=1)
+)

@@ -36,6 +36,7 @@ class ForgettingViews(Dataset):
             ``bbox_label`` each, or a ``gt_label``; its pipeline makes ``data_samples``.
         data_ratio: Share of the images of each view that a task may use, (0, 1]. Defaults to
             0.1, the papers' value.
+        min_images: Images of every class at least, where there are as many. Defaults to 10.
         few_shot: Use exactly this many images of every class instead. An image counts for every
             class whose boxes are kept in it; where it shows one more of a class that has its
             number already, the boxes of that class are left out, and such images are taken last.
@@ -57,6 +58,7 @@ class ForgettingViews(Dataset):
         self,
         dataset: Any,
         data_ratio: PositiveShare = 0.1,
+        min_images: Count = 10,
         few_shot: Count | None = None,
         seed: NonNegativeCount = 0,
         redraw: bool = True,
@@ -64,7 +66,7 @@ class ForgettingViews(Dataset):
     ) -> None:
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.base.full_init()
-        self.data_ratio = data_ratio
+        self.data_ratio, self.min_images = data_ratio, min_images
         self.few_shot = few_shot
         self.seed = seed
         self.redraw, self._made = redraw, MadeItems(keep_gb * 1e9)
@@ -101,12 +103,21 @@ class ForgettingViews(Dataset):
     def num_retain(self) -> int:
         return len(self._drawn['retain'])
 
+    @property
+    def forget_items(self) -> list[list[int]]:
+        """For every class to forget the items of the forget view that show it."""
+        items: dict[int, list[int]] = {}
+        for item, (_, kept) in enumerate(self._drawn['forget']):
+            for label in kept:
+                items.setdefault(label, []).append(item)
+        return [items[label] for label in sorted(items)]
+
     def set_partition(self, partition: ClassPartition) -> None:
         """Draw the images of both views for one task.
 
         With ``data_ratio`` the draw is ``int(data_ratio * n)`` of the ``n`` images of a view, as in
-        the authors' code; should it miss a class of the view altogether, one image of it is added
-        (ours).
+        the authors' code; of a class that this shows in fewer than ``min_images`` images more are
+        added, as many as there are (ours).
         """
         self._made.clear(self.seed, partition.task)
         hidden = set(partition.labels('missing'))
@@ -136,10 +147,12 @@ class ForgettingViews(Dataset):
                 )
 
     def _share(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
-        drawn = order[: int(self.data_ratio * len(order))]
-        for label in sorted(labels - {x for i in drawn for x in self._labels_of[i]}):
-            drawn += [i for i in order if label in self._labels_of[i]][:1]
-        return [(i, self._labels_of[i] & labels) for i in dict.fromkeys(drawn)]
+        drawn = dict.fromkeys(order[: int(self.data_ratio * len(order))])
+        for label in sorted(labels):
+            showing = [i for i in order if label in self._labels_of[i]]
+            short = self.min_images - sum(i in drawn for i in showing)
+            drawn.update(dict.fromkeys([i for i in showing if i not in drawn][: max(short, 0)]))
+        return [(i, self._labels_of[i] & labels) for i in drawn]
 
     def _few(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
         short = dict.fromkeys(labels, self.few_shot)
@@ -233,25 +246,30 @@ def check_held_out(dataset: BaseDataset, tasks: Sequence[Sequence[str]]) -> list
 class PairedSampler(Sampler):
     """Alternates forget and retain items, so that any even batch holds as many of each.
 
-    An epoch is one pass over the retain view; the forget view is cycled, every image as often as
-    any other over the epochs. With several processes each takes every n-th pair.
+    An epoch is one pass over the retain view, or as many pairs as it is given; the forget view is
+    gone through as often as that takes. With several processes each takes every n-th pair.
 
     Args:
         dataset: A :class:`ForgettingViews`.
         seed: Seed of the order, used together with the epoch. Defaults to 0.
-        max_pairs: Pairs of an epoch in each process, where a pass would be longer; the next epoch
-            goes on where this one ended. Defaults to None: whole passes.
+        by_class: Whether the classes to forget take turns, so that the rarest is seen as often as
+            any other (ours), or their images, as in the authors' code. Defaults to True.
+        pairs: Pairs of an epoch in each process; the next epoch goes on in the retain view where
+            this one ended. Defaults to None: a pass.
     """
 
     def __init__(
-        self, dataset: ForgettingViews, seed: int | None = 0, max_pairs: int | None = None
+        self,
+        dataset: ForgettingViews,
+        seed: int | None = 0,
+        by_class: bool = True,
+        pairs: int | None = None,
     ) -> None:
         self.rank, self.world_size = get_dist_info()
         self.num_forget, self.num_retain = dataset.num_forget, dataset.num_retain
-        self.pairs = -(-self.num_retain // self.world_size)
-        self.whole = max_pairs is None or max_pairs >= self.pairs
-        if not self.whole:
-            self.pairs = max_pairs
+        self.forget_items = dataset.forget_items if by_class else [range(self.num_forget)]
+        self.whole = pairs is None
+        self.pairs = -(-self.num_retain // self.world_size) if self.whole else pairs
         self.seed = seed or 0
         self.epoch = 0
 
@@ -264,22 +282,29 @@ class PairedSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         total = self.pairs * self.world_size
-        if self.whole:
-            retain = np.resize(self._order('retain', self.epoch), total)
-        else:
-            retain = self._cycled('retain', self.num_retain, total)
-        forget = self._cycled('forget', self.num_forget, total)
+        retain = self._retain(total)
+        turns = range(self.epoch * total, (self.epoch + 1) * total)
         for pair in range(self.rank, total, self.world_size):
-            yield int(forget[pair])
+            yield self._forget(turns[pair])
             yield self.num_forget + int(retain[pair])
 
-    def _cycled(self, side: str, count: int, total: int) -> np.ndarray:
-        """The ``total`` items of this epoch in an endless row of shuffled passes."""
-        start = self.epoch * total
+    def _retain(self, total: int) -> np.ndarray:
+        """The ``total`` retain items of this epoch."""
+        count = self.num_retain
+        if self.whole:
+            return np.resize(self._shuffled(count, self.epoch), total)
+        start = self.epoch * total  # in an endless row of shuffled passes
         rounds = range(start // count, (start + total - 1) // count + 1)
-        row = np.concatenate([self._order(side, r) for r in rounds])
+        row = np.concatenate([self._shuffled(count, r) for r in rounds])
         return row[start % count :][:total]
 
-    def _order(self, side: str, round_: int) -> np.ndarray:
-        count = self.num_forget if side == 'forget' else self.num_retain
-        return np.random.default_rng([self.seed, round_, side == 'retain']).permutation(count)
+    def _forget(self, turn: int) -> int:
+        """The forget item of a turn, counted from the start of the task."""
+        round_, place = divmod(turn, len(self.forget_items))
+        label = self._shuffled(len(self.forget_items), round_, 1)[place]
+        items = self.forget_items[label]
+        again, place = divmod(round_, len(items))
+        return items[self._shuffled(len(items), again, 2, label)[place]]
+
+    def _shuffled(self, count: int, *which: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, *which]).permutation(count)

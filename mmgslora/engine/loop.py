@@ -48,8 +48,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
         epochs_per_task: Passes over the retain view per task. A cosine schedule over epochs that
             has neither ``T_max`` nor ``end`` takes a task from its first epoch to its last.
-        steps_per_task: Most steps of a task, for large data; where its epochs would have more, each
-            is cut short, and the next one goes on where it ended. Defaults to None: no limit.
+        steps_per_task: Steps of a task, whatever the size of its data: each of its epochs has the
+            same share of them, and goes on in the data where the last one ended. Defaults to None:
+            an epoch is a pass.
         evaluate_on: The split that the pre-trained model and every task are measured on: 'test',
             or 'val' for choosing settings. Its data loader and evaluator must be in the config.
             Defaults to 'test'.
@@ -86,7 +87,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
         if steps_per_task is not None:
             pairs = steps_per_task // epochs_per_task * dataloader['batch_size'] // 2
-            self._loader_cfg['sampler'] = {**dataloader['sampler'], 'max_pairs': pairs}
+            self._loader_cfg['sampler'] = {**dataloader['sampler'], 'pairs': pairs}
         self._runner = runner  # BaseLoop would set it too late
         # Building every task's loader now finds what is wrong with task 7 before task 1 trains.
         steps = [len(self._build_loader(t)) for t in range(1, len(self.protocol) + 1)]

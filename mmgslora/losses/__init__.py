@@ -8,12 +8,11 @@ from mmgslora.losses.over_processes import (
     joint_weighted_mean,
     mean_over_processes,
 )
-from mmgslora.losses.prototypes import class_mean_shift, prototype_divergence
+from mmgslora.losses.prototypes import prototype_divergence
 
 __all__ = [
     'bounded_ascent',
     'box_iou',
-    'class_mean_shift',
     'group_penalty',
     'joint_value',
     'joint_weighted_mean',

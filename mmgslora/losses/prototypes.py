@@ -25,26 +25,3 @@ def prototype_divergence(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     ours = embeddings.to(dtype).log_softmax(-1)
     theirs = prototypes.to(dtype).log_softmax(-1)
     return F.kl_div(ours, theirs, log_target=True, reduction='none').sum(-1)
-
-
-def class_mean_shift(moves: Tensor, weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the mean move of each class is from the wanted one (ours).
-
-    A linear probe tells classes apart exactly as far as their mean embeddings differ (Belrose et
-    al. 2023, arXiv 2306.03819), so it is means that are moved: what varies within a class may stay.
-    Given what moved every embedding, the embedding now less the teacher's, the noise of which
-    objects are in the batch cancels.
-
-    Args:
-        moves: (m, D) embedding now minus embedding before, of each prediction.
-        weights: (m, k) how much each prediction counts for each class.
-        wanted: (k, D) the move that each class should make on average.
-
-    Returns:
-        (k, D) weighted sum of the moves of each class less the wanted one, and (k,) the sum of its
-        weights. Their quotient is the distance of the means.
-    """
-    dtype = torch.promote_types(moves.dtype, torch.float32)
-    moves, weights, wanted = (x.to(dtype) for x in (moves, weights, wanted))
-    counts = weights.sum(0)
-    return weights.T @ moves - counts[:, None] * wanted, counts

@@ -57,11 +57,6 @@ class Prototypes(Part):
         self.values = self.values.to(labels.device)
         return self.values[labels]
 
-    @property
-    def centre(self) -> Tensor:
-        """(D,) the mean of all prototypes that there are."""
-        return self.values[self.values.isfinite().all(-1)].mean(0)
-
     def before_task(self, context: Context) -> None:
         if context.task.number > 1:
             return

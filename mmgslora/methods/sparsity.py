@@ -15,8 +15,10 @@ from mmgslora.losses import group_penalty, proximal_step, zero_ratio
 from mmgslora.methods.base import Context, Part
 from mmgslora.settings import NonNegative, NonNegativeCount, PositiveShare, build, checked
 
-_SCREEN_AFTER = 0.1
-"""Share of a task before which no group is held: at its start all are zero."""
+_SCREEN_AFTER = 0.05
+"""Share of a task before which nothing is looked at: at its start all groups are zero."""
+_SCREEN_EVERY = 10
+"""Steps between two looks for groups at zero: every look waits for the weights."""
 
 
 class Sparsity(Part):
@@ -35,9 +37,11 @@ class Sparsity(Part):
 
     with :math:`n_g` entries in :math:`B_g`. The root is the usual weight of a group lasso; here it
     also makes alpha a pure number, since Adam moves every entry by about lr a step: at 1 no
-    group could ever leave zero. At the start of every epoch after the first tenth of a task the
-    groups at zero are held there, so that their blocks cost nothing from then on; after the share
-    ``select`` the others train on without shrinkage, which would cost accuracy.
+    group could ever leave zero. Every few steps and at the start of every epoch is looked which
+    groups are at zero; one that is twice in a row (a group that gathers itself may come through
+    zero once) is held there, so that its block costs nothing from then on. After the share
+    ``select`` all that are at zero are held, and the others train on without shrinkage, which would
+    cost accuracy.
 
     Args:
         mode: 'proximal', 'penalty' or 'none'. Defaults to 'none'.
@@ -63,7 +67,8 @@ class Sparsity(Part):
         self.warmup_epochs, self.select = warmup_epochs, select
         self._groups: list[LoRAGroup] = []
         self._held: list[LoRAGroup] = []
-        self._screened: tuple[int, bool] | None = None
+        self._at_zero: set[str] = set()
+        self._screened: tuple[int, int, bool] | None = None
         self._summary: dict[str, Any] = {}
 
     @classmethod
@@ -94,17 +99,19 @@ class Sparsity(Part):
         return dict(loss_sparsity=alpha * group_penalty(self.groups(context)))
 
     def before_task(self, context: Context) -> None:
-        self._groups, self._held, self._screened = [], [], None
+        self._groups, self._held, self._at_zero, self._screened = [], [], set(), None
 
     def before_iter(self, context: Context) -> None:
-        moment = context.epoch, self.refits(context)
-        early = context.progress < _SCREEN_AFTER and not moment[1]
+        moment = context.epoch, context.step // _SCREEN_EVERY, self.refits(context)
+        early = context.progress < _SCREEN_AFTER and not moment[-1]
         if self.mode != 'proximal' or early or moment == self._screened:
             return
         self._screened = moment
         # Read off the weights, so that a resumed run holds the same groups.
         groups = self.groups(context)
-        self._held = [g for g in groups if g.B and not any(map(torch.any, g.B))]
+        zero = [g for g in groups if g.B and not any(map(torch.any, g.B))]
+        self._held = [g for g in zero if moment[-1] or g.name in self._at_zero]
+        self._at_zero = {group.name for group in zero}
         if len(self._held) < len(groups):  # a step without any adapter would have no gradient
             for group in self._held:
                 group.hold()
@@ -136,6 +143,12 @@ class Sparsity(Part):
         else:
             norms = {group.name: float(group.norm_B()) for group in groups if group.B}
         self._summary = dict(groups=norms, zero_group_ratio=zero_ratio(groups))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(at_zero=sorted(self._at_zero))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._at_zero = set(state.get('at_zero', ()))
 
     def summary(self) -> dict[str, Any]:
         """``groups``: the penalised norm of each (that of A and B for 'penalty', else of B), and

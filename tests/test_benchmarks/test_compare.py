@@ -51,6 +51,18 @@ def test_table_has_mean_and_range(compare):
     assert 'AP_o' not in cells
 
 
+def test_rows_of_a_run_take_the_place_of_its_earlier_ones(compare):
+    def row(method, seed, task, value):
+        return dict(method=method, sizes=1, seed=seed, task=task, value=value)
+
+    rows = [row('b', 0, 1, 10), row('a', 0, 1, 11), row('gone', 0, 1, 12), row('b', 1, 1, 13)]
+    made = [row('b', 0, 1, 20), row('b', 0, 2, 21)]
+    found = compare.replaced(rows, made, [('a', 1), ('b', 1)], 'method', 'sizes')
+    assert [(r['method'], r['task'], r['value']) for r in found] == [
+        ('a', 1, 11), ('b', 1, 20), ('b', 1, 13), ('b', 2, 21)
+    ]  # fmt: skip
+
+
 def test_studies_name_configs_that_exist(compare, repo_root):
     for config, variants in compare.STUDIES.values():
         assert (repo_root / config).is_file()
@@ -92,12 +104,11 @@ def test_rows_are_the_method_they_are_called(compare, repo_root, study):
         cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
         method = build_method(cfg.model.method)
         assert type(method).__name__ == TYPES[name.partition(',')[0]]
-        if 'no prototypes' in name:
-            assert len(method.parts) == 1 and not method.feature_distill_weight
         if name == 'head only':
             assert cfg.train_cfg.seal
             continue
         data, protocol = cfg.train_dataloader.dataset, cfg.train_cfg.protocol
-        settings = (cfg.train_cfg.epochs_per_task, data.get('few_shot'))
+        steps_per_task = cfg.train_cfg.get('steps_per_task')
+        settings = (cfg.train_cfg.epochs_per_task, steps_per_task, data.get('few_shot'))
         steps.add((*settings, tuple(protocol.get('missing') or ()), cfg.optim_wrapper.optimizer.lr))
     assert len(steps) == 1

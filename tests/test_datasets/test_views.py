@@ -107,7 +107,7 @@ def test_draw_is_seeded_by_task_and_covers_every_class(dataset):
     protocol = Protocol(CLASSES, [['dog'], ['cat']])
 
     def drawn(seed, task):
-        views = ForgettingViews(dataset, data_ratio=0.4, seed=seed)
+        views = ForgettingViews(dataset, data_ratio=0.4, min_images=1, seed=seed)
         views.set_partition(protocol.partition(task))
         return views
 
@@ -201,6 +201,24 @@ def test_few_shot_is_exact(labels, k, seed):
     assert again.images_of_classes('retain') == views.images_of_classes('retain')
 
 
+@given(label_sets, st.integers(1, 4), st.integers(0, 5))
+def test_a_share_shows_every_class_often_enough(labels, least, seed):
+    labels = [*labels, {0, 2}, {1}]
+    partition = Protocol(tuple('abcdef'), [['a', 'b']], missing=['f']).partition(1)
+    views = ForgettingViews(Labels(labels), data_ratio=0.3, min_images=least, seed=seed)
+    views.set_partition(partition)
+    usable = [found for found in labels if 5 not in found]
+    for side, names in (('forget', 'ab'), ('retain', 'cde')):
+        images = views.images_of_classes(side)
+        wanted = {'abcdef'.index(name) for name in names}
+        share = int(0.3 * sum(bool(found & wanted) for found in usable))
+        for name in names:
+            there = sum('abcdef'.index(name) in found for found in usable)
+            assert len(images.get(name, [])) >= min(least, there)
+        # An image more only where a class is still short of images.
+        assert len(views.image_ids(side)) <= share + least * len(names)
+
+
 def test_few_shot_keeps_whole_images_while_there_are_any():
     # Of a: image 0 or 1, both with b; of b: also 2. Whole images exist: 0 or 1 alone serves both.
     views = ForgettingViews(Labels([{0, 1}, {0, 1}, {1}, {2}]), few_shot=1)
@@ -241,8 +259,11 @@ def test_data_ratio_out_of_range(dataset, ratio):
 
 
 class Counts:
-    def __init__(self, num_forget, num_retain):
+    """Views of so many items; ``of_classes``: the forget items that show each class."""
+
+    def __init__(self, num_forget, num_retain, of_classes=None):
         self.num_forget, self.num_retain = num_forget, num_retain
+        self.forget_items = of_classes or [list(range(num_forget))]
 
 
 @pytest.mark.parametrize(('forget', 'retain'), [(3, 10), (10, 3), (4, 4), (1, 7)])
@@ -259,9 +280,34 @@ def test_paired_sampler(forget, retain):
     assert uses.tolist() == [retain] * forget
 
 
+def test_classes_to_forget_take_turns():
+    """Class 0 has 9 images, class 1 the two last of them, class 2 one of its own."""
+    of_classes = [list(range(9)), [7, 8], [9]]
+    sampler = PairedSampler(Counts(10, 6, of_classes), seed=2)
+    drawn = []
+    for epoch in range(9):
+        sampler.set_epoch(epoch)
+        drawn += list(sampler)[0::2]
+    uses = np.bincount(drawn, minlength=10)
+    # 54 pairs, 18 turns each: every image of class 0 twice, both of class 1 nine times more.
+    assert uses.tolist() == [2] * 7 + [2 + 9] * 2 + [18]
+    for start in range(0, 54, 3):  # a turn for each in any three
+        assert sum(item == 9 for item in drawn[start : start + 3]) == 1
+
+
+def test_the_authors_order_knows_no_classes():
+    """Images by turns, whatever they show."""
+    drawn = []
+    for epoch in range(5):
+        sampler = PairedSampler(Counts(10, 6, [list(range(9)), [9]]), by_class=False)
+        sampler.set_epoch(epoch)
+        drawn += list(sampler)[0::2]
+    assert np.bincount(drawn, minlength=10).tolist() == [3] * 10
+
+
 def test_short_epochs_go_on_where_the_last_one_ended():
     """Five pairs at a time of 8 retain images: after 8 epochs each was used 5 times."""
-    sampler, uses = PairedSampler(Counts(3, 8), seed=1, max_pairs=5), np.zeros(8, int)
+    sampler, uses = PairedSampler(Counts(3, 8), seed=1, pairs=5), np.zeros(8, int)
     for epoch in range(8):
         sampler.set_epoch(epoch)
         order = list(sampler)
@@ -270,8 +316,16 @@ def test_short_epochs_go_on_where_the_last_one_ended():
         if epoch == 0:
             assert len(set(order[1::2])) == 5  # none twice within a pass
     assert uses.tolist() == [5] * 8
-    whole = [list(PairedSampler(Counts(3, 8), seed=1, max_pairs=n)) for n in (None, 8, 99)]
-    assert whole[0] == whole[1] == whole[2]
+
+
+def test_long_epochs_go_round():
+    """Twelve pairs at a time of 8 retain images: after 2 epochs each was used 3 times."""
+    sampler, drawn = PairedSampler(Counts(3, 8), seed=1, pairs=12), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        drawn += list(sampler)[1::2]
+    assert np.bincount(np.array(drawn) - 3).tolist() == [3] * 8
+    assert all(len(set(drawn[start : start + 8])) == 8 for start in (0, 8, 16))
 
 
 def test_a_copy_shares_the_data_and_draws_for_itself(dataset):

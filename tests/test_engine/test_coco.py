@@ -106,7 +106,7 @@ def finished(repo_root, tmp_path_factory):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f'{root}/annotations/instances_val2017.json'
     shrink_detector(cfg.model.detector)
-    cfg.train_cfg.epochs_per_task = 1
+    cfg.train_cfg.update(epochs_per_task=1, steps_per_task=None)
     cfg.load_from = str(root / 'random.pth')
     save_random_detector(cfg, cfg.load_from)
     cfg.work_dir = str(root / 'run')
@@ -222,10 +222,17 @@ def test_single_step(load, size):
 
 
 def test_configs_differ_in_method_and_learning_rate_rule(load):
-    """The paper's config is ours with the authors' settings on top."""
+    """The paper's config is ours with the authors' settings and schedule on top."""
     ours, theirs = load('gslora_coco_forget'), load('gslora_coco_forget_paper')
     differ = {key for key in ours if ours[key] != theirs.get(key)}
-    assert differ == {'model', 'auto_scale_lr', 'work_dir'}
+    schedule = {'train_cfg', 'optim_wrapper', 'param_scheduler', 'train_dataloader'}
+    assert differ == {'model', 'auto_scale_lr', 'work_dir', *schedule}
+    assert theirs.train_dataloader.sampler.pop('by_class') is False
+    assert theirs.train_dataloader.dataset.pop('min_images') == 1
+    batches = ours.train_dataloader.pop('batch_size'), theirs.train_dataloader.pop('batch_size')
+    assert batches == (16, 4) and ours.train_dataloader == theirs.train_dataloader
+    assert ours.train_cfg.protocol == theirs.train_cfg.protocol
+    assert ours.train_cfg.steps_per_task and theirs.train_cfg.steps_per_task is None
     assert ours.model.method == dict(type='GuidedGSLoRA')
     assert theirs.model.pop('method').type == 'GSLoRA'
     ours.model.pop('method')

@@ -105,7 +105,7 @@ def test_files_are_open_to_others(finished):
     umask = os.umask(0)
     os.umask(umask)
     names = ('adapters/task_01/adapter_model.safetensors', 'merged/task_01.pth', 'forgetting.json')
-    for name in (*names, 'prototypes.safetensors'):
+    for name in names:
         assert Path(finished.work_dir, name).stat().st_mode & 0o777 == 0o666 & ~umask
 
 
@@ -354,12 +354,16 @@ def test_the_log_of_a_resumed_run_has_no_needless_warnings(finished):
     assert hub['resumed_keys'].keys() == hub['log_scalars'].keys() | hub['runtime_info'].keys()
 
 
-def test_a_limit_of_steps(run_cfg):
-    """At most so many steps a task, in epochs of equal length; the record says how many."""
-    run_cfg.train_cfg.update(epochs_per_task=2, steps_per_task=5)
+@pytest.mark.parametrize(('epochs', 'steps', 'taken'), [(2, 5, 4), (1, 11, 11)])
+def test_a_schedule_in_steps(run_cfg, epochs, steps, taken):
+    """So many steps whatever the data, in epochs of equal length; the record says how many."""
+    run_cfg.train_cfg.update(epochs_per_task=epochs, steps_per_task=steps)
     runner = Runner.from_cfg(run_cfg)
     runner.train()
-    assert [task['steps'] for task in record_of(runner)['tasks']] == [4, 4]
-    run_cfg.train_cfg.update(epochs_per_task=6)
+    assert [task['steps'] for task in record_of(runner)['tasks']] == [taken, taken]
+
+
+def test_a_schedule_of_too_few_steps(run_cfg):
+    run_cfg.train_cfg.update(epochs_per_task=6, steps_per_task=5)
     with pytest.raises(ForgettingError, match='steps_per_task is 5; it must be at least.* 6'):
         Runner.from_cfg(run_cfg).train()

@@ -1,5 +1,6 @@
 """The hook calls a method at its moments, and what it must remember survives a kill."""
 
+import pytest
 import torch
 from mmengine.runner import Runner
 
@@ -59,14 +60,22 @@ def test_every_moment_in_its_order(run_cfg):
     assert runner.message_hub.get_info('prepare_seconds') > 0
 
 
-def test_a_whole_run_killed_and_resumed(run_cfg):
-    """Ours on the tiny detector; stopped in task 2, it goes on with the same prototypes."""
-    run_cfg.model.method = dict(type='GuidedGSLoRA')
+WITH_PROTOTYPES = dict(type='GSLoRAPlusPlus', prototypes='embeddings', feature_pull_weight=0.5)
+
+
+@pytest.mark.parametrize(
+    'method', [dict(type='GuidedGSLoRA'), WITH_PROTOTYPES], ids=['ours', 'prototypes']
+)
+def test_a_whole_run_killed_and_resumed(run_cfg, method):
+    """On the tiny detector; stopped in task 2, it goes on with the same prototypes."""
+    run_cfg.model.method = method
     run_cfg.train_dataloader.dataset.update(few_shot=2)
     run_cfg.custom_hooks.append(dict(type='AveragingHook'))
 
     whole, parts = whole_and_resumed(run_cfg, stop=3)
-    assert parts.train_loop.model.method.parts[1].values.shape == (10, 16)
+    if method == WITH_PROTOTYPES:
+        before, after = (run.train_loop.model.method.parts[1].values for run in (whole, parts))
+        assert after.shape == (10, 16) and torch.equal(before, after)
     theirs = parts.model.state_dict()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(theirs[name], value), name

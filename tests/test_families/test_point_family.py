@@ -50,7 +50,7 @@ def finished(request, tmp_path, repo_root, pictures):
         dataset=dict(type='ForgettingViews', dataset=train['dataset'], data_ratio=1.0),
     )
     sparsity = dict(mode='proximal' if request.param == 'LoRA' else 'none')
-    guided = dict(type='GuidedGSLoRA', forget_loss='odds', beta=1.0, background_weight=0.0)
+    guided = dict(type='GuidedGSLoRA', forget_loss='odds', distill_weight=20, background_weight=0)
     cfg = Config(
         dict(
             default_scope='mmengine',
@@ -58,7 +58,7 @@ def finished(request, tmp_path, repo_root, pictures):
                 type='ForgettingPoints',
                 points=dict(type='PointModel'),
                 tune=TUNE[request.param],
-                method=dict(guided, prototype_weight=0.0, sparsity=sparsity),
+                method=dict(guided, beta=1, sparsity=sparsity),
             ),
             load_from=str(tmp_path / 'plain.pth'),
             work_dir=str(tmp_path / 'run'),

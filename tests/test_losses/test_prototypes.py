@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgslora.losses import class_mean_shift, prototype_divergence
+from mmgslora.losses import prototype_divergence
 
 
 def test_by_hand():
@@ -45,13 +45,3 @@ def test_half_precision_is_summed_in_float32():
     found = prototype_divergence(embedding, prototype)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, prototype_divergence(embedding.float(), prototype.float()))
-
-
-def test_class_mean_shift_by_hand():
-    moves = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
-    weights = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 0.0]])
-    wanted = torch.tensor([[1.0, 1.0], [9.0, 9.0]])
-    sums, counts = class_mean_shift(moves, weights, wanted)
-    # 1 (1, 0) + 1/2 (3, 2) - 3/2 (1, 1)
-    assert sums.tolist() == [[1.0, -0.5], [0.0, 0.0]]
-    assert counts.tolist() == [1.5, 0.0]

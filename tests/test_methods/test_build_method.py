@@ -23,10 +23,11 @@ def test_settings_of_the_class_and_of_those_below_it():
         ),
         (dict(type='GSLoRA', forget_loss='odds'), "no setting 'forget_loss'; allowed"),
         (
-            dict(type='GSLoRAPlusPlus', feature_distill_weight=0.5),
-            "no setting 'feature_distill_weight'.*prototype_weight, feature_pull_weight",
+            dict(type='GSLoRAPlusPlus', distill_weight=0.5),
+            "no setting 'distill_weight'.*prototype_weight, feature_pull_weight",
         ),
-        (dict(type='GuidedGSLoRA', prototype_wieght=1), "did you mean 'prototype_weight'"),
+        (dict(type='GSLoRAPlusPlus', prototype_wieght=1), "did you mean 'prototype_weight'"),
+        (dict(type='GuidedGSLoRA', prototype_weight=1), "GuidedGSLoRA has no setting 'prototype_w"),
         (dict(type='GSLora'), "'GSLora' .did you mean 'GSLoRA'.*GSLoRAPlusPlus, GuidedGSLoRA"),
         (dict(type='ImageClassifier'), "'ImageClassifier'.*allowed are"),
         (dict(), 'method.type is None'),
@@ -59,9 +60,9 @@ def test_type_alone_on_the_command_line(repo_root, override):
 
 
 def test_type_alone_over_settings_of_another_method(repo_root):
-    cfg = Config.fromfile(repo_root / 'configs/gslora_shapes_few_shot_plain.py')
+    cfg = Config.fromfile(repo_root / 'configs/face/gslora_face_forget.py')
     cfg.merge_from_dict({'model.method.type': 'GSLoRA'})
-    allowed = "no setting 'prototype_weight'.*; allowed are "
+    allowed = "no setting 'forget_loss'.*; allowed are "
     with pytest.raises(ForgettingError, match=allowed):
         build_method(cfg.model.method)
 

@@ -1,5 +1,6 @@
 """Prototypes: means of the original model, kept with the run, checked when read."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +68,15 @@ def test_means_of_the_original(context):
     prototypes.before_task(context)
     torch.testing.assert_close(prototypes.values[:2], torch.tensor([[3.5, 1.5], [2.5, 4.5]]))
     assert prototypes.values[2].isnan().all()
-    torch.testing.assert_close(prototypes.centre, torch.tensor([3.0, 3.0]))
     kept = load_file(context.work_dir / FILE)['prototypes']
     torch.testing.assert_close(kept, prototypes.values, equal_nan=True)
+
+
+def test_the_file_is_open_to_others(context):
+    umask = os.umask(0)
+    os.umask(umask)
+    Prototypes('head').before_task(context)
+    assert (context.work_dir / FILE).stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_progress_is_told(context, monkeypatch, capsys):

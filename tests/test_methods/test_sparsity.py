@@ -52,37 +52,96 @@ def test_proximal_step_selects_then_refits(moment):
     assert sparsity.summary() == dict(groups=dict(big=2.0, small=0.0), zero_group_ratio=0.5)
 
 
-def test_groups_at_zero_are_held_at_the_start_of_an_epoch(moment):
-    """Not within the first tenth of a task, where all are zero, nor within an epoch."""
-    big, small = moment.model.tune.groups('block')
+@pytest.fixture
+def small(moment):
+    """The group at zero; with a layer that says whether it is held."""
+    _, small = moment.model.tune.groups('block')
     small.layers.append(SimpleNamespace(held=False))
+    small.B[0].data.zero_()
+    return small
+
+
+def test_groups_are_held_that_are_at_zero_twice(moment, small):
+    """Looked for from 5 % of the task on, every ten steps: 10, 20, 30, ... of 200."""
+    sparsity = Sparsity('proximal', alpha=1.0, select=0.9)
+    moment.steps = 200
+    for moment.step in range(60):
+        if moment.step in (15, 25):  # away from zero at 20, back at 30
+            small.B[0].data.fill_(float(moment.step == 15))
+        sparsity.before_iter(moment)
+        assert small.layers[0].held == (moment.step >= 40)
+
+
+def test_when_groups_at_zero_are_looked_for(moment, small):
+    """Of 50 steps in epochs of 9: from step 3 on, every ten, at each epoch, and for the refit."""
+    sparsity, looks = Sparsity('proximal', alpha=1.0, select=0.46), []
+    moment.steps = 50
+    for moment.step in range(31):
+        moment.epoch = moment.step // 9
+        small.layers[0].held, sparsity._at_zero = False, {'small'}
+        sparsity.before_iter(moment)
+        if small.layers[0].held:
+            looks.append(moment.step)
+    assert looks == [3, 9, 10, 18, 20, 23, 27, 30]
+
+
+def test_the_refit_holds_what_is_at_zero_for_the_first_time(moment, small):
+    sparsity = Sparsity('proximal', alpha=1.0, select=0.5)
+    moment.steps, moment.step = 200, 100
+    sparsity.before_iter(moment)
+    assert small.layers[0].held
+
+
+def test_groups_at_zero_are_not_held_where_all_are(moment):
+    """A step needs a gradient. They are put back to zero instead."""
+    big, small = moment.model.tune.groups('block')
     small.B[0].data.zero_()
     sparsity = Sparsity('proximal', alpha=1.0, select=0.9)
     moment.steps = 40
-    for moment.step, moment.epoch, held in ((0, 0, False), (3, 1, False), (4, 1, True)):
-        sparsity.before_iter(moment)
-        assert small.layers[0].held == held
-    # With all at zero none is left out: a step needs a gradient. They are put back to zero instead.
     big.layers.append(SimpleNamespace(held=False))
     big.B[0].data.zero_()
-    moment.step, moment.epoch = 20, 5
-    sparsity.before_iter(moment)
+    for moment.step in (10, 20):
+        sparsity.before_iter(moment)
     big.B[0].data.fill_(1.0)
     sparsity.after_step(moment)
     assert not big.layers[0].held and not big.B[0].any()
     assert not sparsity.refits(moment)
 
 
-def test_a_resumed_task_holds_the_same_groups(moment):
-    """A new object, in the middle of the refit: what is zero then stays zero."""
+@pytest.mark.parametrize('select', [0.5, 1.0], ids=['refit', 'selection'])
+def test_a_resumed_task_holds_the_same_groups(moment, select):
+    """A new object, in the middle of the task: what is zero then stays zero."""
     big, small = moment.model.tune.groups('block')
     small.B[0].data.zero_()
     moment.step = 1
-    sparsity = Sparsity('proximal', alpha=1.0, select=0.5)
+    sparsity = Sparsity('proximal', alpha=1.0, select=select)
+    sparsity.load_state_dict(dict(at_zero=['small']))
     sparsity.before_iter(moment)
     small.B[0].data.fill_(1.0)
     sparsity.after_step(moment)
     assert not small.B[0].any() and big.B[0].any()
+
+
+@pytest.mark.parametrize(('last', 'held'), [(2, True), (5, False)])
+def test_a_task_resumed_at_an_epoch_goes_on_like_the_whole(moment, last, held):
+    """Epochs of 9 steps, looks at steps 3 and 9: a group is at zero after step ``last``."""
+    groups = moment.model.tune.groups('block')
+    for group_ in groups:
+        group_.layers.append(SimpleNamespace(held=False))
+    whole, resumed = (Sparsity('proximal', alpha=0.0, select=0.9) for _ in range(2))
+    moment.steps = 50
+    for moment.step in range(9):
+        whole.before_iter(moment)
+        if moment.step == last:
+            groups[1].B[0].data.zero_()
+        whole.after_step(moment)
+    resumed.load_state_dict(whole.state_dict())
+    moment.step, moment.epoch = 9, 1
+    for sparsity in (whole, resumed):
+        sparsity.before_iter(moment)
+        assert [group_.layers[0].held for group_ in groups] == [False, held]
+        for group_ in groups:
+            group_.layers[0].held = False  # a model built anew
 
 
 def test_every_group_shrinks_at_its_own_learning_rate(moment):

@@ -93,6 +93,7 @@ def killed(tiny_cfg, tiny_checkpoint, tmp_path_factory, pictures):
     cfg = copy.deepcopy(tiny_cfg)
     cfg.update(load_from=str(tiny_checkpoint), work_dir=str(folder / 'run'))
     cfg.experiment_name = 'kill'
+    cfg.model.method = dict(type='GSLoRAPlusPlus', prototypes='embeddings')  # it has a file
     cfg.train_cfg.protocol.tasks = [['circle'], ['star']]
     cfg.train_cfg.epochs_per_task = 1
     cfg.train_dataloader.dataset.data_ratio = 0.1

@@ -14,7 +14,7 @@ SETTINGS = {
     'part that is not there': ('model.tune.exclude=[bakbone]', "exclude has 'bakbone'"),
     'key nobody reads': ('epochs_per_task=3', "'epochs_per_task' is no setting of a run"),
     'misspelt key': ('optim_wraper.optimizer.lr=1', "did you mean 'optim_wrapper'"),
-    'negative weight': ('model.method.prototype_weight=-1', 'prototype_weight is -1'),
+    'negative weight': ('model.method.distill_weight=-1', 'distill_weight is -1'),
     'negative alpha': ('model.method.sparsity.alpha=-1', 'sparsity: alpha is -1; it can be'),
     'select of two': ('model.method.sparsity.select=2', 'select is 2; .* above 0, at most 1'),
     'negative warm-up': ('model.method.sparsity.warmup_epochs=-1', 'warmup_epochs is -1'),
@@ -26,19 +26,17 @@ SETTINGS = {
     'batch of one': ('train_dataloader.batch_size=1', 'batch_size is 1; it can be an even number'),
     'no batch': ('train_dataloader.batch_size=0', 'batch_size is 0; it can be a whole number'),
     'other sampler': ('train_dataloader.sampler.type=DefaultSampler', "needs 'PairedSampler'"),
+    'turns in words': ('train_dataloader.sampler.by_class=no', "by_class is 'no'; it can be True"),
     'unknown sampler': ('train_dataloader.sampler.type=Pairs', "type is 'Pairs'"),
     'few_shot=True': ('train_dataloader.dataset.few_shot=True', 'few_shot is True; it can be'),
     'few_shot of zero': ('train_dataloader.dataset.few_shot=0', 'few_shot is 0; it can be'),
     'too few for few_shot': ('train_dataloader.dataset.few_shot=999', 'few_shot asks for 999'),
     'data_ratio': ('train_dataloader.dataset.data_ratio=2', 'data_ratio is 2; .* at most 1'),
+    'min_images of zero': ('train_dataloader.dataset.min_images=0', 'min_images is 0; it can be'),
     'key of the views': ('train_dataloader.dataset.ratio=1', "dataset has no setting 'ratio'"),
     'method': ('model.method.type=GSLora', "type is 'GSLora' .did you mean 'GSLoRA'"),
     'argument of the method': ('model.method.betta=1', "method has no setting 'betta'"),
     'argument of the tuner': ('model.tune.rnak=4', "tune has no setting 'rnak' .did you mean 'ra"),
-    'file of the method': (
-        'model.method.prototype_file=none.safetensors',
-        "'none.safetensors', which the method reads, does not exist",
-    ),
     'rank of zero': ('model.tune.rank=0', 'rank is 0; it can be a whole number from 1 up'),
     'regex': ('model.tune.target=nothing.*', "'nothing.*' matches no Linear"),
     'key of train_cfg': ('train_cfg.epochs=1', "train_cfg has no setting 'epochs'"),
@@ -77,6 +75,12 @@ SETTINGS = {
 def test_settings(command, what):
     option, words = SETTINGS[what]
     refused(command('--cfg-options', option), words)
+
+
+def test_a_file_of_the_method(command):
+    options = 'model.method.type=GSLoRAPlusPlus', 'model.method.prototype_file=none.safetensors'
+    words = "'none.safetensors', which the method reads, does not exist"
+    refused(command('--cfg-options', *options), words)
 
 
 def refused(result, words):

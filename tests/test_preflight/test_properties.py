@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmgslora.preflight import examine
 
 BROKEN = {
-    'model.method.prototype_weight': -1,
+    'model.method.distill_weight': -1,
     'model.method.sparsity': dict(alfa=1),
     'model.method.type': 'Unknown',
     'model.detector': None,
@@ -20,6 +20,7 @@ BROKEN = {
     'optim_wrapper': None,
     'train_dataloader.batch_size': 3,
     'train_dataloader.sampler': dict(type='DefaultSampler'),
+    'train_dataloader.dataset.min_images': 0,
     'train_dataloader.dataset.few_shot': True,
     'train_dataloader.dataset.dataset.ann_file': 'nowhere.json',
     'train_cfg.epochs_per_task': 1.5,

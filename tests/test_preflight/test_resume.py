@@ -25,6 +25,7 @@ def check_start(cfg):
 
 
 TASKS = [['circle', 'square'], ['star']]
+METHOD = dict(type='GSLoRAPlusPlus', prototypes='embeddings')  # what it must remember has a file
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +35,7 @@ def finished(tiny_cfg, tiny_checkpoint, tmp_path_factory):
     cfg.load_from = str(tiny_checkpoint)
     cfg.work_dir = str(tmp_path_factory.mktemp('start_check') / 'run')
     cfg.experiment_name = 'start_check'
+    cfg.model.method = METHOD
     cfg.train_cfg.protocol.tasks = TASKS
     cfg.train_cfg.epochs_per_task = 1
     Runner.from_cfg(cfg).train()
@@ -43,6 +45,7 @@ def finished(tiny_cfg, tiny_checkpoint, tmp_path_factory):
 @pytest.fixture
 def cfg(run_cfg, finished):
     """The finished run's config, to be resumed."""
+    run_cfg.model.method = METHOD
     run_cfg.train_cfg.protocol.tasks = TASKS
     run_cfg.train_cfg.epochs_per_task = 1
     run_cfg.update(work_dir=str(finished), resume=True, load_from=None)
@@ -85,6 +88,8 @@ def test_other_tasks_are_refused(cfg, change, words):
         ({'train_cfg.epochs_per_task': 3}, 'train_cfg.epochs_per_task was 1 and is 3 now'),
         ({'randomness.seed': 5}, 'randomness.seed was 0 and is 5 now'),
         ({'train_dataloader.dataset.data_ratio': 1.0}, 'data_ratio was 0.4 and is 1.0 now'),
+        ({'train_dataloader.dataset.min_images': 5}, 'min_images was 1 and is 5 now'),
+        ({'train_dataloader.sampler.by_class': False}, "by_class was 'not set' and is False now"),
         ({'train_dataloader.dataset.few_shot': 2}, "few_shot was 'not set' and is 2 now"),
         ({'optim_wrapper.optimizer.lr': 1e-3}, r'optimizer.lr was 0.02 and is 0.001 now'),
     ],

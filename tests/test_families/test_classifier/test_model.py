@@ -30,7 +30,7 @@ HEADS = dict(
     cosface=dict(type='CosineMarginHead', embed_dims=8, num_classes=4, scale=16.0),
 )
 
-OURS = dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0)
+OURS = dict(type='GuidedGSLoRA')
 
 
 def wrapped(head='linear', **method):

@@ -21,7 +21,7 @@ def plain(tiny_cfg, tiny_checkpoint):
     return detector.eval()
 
 
-OURS = dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0)
+OURS = dict(type='GuidedGSLoRA')
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ SIZES = dict(
     max_per_img=20,
     num_classes=len(SHAPES),
 )
-OURS = dict(type='GuidedGSLoRA', prototype_weight=0.0, feature_distill_weight=0.0)
+OURS = dict(type='GuidedGSLoRA')
+WITH_PROTOTYPES = dict(type='GSLoRAPlusPlus', feature_pull_weight=0.5, dropout=False)
 # The authors' method with the forget view's terms as they are, but for a bound to subtract.
 PLAIN_TERMS = dict(type='GSLoRA', bound=100.0, beta=1.0, dropout=False)
 
@@ -248,8 +249,8 @@ def test_every_query_is_what_the_detections_are_chosen_from(zoo, name):
 
 @pytest.mark.parametrize('name', ZOO)
 def test_prototypes_and_rows(zoo, name):
-    """Ours trains every detector, and a sealed class is never detected again."""
-    original, model = zoo(name, method=dict(type='GuidedGSLoRA'))
+    """Prototypes train every detector, and a sealed class is never detected again."""
+    original, model = zoo(name, method=WITH_PROTOTYPES)
     assert model.classifier_weight.shape[0] == len(SHAPES)
     found = detect(original)
     gone = [int(found[0].labels[0]), 1]  # what it is surest of, and another class
@@ -428,7 +429,7 @@ def test_the_coco_config_takes_any_of_them(name, repo_root, tmp_path):
     assert cfg.model.type == 'ForgettingDetector'
     assert cfg.model.detector == get_config(f'mmdet::{ZOO[name]}').model | dict(_scope_='mmdet')
     assert cfg.train_dataloader.dataset.dataset.type == 'CocoDataset'
-    assert cfg.optim_wrapper.optimizer.lr == 3e-4
+    assert cfg.optim_wrapper.optimizer.lr == 2e-2
 
 
 def published(state, names):
