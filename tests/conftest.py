@@ -13,6 +13,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import set_random_seed
 from spare import DRAWING, spare_imports, spare_runs
+from starter import Starter
 
 import mmgslora.register  # noqa: F401
 from mmgslora.datasets import write_shapes
@@ -33,9 +34,17 @@ def tools(repo_root):
     return {name: runpy.run_path(str(path))['main'] for name, path in paths.items()}
 
 
+@pytest.fixture(scope='session')
+def start(repo_root):
+    """Runs a script in processes of its own that need not import anything, and without pictures."""
+    starter = Starter(repo_root)
+    yield starter
+    starter.close()
+
+
 @pytest.fixture(scope='session', autouse=True)
 def _spare_runs():
-    """``pictures`` brings them back; tools in a process of their own spare nothing."""
+    """``pictures`` brings them back; a process that nobody has prepared spares nothing."""
     with pytest.MonkeyPatch.context() as patch:
         spare_runs(patch.setattr)
         yield
