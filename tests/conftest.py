@@ -12,12 +12,11 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import set_random_seed
-from spare import DRAWING, spare_imports, spare_runs
+from spare import draw, spare_imports, spare_runs
 from starter import Starter
 
 import mmgslora.register  # noqa: F401
 from mmgslora.datasets import write_shapes
-from mmgslora.report.charts import write_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,8 +56,7 @@ def pictures():
     @contextmanager
     def pictures():
         with pytest.MonkeyPatch.context() as patch:
-            for hook in DRAWING:
-                patch.setattr(hook, 'write_image', write_image)
+            draw(patch.setattr)
             yield
 
     return pictures
