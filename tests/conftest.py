@@ -1,6 +1,7 @@
 """A tiny detector on a tiny data set: what whole runs of seconds are made of."""
 
 import copy
+import os
 import runpy
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,18 @@ def shrink_detector(detector) -> None:
 def tiny_checkpoint(tiny_cfg, tmp_path_factory) -> Path:
     """The plain tiny detector that knows the validation images by heart: APs far from zero."""
     DefaultScope.get_instance('tiny_checkpoint', scope_name='mmdet')
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:  # one for all processes of this session
+        folder = folder.parent
+    path = folder / 'plain.pth'
+    if not path.exists():
+        draft = tmp_path_factory.mktemp('checkpoint') / path.name
+        torch.save(dict(state_dict=_by_heart(tiny_cfg), meta={}), draft)
+        draft.replace(path)
+    return path
+
+
+def _by_heart(tiny_cfg) -> dict:
     set_random_seed(1)
     detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
     detector.init_weights()
@@ -141,9 +154,7 @@ def tiny_checkpoint(tiny_cfg, tmp_path_factory) -> Path:
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    path = tmp_path_factory.mktemp('checkpoint') / 'plain.pth'
-    torch.save(dict(state_dict=detector.state_dict(), meta={}), path)
-    return path
+    return detector.state_dict()
 
 
 @pytest.fixture
