@@ -56,48 +56,28 @@ class TraceHook(Hook):
             Path(runner.work_dir, 'losses.json').write_text(json.dumps(self.losses))
 
 
-# Most of the time of a tiny run goes into imports: one start for several runs, and for both ranks.
-TRAIN_EACH = """
-import json, os, runpy, sys
-from spare import spare_imports, spare_runs
-train, runs = sys.argv[1:]
-tool = runpy.run_path(train)
-spare_runs()
-spare_imports()
-for rank in '01':
-    if os.fork() == 0:
-        break
-else:
-    sys.exit(any(os.wait()[1] for _ in '01'))
-os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
-os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=os.environ['PORT'])
-for arguments in json.loads(runs):
-    sys.argv = [train, *arguments, '--launcher=pytorch']
-    tool['main']()
-tool['leave_group']()
-"""
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.fixture(scope='module')
 def launch(repo_root, tmp_path_factory):
-    """Starts a command in two processes on the CPU."""
-
+    """tools/dist_train.sh as a user calls it, in two processes on the CPU."""
     folder = tmp_path_factory.mktemp('launch')  # MMEngine leaves .dist_test/ where it runs
 
-    def launch(*command):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
+    def launch(*arguments):
         environment = os.environ | dict(
             PYTHONPATH=f'{repo_root}{os.pathsep}{repo_root / "tests"}',
             PYTHON=sys.executable,
-            PORT=str(port),
+            PORT=free_port(),
             OMP_NUM_THREADS='1',
             OMP_WAIT_POLICY='PASSIVE',
             CUDA_VISIBLE_DEVICES='',
         )
         process = subprocess.Popen(
-            command,
+            [repo_root / 'tools/dist_train.sh', *arguments],
             cwd=folder,
             env=environment,
             stderr=subprocess.PIPE,
@@ -114,6 +94,22 @@ def launch(repo_root, tmp_path_factory):
     return launch
 
 
+@pytest.fixture(scope='module')
+def both_ranks(start, tmp_path_factory):
+    """The same without the start: tools/train.py in two processes that torchrun would start."""
+    folder = tmp_path_factory.mktemp('both_ranks')
+
+    def both_ranks(*arguments):
+        common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), CUDA_VISIBLE_DEVICES='')
+        common.update(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
+        ranks = [dict(common, RANK=rank, LOCAL_RANK=rank) for rank in '01']
+        command = (start.root / 'tools/train.py', *arguments, '--launcher=pytorch')
+        result = start(*command, environments=ranks, cwd=folder)
+        assert result.returncode == 0, result.stderr[-4000:]
+
+    return both_ranks
+
+
 def config(tiny_cfg, tiny_checkpoint, work_dir):
     cfg = copy.deepcopy(tiny_cfg)
     cfg.load_from, cfg.work_dir = str(tiny_checkpoint), str(work_dir)
@@ -128,7 +124,7 @@ def config(tiny_cfg, tiny_checkpoint, work_dir):
 
 
 @pytest.fixture(scope='module')
-def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
+def runs(tiny_cfg, tiny_checkpoint, tmp_path_factory, launch, both_ranks):
     """Configs of the finished runs: one process with batches of 8, two with batches of 4."""
     root, made = tmp_path_factory.mktemp('runs'), {}
 
@@ -166,19 +162,12 @@ def runs(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory, launch):
     prepare('again', default, 2, 4)
     for name in ('default_one', 'paper_one', 'divergence_one', 'undo_one'):
         Runner.from_cfg(copy.deepcopy(made[name])).train()
-    options = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
-    launch(repo_root / 'tools/dist_train.sh', root / 'default_two.py', '2', *options)
+    launch(root / 'default_two.py', '2', '--cfg-options', 'env_cfg.dist_cfg.backend=gloo')
     # A resumed run needs the files of its finished tasks, too.
     shutil.copytree(root / 'default_two', root / 'again')
-    each = [
-        [f'{root}/paper_two.py'],
-        [f'{root}/divergence_two.py'],
-        [f'{root}/undo_two.py'],
-        [f'{root}/again.py', '--resume', f'{root}/again/epoch_3.pth'],
-    ]
-    script = root / 'train_each.py'
-    script.write_text(TRAIN_EACH)
-    launch(sys.executable, script, repo_root / 'tools/train.py', json.dumps(each))
+    for name in ('paper_two', 'divergence_two', 'undo_two'):
+        both_ranks(root / f'{name}.py')
+    both_ranks(root / 'again.py', '--resume', root / 'again/epoch_3.pth')
     return made
 
 

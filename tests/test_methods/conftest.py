@@ -1,25 +1,15 @@
-"""A model of two blocks for the tests of the methods."""
-
 import pytest
-import torch
-
-from mmgslora.lora import discover_groups, inject_lora
-
-
-class Block(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn = torch.nn.MultiheadAttention(4, 2)
-        self.up, self.down = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
 
 
 @pytest.fixture
 def model():
-    model = torch.nn.Sequential(Block(), Block())
-    inject_lora(model, rank=2)
-    return model
+    from .blocks import two_blocks
+
+    return two_blocks()
 
 
 @pytest.fixture
 def groups(model):
+    from mmgslora.lora import discover_groups
+
     return discover_groups(model)

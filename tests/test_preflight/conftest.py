@@ -5,10 +5,6 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-import torch
-from mmengine.registry import MODELS, DefaultScope
-
-from mmgslora import check
 
 TASKS = [['circle', 'square'], ['star']]
 
@@ -16,6 +12,9 @@ TASKS = [['circle', 'square'], ['star']]
 @pytest.fixture(scope='session')
 def random_checkpoint(tiny_cfg, tmp_path_factory):
     """Weights of the tiny detector that nobody trained: enough for what only looks at a file."""
+    import torch
+    from mmengine.registry import MODELS, DefaultScope
+
     DefaultScope.get_instance('random_checkpoint', scope_name='mmdet')
     detector = MODELS.build(copy.deepcopy(tiny_cfg.model.detector))
     path = tmp_path_factory.mktemp('random') / 'plain.pth'
@@ -35,6 +34,8 @@ def cfg(tiny_cfg, random_checkpoint):
 @pytest.fixture
 def command(cfg, tools, tmp_path, capsys, monkeypatch):
     """Runs a command on the config; says how it ended and what it printed."""
+    from mmgslora import check
+
     # Loggers of runs of other tests in this process have streams that are closed by now.
     monkeypatch.setattr(logging, 'raiseExceptions', False)
 

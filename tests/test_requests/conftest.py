@@ -1,10 +1,8 @@
 import pytest
 
-import mmgslora.register  # noqa: F401
-
-from .made_run import MadeRun, make_run
-
 
 @pytest.fixture
-def made(tmp_path) -> MadeRun:
+def made(tmp_path):
+    from .made_run import make_run
+
     return make_run(tmp_path)

@@ -17,32 +17,14 @@ import torch
 MMDET_TRAIN = Path(find_spec('mmdet').submodule_search_locations[0], '.mim/tools/train.py')
 
 
-def train(root, config, *arguments, script='tools/train.py'):
-    """A tool in a process of its own, with the test's hooks in reach."""
-    environment = os.environ | dict(
-        PYTHONPATH=f'{root}{os.pathsep}{root / "tests"}',
-        OMP_NUM_THREADS='1',
-        OMP_WAIT_POLICY='PASSIVE',
-    )
-    return subprocess.run(
-        [sys.executable, script, str(config), *arguments],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        # A suite that a shell runs in its background hands on that Ctrl-C is to be ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 @pytest.fixture
-def run(repo_root, run_cfg, tmp_path):
-    """Runs tools/train.py on the tiny config, dumped to a file."""
+def run(start, run_cfg, tmp_path):
+    """Runs a tool on the tiny config, dumped to a file, in a process that has all imports done."""
 
-    def run(*arguments, script='tools/train.py', cfg=run_cfg, check=False):
+    def run(*arguments, script='tools/train.py', check=False, whole=False):
         config = tmp_path / 'config.py'
-        cfg.dump(config)
-        result = train(repo_root, config, *arguments, script=script)
+        run_cfg.dump(config)
+        result = start(script, config, *arguments, whole=whole)
         if check:
             assert result.returncode == 0, result.stderr[-3000:]
         return result
@@ -52,7 +34,7 @@ def run(repo_root, run_cfg, tmp_path):
 
 @pytest.fixture
 def call(tools, run_cfg, tmp_path, capsys):
-    """Calls a tool in this process instead: the imports are most of a process."""
+    """Calls a tool in this process instead."""
 
     def call(*arguments, name='train'):
         config = tmp_path / 'config.py'
@@ -69,13 +51,14 @@ def call(tools, run_cfg, tmp_path, capsys):
 
 
 @pytest.fixture(scope='module')
-def served(repo_root, tiny_cfg, tiny_checkpoint, tmp_path_factory):
+def served(start, tiny_cfg, tiny_checkpoint, tmp_path_factory):
     """The work_dir of one whole run by the tool; only to be read."""
     folder = tmp_path_factory.mktemp('served')
     cfg = copy.deepcopy(tiny_cfg)
     cfg.load_from, cfg.experiment_name = str(tiny_checkpoint), 'served'
     cfg.dump(folder / 'config.py')
-    result = train(repo_root, folder / 'config.py', '--work-dir', str(folder / 'run'))
+    command = ('tools/train.py', folder / 'config.py', '--work-dir', folder / 'run')
+    result = start(*command, whole=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder / 'run'
 
@@ -98,9 +81,9 @@ def test_killed_in_task_two_and_resumed(run, run_cfg, served, tmp_path):
     run_cfg.custom_imports = dict(imports=['mmgslora.register', 'kill_hook'])
     run_cfg.custom_hooks.append(kill)
     broken = tmp_path / 'broken'
-    assert run('--work-dir', str(broken)).returncode == -signal.SIGKILL
+    assert run('--work-dir', str(broken), whole=True).returncode == -signal.SIGKILL
     assert len(numbers(broken)[1]) == 1
-    run('--work-dir', str(broken), '--resume', check=True)
+    run('--work-dir', str(broken), '--resume', check=True, whole=True)
     assert numbers(broken) == (pretrained, tasks)
     record = json.loads((broken / 'forgetting.json').read_text())
     assert record['original'] == run_cfg.load_from
@@ -111,8 +94,18 @@ def test_killed_in_task_two_and_resumed(run, run_cfg, served, tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_mmdetections_own_train_script(run, served, tmp_path):
-    run('--work-dir', str(tmp_path / 'theirs'), script=str(MMDET_TRAIN), check=True)
+def test_mmdetections_own_train_script(run_cfg, served, tmp_path, repo_root):
+    """What the config imports is all that it knows of this package."""
+    run_cfg.dump(tmp_path / 'config.py')
+    threads = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
+    result = subprocess.run(
+        [sys.executable, MMDET_TRAIN, 'config.py', '--work-dir', 'theirs'],
+        cwd=tmp_path,
+        env=os.environ | threads | dict(PYTHONPATH=str(repo_root)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
     assert numbers(served) == numbers(tmp_path / 'theirs')
 
 
