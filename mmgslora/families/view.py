@@ -17,8 +17,9 @@ from mmgslora.losses.over_processes import mean_over_processes
 SIDES = ('forget', 'retain')
 ROUNDING = 1e-4
 """Logits that differ by less are equal: models are run in batches of other sizes."""
-BOX_ROUNDING = 1e-5
-"""The same of coordinates, in units of the image; the slope of their distance is 1 down to 0."""
+BOX_ROUNDING = 1e-3
+"""Distance of coordinates, in units of the image, up to which it counts squared: the slope of a
+distance is 1 down to 0, and Adam would make whole steps of what is rounding."""
 BOX_WEIGHT = 5.0
 """Of the L1 distance of two boxes beside the divergence of their scores: DETR's weight."""
 
@@ -89,7 +90,8 @@ class Outputs:
         other model expects among those that stay, in all processes. With sigmoids it is the sum
         over the classes. A softmax is renormalised over what stays; one without background is
         weighted by the probability that the other model gives to what stays. Boxes add their L1
-        distance, weighted by :data:`BOX_WEIGHT` and by how sure the other model is of an object.
+        distance, smooth below :data:`BOX_ROUNDING`, weighted by :data:`BOX_WEIGHT` and by how sure
+        the other model is of an object.
 
         Args:
             other: What is kept; no gradient flows into it.
@@ -110,8 +112,10 @@ class Outputs:
         if self.kind == 'sigmoid':
             p = then.sigmoid()
             sure = p.max(-1).values
-            entropy = F.binary_cross_entropy_with_logits(then, p, reduction='sum')
-            apart = F.binary_cross_entropy_with_logits(now, p, reduction='sum') - entropy
+            cross, entropy = (
+                F.binary_cross_entropy_with_logits(x, p, reduction='none') for x in (now, then)
+            )
+            apart = (cross - entropy).sum()  # the sums themselves would cancel
         else:
             p = then.softmax(-1)
             rows = F.kl_div(now.log_softmax(-1), p, reduction='none').sum(-1)
@@ -122,8 +126,8 @@ class Outputs:
                 sure, apart = 1 - p[:, -1], rows.sum()
         apart = apart * temperature**2
         if self.boxes is not None:
-            distance = (self.boxes - other.boxes).to(sure.dtype).abs()
-            distance = distance.where(distance >= BOX_ROUNDING, torch.zeros_like(distance))
+            now, then = self.boxes.to(sure.dtype), other.boxes.to(sure.dtype)
+            distance = F.smooth_l1_loss(now, then, reduction='none', beta=BOX_ROUNDING)
             apart = apart + BOX_WEIGHT * (distance.sum(-1) * sure).sum()
         return apart / expected(sure)
 

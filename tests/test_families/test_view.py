@@ -48,9 +48,10 @@ def test_divergence_of_sigmoids_by_hand():
     boxes = torch.zeros(1, 4, dtype=torch.float64)
     q = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64)).item()
     apart = 0.5 * math.log(0.5 / q) + 0.5 * math.log(0.5 / (1 - q))
-    # Boxes are 0.1 apart in each of 4 numbers; the other is sure to 1/2; 1 is the least divisor.
+    # Boxes are 0.1 apart in each of 4 numbers, of which a smooth distance takes half of 0.001; the
+    # other is sure to 1/2; 1 is the least divisor.
     found = outputs(ours, boxes + 0.1).divergence(outputs(theirs, boxes), gone(0, 1))
-    assert found.item() == pytest.approx(apart + 5 * 0.4 * 0.5)
+    assert found.item() == pytest.approx(apart + 5 * 4 * 0.0995 * 0.5)
     assert outputs(ours).divergence(outputs(theirs)).item() > apart + 1
 
 
@@ -78,17 +79,29 @@ def test_divergence_with_background_by_hand():
 
 
 def test_rounding_is_no_difference():
-    """Nor does it have a gradient, which an L1 distance would have at any size."""
+    """Nor does it pull: scores not at all, boxes by a thousandth of what L1 would at any size."""
     boxes = torch.full((1, 4), 0.5)
     now = Outputs(torch.full((1, 2), 1e-6, requires_grad=True), torch.zeros(1, 1), kind='sigmoid')
     now.boxes = (boxes + 1e-6).requires_grad_()
     before = Outputs(torch.zeros(1, 2), torch.zeros(1, 1), boxes, 'sigmoid')
     apart = now.divergence(before)
     assert apart.item() == pytest.approx(0, abs=1e-7)
-    if apart.requires_grad:
-        apart.backward()
-    assert now.boxes.grad is None or not now.boxes.grad.any()
+    apart.backward()
+    torch.testing.assert_close(
+        now.boxes.grad, torch.full((1, 4), 5 * 0.5 * 1e-3), rtol=0.05, atol=0
+    )
     assert now.logits.grad is None or not now.logits.grad.any()
+
+
+def test_small_sums_are_not_what_large_ones_leave():
+    """A thousand predictions, one of which moved a little: float32 sums of all would lose it."""
+    theirs = torch.full((1000, 80), -3.0)
+    ours = theirs.clone()
+    ours[0, 0] += 2e-2
+    now, before = (Outputs(x, torch.zeros(1000, 1), kind='sigmoid') for x in (ours, theirs))
+    p = 1 / (1 + math.exp(3))  # and to second order the divergence is p (1 - p) d^2 / 2
+    expected = p * (1 - p) * 2e-2**2 / 2 / (1000 * p)
+    assert now.divergence(before).item() == pytest.approx(expected, rel=0.02)
 
 
 def test_temperature_softens_both():
