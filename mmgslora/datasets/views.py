@@ -267,6 +267,7 @@ class PairedSampler(Sampler):
     ) -> None:
         self.rank, self.world_size = get_dist_info()
         self.num_forget, self.num_retain = dataset.num_forget, dataset.num_retain
+        self.by_class = by_class
         self.forget_items = dataset.forget_items if by_class else [range(self.num_forget)]
         self.whole = pairs is None
         self.pairs = -(-self.num_retain // self.world_size) if self.whole else pairs

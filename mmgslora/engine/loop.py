@@ -46,8 +46,9 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         dataloader: Config of the training data loader; its data set is a
             :class:`~mmgslora.datasets.ForgettingViews`.
         protocol: Arguments of :class:`~mmgslora.datasets.Protocol`, e.g. ``tasks`` and ``missing``.
-        epochs_per_task: Passes over the retain view per task. A cosine schedule over epochs that
-            has neither ``T_max`` nor ``end`` takes a task from its first epoch to its last.
+        epochs_per_task: Epochs of a task, after each of which a checkpoint is saved. A cosine
+            schedule over epochs that has neither ``T_max`` nor ``end`` takes a task from its first
+            epoch to its last.
         steps_per_task: Steps of a task, whatever the size of its data: each of its epochs has the
             same share of them, and goes on in the data where the last one ended. Defaults to None:
             an epoch is a pass.
@@ -139,7 +140,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """One pass over the retain view; the last one of a task ends the task."""
+        """One epoch; the last one of a task ends the task."""
         self._seed_epoch()
         started = time.perf_counter()
         self.runner.call_hook('before_train_epoch')

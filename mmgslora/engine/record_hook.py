@@ -72,13 +72,16 @@ def _schedule(runner) -> dict[str, Any]:
     groups = runner.optim_wrapper.optimizer.param_groups
     return dict(
         epochs_per_task=loop.epochs_per_task,
+        steps_per_task=runner.cfg.train_cfg.get('steps_per_task'),
         served=loop.served and loop.served.settings(),
         optimizer=type(runner.optim_wrapper.optimizer).__name__,
         lr=sorted({group.get('initial_lr', group['lr']) for group in groups}),
         batch_size=loop.dataloader.batch_size,
         processes=get_world_size(),
         data_ratio=loop.views.data_ratio if loop.views.few_shot is None else None,
+        min_images=loop.views.min_images if loop.views.few_shot is None else None,
         few_shot=loop.views.few_shot,
+        by_class=loop.dataloader.sampler.by_class,
         redraw=loop.views.redraw,
     )
 

@@ -123,13 +123,16 @@ def test_record_names_what_was_done(finished):
     )
     assert record['schedule'] == dict(
         epochs_per_task=2,
+        steps_per_task=None,
         served=None,
         optimizer='AdamW',
         lr=[0.02],
         batch_size=8,
         processes=1,
         data_ratio=0.4,
+        min_images=1,
         few_shot=None,
+        by_class=True,
         redraw=False,
     )
 
