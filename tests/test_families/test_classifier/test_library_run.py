@@ -41,8 +41,8 @@ def trained(dataset):
     items = [dataset[i] for i in range(len(dataset))]
     images = torch.stack([item['inputs'] for item in items]).float()
     labels = torch.stack([item['data_samples'].gt_label.reshape(()) for item in items])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
-    for step in range(250):
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for step in range(350):
         rows = torch.arange(60 * step, 60 * step + 60) * 7 % len(images)
         optimizer.zero_grad()
         F.cross_entropy(network(images[rows]), labels[rows]).backward()
