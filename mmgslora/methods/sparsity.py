@@ -37,10 +37,10 @@ class Sparsity(Part):
 
     with :math:`n_g` entries in :math:`B_g`. The root is the usual weight of a group lasso; here it
     also makes alpha a pure number, since Adam moves every entry by about lr a step: at 1 no
-    group could ever leave zero. Every few steps and at the start of every epoch is looked which
-    groups are at zero; one that is twice in a row (a group that gathers itself may come through
-    zero once) is held there, so that its block costs nothing from then on. After the share
-    ``select`` all that are at zero are held, and the others train on without shrinkage, which would
+    group could ever leave zero. Every few steps, and at the start of every epoch, a look finds the
+    groups at zero. One that two looks in a row find there (a group that gathers itself may come
+    through zero once) is held, so that its block costs nothing from then on. After the share
+    ``select`` all groups at zero are held, and the others train on without shrinkage, which would
     cost accuracy.
 
     Args:
