@@ -148,10 +148,13 @@ class ForgettingViews(Dataset):
 
     def _share(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
         drawn = dict.fromkeys(order[: int(self.data_ratio * len(order))])
+        counts = Counter(label for i in drawn for label in self._labels_of[i])
         for label in sorted(labels):
-            showing = [i for i in order if label in self._labels_of[i]]
-            short = self.min_images - sum(i in drawn for i in showing)
-            drawn.update(dict.fromkeys([i for i in showing if i not in drawn][: max(short, 0)]))
+            short = self.min_images - counts[label]
+            if short > 0:  # seldom in large data, of which every look is long
+                more = [i for i in order if label in self._labels_of[i] and i not in drawn][:short]
+                drawn.update(dict.fromkeys(more))
+                counts.update(found for i in more for found in self._labels_of[i])
         return [(i, self._labels_of[i] & labels) for i in drawn]
 
     def _few(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
@@ -300,7 +303,7 @@ class PairedSampler(Sampler):
         return row[start % count :][:total]
 
     def _forget(self, turn: int) -> int:
-        """The forget item of a turn, counted from the start of the task."""
+        """The forget item of a turn, in an endless row of rounds through the classes."""
         round_, place = divmod(turn, len(self.forget_items))
         label = self._shuffled(len(self.forget_items), round_, 1)[place]
         items = self.forget_items[label]
