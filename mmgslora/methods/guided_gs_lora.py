@@ -20,23 +20,26 @@ NEGLIGIBLE = -9.0
 
 @METHODS.register_module()
 class GuidedGSLoRA(Method):
-    r"""Group sparse LoRA guided by the teacher, the model at the start of the task (ours).
+    r"""Group sparse LoRA guided by the teacher, the model before the first task (ours).
 
     .. math:: L = \beta\, L_f + \lambda\, (D_f + D_r) + w_b\, B
 
     :math:`D` is the distance of each view's outputs from the teacher's in everything but the
-    classes to forget (:meth:`~mmgslora.families.view.Outputs.divergence`): the labels of what stays
-    are not used. Let :math:`\hat p_{qc}` be the teacher's probability of class c in prediction q,
-    and :math:`\hat b_q = 1 - \max_c \hat p_{qc}` that of nothing being there.
+    classes that must be gone (:meth:`~mmgslora.families.view.Outputs.divergence`): the labels of
+    what stays are not used. The teacher is the same in all tasks, so that what a task costs of what
+    stays does not add up with that of the next, which mends it instead. Let :math:`\hat p_{qc}` be
+    the teacher's probability of class c in prediction q, and :math:`\hat b_q = 1 - \max_c \hat
+    p_{qc}` that of nothing being there.
 
     - :math:`L_f` with ``forget_loss='predictions'``, for detectors:
-      :math:`k^{-1/2} \sum_{c \in forget} \sum_q w_{qc}\,
+      :math:`k^{-1/2} \sum_{c\,gone} \sum_q w_{qc}\,
       \mathrm{ReLU}(\log p_{qc} - \ell_c + m) / \sum_q w_{qc}`,
       a hinge on every prediction of both views (an image of what stays may show what goes as well)
-      and each of the k classes to forget. Each weighs the same, however rare it is; the gradients
-      of k classes, which have little in common, add up to the root of k times one, whence the
-      factor. :math:`w_{qc}` is 1 where q is matched to an object of class c, for a class that an
-      earlier task has hurt means little to the teacher, and :math:`\hat p_{qc}^2` elsewhere;
+      and each class that must be gone, those of earlier tasks too: where the hinge is, they cost
+      nothing. Each weighs the same, however rare it is; the gradients of the k classes to forget
+      now, which have little in common, add up to the root of k times one, whence the
+      factor. :math:`w_{qc}` is 1 where q is matched to an object of class c, and
+      :math:`\hat p_{qc}^2` elsewhere;
       squared, the many predictions that hold a class for one in a hundred do not add up to an
       object. :math:`\ell_c = \sum_q \hat b_q \log \hat p_{qc} / \sum_q \hat b_q` is the
       log-probability that the teacher gives the class where there is nothing: an object must rank
@@ -73,7 +76,7 @@ class GuidedGSLoRA(Method):
         ForgettingError: A setting is unknown or not possible.
     """
 
-    teachers = ('task_start',)
+    teachers = ('original',)
 
     @checked
     def __init__(
@@ -101,7 +104,7 @@ class GuidedGSLoRA(Method):
         losses = self.sparsity.losses(context)
         now = Outputs.joined(forget.now, retain.now).class_log_probs
         teacher = Outputs.joined(
-            *(view.teachers['task_start'] for view in (forget, retain))
+            *(view.teachers['original'] for view in (forget, retain))
         ).class_log_probs
         empty = 1 - teacher.max(-1).values.exp()
         if self.forget_loss == 'odds':
@@ -111,7 +114,7 @@ class GuidedGSLoRA(Method):
         losses['forget_loss_cls'] = of_task(self.beta, task) * hinge
         if self.distill_weight:
             for side, view in views.items():
-                drift = view.now.divergence(view.teachers['task_start'], without=task.forget)
+                drift = view.now.divergence(view.teachers['original'], without=task.must_be_gone)
                 losses[f'{side}_loss_drift'] = self.distill_weight * drift
         if self.background_weight:
             moved = self._background(now, teacher, empty, task)
@@ -122,11 +125,12 @@ class GuidedGSLoRA(Method):
         self, now: Tensor, teacher: Tensor, empty: Tensor, forget: View, task: Task
     ) -> Tensor:
         """L_f of 'predictions', of both views, the forget view first."""
-        now, teacher = now[:, task.forget], teacher[:, task.forget]
+        gone = task.must_be_gone
+        now, teacher = now[:, gone], teacher[:, gone]
         empty_sum = mean_over_processes(empty.sum()).clamp(min=1e-9)
         level = mean_over_processes(empty @ teacher) / empty_sum
         true = torch.zeros_like(teacher)
-        true[forget.matched] = (forget.labels[:, None] == task.forget).to(true)
+        true[forget.matched] = (forget.labels[:, None] == gone).to(true)
         weights = teacher.exp().square().maximum(true)
         hinge = bounded_ascent(level - now, self.margin)
         by_class = (weights * hinge).sum(0) / expected(weights)
@@ -134,7 +138,7 @@ class GuidedGSLoRA(Method):
 
     def _odds(self, forget: View, task: Task) -> Tensor:
         """L_f of 'odds'."""
-        teacher_prob = forget.teachers['task_start'].log_probs[:, task.forget].exp().sum(-1)
+        teacher_prob = forget.teachers['original'].log_probs[:, task.forget].exp().sum(-1)
         nll = -forget.now.log_odds(task.must_be_gone)
         hinge = (teacher_prob * bounded_ascent(nll, self.bound)).sum()
         return hinge / expected(teacher_prob)

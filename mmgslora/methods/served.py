@@ -8,13 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmgslora.families.view import View, expected
+from mmgslora.families.view import Outputs, View, expected
 from mmgslora.losses import mean_over_processes
-from mmgslora.methods.base import Context
+from mmgslora.methods.base import Context, Task
 from mmgslora.settings import NonNegative, checked
-
-TEACHER = 'task_start'
-"""The model that both measures compare with."""
 
 
 class Served:
@@ -22,10 +19,10 @@ class Served:
 
     Over a pass through the retain view (one of the task's epochs), the mean over its steps of
 
-    - the score that is left to the classes to forget where the teacher, the model at the start of
-      the task, has them: :math:`\sum_{q,\,c \in forget} \hat p_{qc}\, p_{qc} / \sum \hat p_{qc}`
-      on the forget view, and
-    - the drift of the retain view from the teacher in all but the classes that must be gone
+    - the score that is left to the classes to forget where the method's (first) teacher has them,
+      :math:`\sum_{q,\,c \in forget} \hat p_{qc}\, p_{qc} / \sum \hat p_{qc}` on the forget view,
+      and
+    - the drift of the retain view from it in all but the classes that must be gone
       (:meth:`~mmgslora.families.view.Outputs.divergence`), in nats per object.
 
     Both are taken from what a step computes for its losses, before the step. A pass in which the
@@ -60,8 +57,9 @@ class Served:
         if not self._counts:
             self._settled = context.model.method.settled(context)
         for side, measure in _MEASURES.items():
-            if side in views and TEACHER in views[side].teachers:
-                value = measure(views[side], context).double()
+            if side in views and views[side].teachers:
+                (teacher, *_) = views[side].teachers.values()
+                value = measure(views[side].now, teacher, context.task).double()
                 self._sums[side] = self._sums.get(side, 0) + value
                 self._counts[side] += 1
 
@@ -81,14 +79,13 @@ class Served:
         return dict(forget_score=score, drift=drift, served=served)
 
 
-def _score(view: View, context: Context) -> Tensor:
-    forget = context.task.forget
-    before = view.teachers[TEACHER].log_probs[:, forget].exp()
-    return (before * view.now.log_probs[:, forget].exp()).sum() / expected(before.sum(-1))
+def _score(now: Outputs, teacher: Outputs, task: Task) -> Tensor:
+    before = teacher.log_probs[:, task.forget].exp()
+    return (before * now.log_probs[:, task.forget].exp()).sum() / expected(before.sum(-1))
 
 
-def _drift(view: View, context: Context) -> Tensor:
-    return view.now.divergence(view.teachers[TEACHER], without=context.task.must_be_gone)
+def _drift(now: Outputs, teacher: Outputs, task: Task) -> Tensor:
+    return now.divergence(teacher, without=task.must_be_gone)
 
 
 _MEASURES = dict(forget=_score, retain=_drift)

@@ -28,7 +28,7 @@ from mmgslora.datasets.protocol import Protocol
 from mmgslora.datasets.views import ForgettingViews, PairedSampler
 from mmgslora.families.registry import family_of
 from mmgslora.methods.base import METHODS
-from mmgslora.methods.served import TEACHER, Served
+from mmgslora.methods.served import Served
 from mmgslora.methods.sparsity import Sparsity
 from mmgslora.preflight.plan import Plan, find_class
 from mmgslora.settings import (
@@ -193,10 +193,10 @@ def _served(plan: Plan, limits: Any) -> Iterator[str]:
     yield from problems(Served, limits, 'train_cfg.served')
     kind = _dict(_dict(plan.plain.get('model')).get('method')).get('type')
     method = METHODS.get(kind) if isinstance(kind, str) else None
-    if method is not None and TEACHER not in method.teachers:
+    if method is not None and not method.teachers:
         yield (
-            f'train_cfg.served compares with the model at the start of the task, which {kind} does '
-            'not run; leave train_cfg.served=None.'
+            f'train_cfg.served compares with the teacher of the method, and {kind} has none; leave '
+            'train_cfg.served=None.'
         )
 
 

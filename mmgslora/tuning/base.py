@@ -47,6 +47,7 @@ class Tuner(ABC):
             ForgettingError: Nothing in the model can be tuned this way.
         """
         self.model = model
+        self._frozen_parts = frozen_parts
         self._attach(frozen_parts)
 
     @abstractmethod
@@ -97,8 +98,14 @@ class Tuner(ABC):
 
     @torch.no_grad()
     def _copy(self) -> nn.Module:
+        """The model at the start of the task; it shares the frozen parts where none of them learns.
+
+        Such a part stays in eval mode and is never written to.
+        """
+        parts = [getattr(self.model, name, None) for name in self._frozen_parts]
+        shared = {id(part): part for part in parts if part is not None and not self.learns(part)}
         with self.at_start():
-            return copy.deepcopy(self.model).requires_grad_(False).eval()
+            return copy.deepcopy(self.model, shared).requires_grad_(False).eval()
 
     def keep(self, name: str) -> None:
         """Remember the model as it is now as a teacher, until another is kept by the name.

@@ -33,7 +33,8 @@ _OWN = re.compile(r'(?:.+\.)?lora_[AB]')
 class LoRA(Tuner):
     """Adapters in the transformer blocks, the choice of GS-LoRA (arXiv 2403.11530).
 
-    The model at the start of the task costs nothing: it is this one with its adapters off.
+    The model at the start of the task costs nothing: it is this one with its adapters off. So is the
+    original, until the first task is merged; what of it the tasks change is copied then.
 
     Args:
         rank: Rank of every adapter. Defaults to 8.
@@ -50,7 +51,7 @@ class LoRA(Tuner):
     """
 
     has_groups = True
-    _in_model = ('task_start',)
+    _in_model = ('task_start', 'original')
 
     @checked
     def __init__(
@@ -65,6 +66,7 @@ class LoRA(Tuner):
         super().__init__()
         self.rank, self.lora_alpha, self.init = rank, lora_alpha, init
         self.layers, self.target, self.exclude = layers, target, exclude
+        self._copies_original = False
 
     def _attach(self, frozen_parts: Sequence[str]) -> None:
         exclude = self.exclude
@@ -74,7 +76,18 @@ class LoRA(Tuner):
             self.model, self.rank, self.lora_alpha, self.target, exclude, self.init, self.layers
         )
 
+    def begin_task(
+        self,
+        generator: torch.Generator | None = None,
+        first: bool = False,
+        teachers: Sequence[str] = (),
+    ) -> None:
+        super().begin_task(generator, first, teachers)
+        self._copies_original = 'original' in teachers
+
     def _begin_task(self, generator: torch.Generator | None, first: bool) -> None:
+        if first:
+            self._copies.pop('original', None)
         reset_adapters(self.model, generator, first)
 
     def end_task(self, generator: torch.Generator | None = None) -> None:
@@ -83,6 +96,8 @@ class LoRA(Tuner):
         Raises:
             ForgettingError: A merged weight would hold NaN or infinity; nothing is changed then.
         """
+        if self._copies_original and 'original' not in self._copies:
+            self._copies['original'] = self._copy()
         merge_adapters(self.model, generator)
 
     @contextmanager
@@ -91,7 +106,10 @@ class LoRA(Tuner):
             yield self.model
 
     def teacher(self, name: str) -> AbstractContextManager[nn.Module]:
-        return self._off() if name == 'task_start' else super().teacher(name)
+        if name == 'original':
+            self._copies_original = True  # a resumed task did not begin with it
+        off = name in self._in_model and name not in self._copies
+        return self._off() if off else super().teacher(name)
 
     def at_start(self) -> AbstractContextManager[Any]:
         return self._off()

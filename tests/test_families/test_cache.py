@@ -77,10 +77,25 @@ def test_version_follows_every_write_but_those_of_a_tuner():
     assert not changed()
 
 
-def test_no_two_modules_have_one_version():
+def test_no_two_modules_that_learn_have_one_version():
     """Not even when the memory of the one before is used again."""
     layer = nn.Linear(2, 2)
     versions = {weights_version(layer, lambda name: False)}
     for _ in range(20):
         versions.add(weights_version(copy.deepcopy(layer), lambda name: False))
     assert len(versions) == 21
+
+
+def test_a_frozen_copy_has_the_version_of_what_it_is_a_copy_of():
+    def version(module):
+        return weights_version(module, lambda name: False)
+
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False)
+    copied = copy.deepcopy(layer)
+    assert version(copied) == version(layer)
+    assert version(nn.ModuleList(copied)) != version(layer)  # it computes something else
+    copied[1].running_mean.add_(1)
+    assert version(copied) != version(layer)
+    copied[1].running_mean.sub_(1)
+    assert version(copied) == version(layer)
+    assert version(copied[0].half()) != version(layer[0])

@@ -38,7 +38,7 @@ def view(
     now = outputs(log_probs, embeddings)
     if drift is not None:
         now.divergence = lambda other, without: torch.tensor(drift)
-    teachers = {} if teacher is None else {'task_start': teacher}
+    teachers = {} if teacher is None else {'original': teacher}
     return View(side, now, lambda: Matching(labels(of), labels(matched), terms), teachers)
 
 

@@ -104,8 +104,18 @@ class Encoding:
         keys = {name: (key, image.contents[0]) for name, key in stages.items() if name != 'trunk'}
         known = {name: self.cache.find(key) for name, key in keys.items()}
         if None in known.values():
-            with torch.no_grad(), _shared_queries(detector, {}), _recorded(detector) as seen:
+            # What another model, of the same weights up to here, has given already.
+            parts = _parts(detector)
+            given = {parts[name]: known[name][0] for name in parts if known.get(name)}
+            features = known['encoder'] and known['encoder'][1:]
+            if features is None:
                 features = self._trunk(detector, image, stages)
+            with (
+                torch.no_grad(),
+                _shared_queries(detector, {}),
+                _giving(given),
+                _recorded(parts) as seen,
+            ):
                 last = _layers(detector, detector.forward_transformer(features, image.samples))[-1]
             # What stands for a map takes one number, whatever its shape.
             maps = tuple(x.new_zeros(()).expand(x.shape) for x in features)
@@ -124,12 +134,11 @@ class Encoding:
         for content in images.contents:  # the largest of all, and asked for no more
             self.cache.drop((stages['trunk'], content))
         given = {
-            layer: torch.cat([stage[f'decoder.{i}'][0] for stage in known])
-            for i, layer in enumerate(detector.decoder.layers)
-            if f'decoder.{i}' in stages
+            part: torch.cat([stage[name][0] for stage in known])
+            for name, part in _parts(detector).items()
+            if name in stages
         }
-        memory, *maps = zip(*(stage['encoder'] for stage in known))
-        given[detector.encoder] = torch.cat(memory)
+        _, *maps = zip(*(stage['encoder'] for stage in known))
         return given, tuple(level[0].expand(len(known), *level[0].shape[1:]) for level in maps)
 
 
@@ -137,15 +146,19 @@ def _layers(detector: nn.Module, inputs: dict) -> list[tuple[Tensor, Tensor, Ten
     return list(zip(inputs['hidden_states'], *detector.bbox_head(**inputs)))
 
 
+def _parts(detector: nn.Module) -> dict[str, nn.Module]:
+    """Encoder and decoder layers by the names of their stages."""
+    layers = {f'decoder.{i}': layer for i, layer in enumerate(detector.decoder.layers)}
+    return {'encoder': detector.encoder, **layers}
+
+
 @contextmanager
-def _recorded(detector: nn.Module) -> Iterator[dict[str, tuple[Tensor, ...]]]:
-    """Within, collect what encoder and decoder layers give."""
+def _recorded(parts: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Within, collect what these parts give."""
     seen: dict[str, tuple[Tensor, ...]] = {}
-    named = {f'decoder.{i}': layer for i, layer in enumerate(detector.decoder.layers)}
-    named['encoder'] = detector.encoder
     handles = [
         part.register_forward_hook(lambda m, a, output, name=name: seen.update({name: (output,)}))
-        for name, part in named.items()
+        for name, part in parts.items()
     ]
     try:
         yield seen

@@ -109,6 +109,29 @@ def test_nothing_stale_after_a_merge(build):
     assert not torch.allclose(teacher.logits, merged.logits, atol=1e-2)
 
 
+def test_the_original_shares_what_is_still_its_own(build):
+    """From the second task on it is another model, of the same trunk, encoder and first layers."""
+    model = build()
+    detector = model.detector
+    model.tune.begin_task(first=True, teachers=['original'])
+    hold_encoder(model)
+    before = model.views(**batch(model), teachers=['original'])['retain'].teachers['original']
+    last = detector.decoder.layers[-1]
+    for layer in lora_layers(last).values():
+        torch.nn.init.normal_(layer.lora_B)
+    model.tune.end_task()
+    model.tune.begin_task(teachers=['original'])
+    with model.tune.teacher('original') as original:
+        assert original is not detector and original.backbone is detector.backbone
+    hold_encoder(model)
+    counts = counted(model)
+    original.encoder.layers[0].register_forward_hook(lambda *_: pytest.fail('known already'))
+    after = model.views(**batch(model), teachers=['original', 'task_start'])['retain'].teachers
+    assert counts == dict(backbone=0, encoder=0)
+    assert torch.equal(after['original'].logits, before.logits)
+    assert not torch.allclose(after['task_start'].logits, before.logits, atol=1e-2)
+
+
 def test_what_nobody_can_ask_for_is_not_kept(build):
     model = build()
     model(**batch(model), mode='loss')

@@ -320,7 +320,7 @@ def test_views_hold_what_the_classifier_reads(zoo, name, monkeypatch):
     for side, labels in (('forget', [0, 0, 1, 1]), ('retain', [4, 4, 7, 7])):
         view = seen[side]
         assert sorted(view.labels.tolist()) == labels
-        now, teacher = view.now, view.teachers['task_start']
+        now, teacher = view.now, view.teachers['original']
         assert torch.allclose(classify(now.embeddings), now.logits, atol=1e-5)
         background = not model.detector.bbox_head.loss_cls.use_sigmoid
         assert now.log_probs.shape == (40, len(SHAPES) + background)
