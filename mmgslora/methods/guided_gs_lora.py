@@ -69,7 +69,7 @@ class GuidedGSLoRA(Method):
         distill_weight: :math:`\lambda`. Defaults to 10.
         background_weight: :math:`w_b`. Defaults to 0.2.
         sparsity: See :class:`~mmgslora.methods.sparsity.Sparsity`; given keys override the
-            defaults, 'proximal' of weight 0.3 by block, selecting in the first third of a task.
+            defaults, 'proximal' of weight 0.2 by block, selecting in the first third of a task.
         dropout: See :class:`Method`. Defaults to False.
 
     Raises:
@@ -94,7 +94,7 @@ class GuidedGSLoRA(Method):
         self.forget_loss = forget_loss
         self.margin, self.bound, self.beta = margin, bound, beta
         self.distill_weight, self.background_weight = distill_weight, background_weight
-        defaults = dict(mode='proximal', alpha=0.3, select=1 / 3)
+        defaults = dict(mode='proximal', alpha=0.2, select=1 / 3)
         self.sparsity = Sparsity.over(defaults, sparsity)
         self.parts = [self.sparsity]
 
