@@ -65,11 +65,11 @@ class GuidedGSLoRA(Method):
         margin: m, in nats; 'predictions' only. Defaults to 3.
         bound: BND, in nats; 'odds' only. Defaults to 9.
         beta: Weight of the forget term, one number or one per task (the last one serves all
-            further tasks). Defaults to 0.55.
+            further tasks). Defaults to 0.4.
         distill_weight: :math:`\lambda`. Defaults to 10.
         background_weight: :math:`w_b`. Defaults to 0.2.
         sparsity: See :class:`~mmgslora.methods.sparsity.Sparsity`; given keys override the
-            defaults, 'proximal' of weight 0.2 by block, selecting in the first third of a task.
+            defaults, 'proximal' of weight 0.25 by block, selecting in the first third of a task.
         dropout: See :class:`Method`. Defaults to False.
 
     Raises:
@@ -84,7 +84,7 @@ class GuidedGSLoRA(Method):
         forget_loss: Literal['predictions', 'odds'] = 'predictions',
         margin: NonNegative = 3.0,
         bound: NonNegative = 9.0,
-        beta: PerTask = 0.55,
+        beta: PerTask = 0.4,
         distill_weight: NonNegative = 10.0,
         background_weight: NonNegative = 0.2,
         sparsity: dict | None = None,
@@ -94,7 +94,7 @@ class GuidedGSLoRA(Method):
         self.forget_loss = forget_loss
         self.margin, self.bound, self.beta = margin, bound, beta
         self.distill_weight, self.background_weight = distill_weight, background_weight
-        defaults = dict(mode='proximal', alpha=0.2, select=1 / 3)
+        defaults = dict(mode='proximal', alpha=0.25, select=1 / 3)
         self.sparsity = Sparsity.over(defaults, sparsity)
         self.parts = [self.sparsity]
 
