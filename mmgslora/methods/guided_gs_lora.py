@@ -76,6 +76,8 @@ class GuidedGSLoRA(Method):
         ForgettingError: A setting is unknown or not possible.
     """
 
+    # Rank 16 at the papers' scale of 1/8: one block has to spare what looks like what goes.
+    tune = dict(type='LoRA', rank=16, lora_alpha=2.0)
     teachers = ('original',)
 
     @checked

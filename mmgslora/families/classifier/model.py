@@ -32,7 +32,7 @@ class ForgettingClassifier(ForgettingModel):
             ``LibraryClassifier``, which are any network that ends in a Linear.
         method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
         tune: Config of what may change, e.g. ``dict(type='LoRA', rank=4)``. Defaults to None:
-            what the method says; for most LoRA of rank 8 and lora_alpha 1 in the feed-forward
+            what the method says; for most LoRA of rank 8 or 16 in the feed-forward
             network of every transformer block.
         init_cfg: As in MMEngine. Defaults to None.
 

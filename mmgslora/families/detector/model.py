@@ -70,7 +70,7 @@ class ForgettingDetector(ForgettingModel):
         detector: Config of the detector, as in MMDetection.
         method: Config of the forgetting method, e.g. ``dict(type='GSLoRA')``.
         tune: Config of what may change, e.g. ``dict(type='LoRA', rank=4)``. Defaults to None:
-            what the method says; for most LoRA of rank 8 and lora_alpha 1 in the feed-forward
+            what the method says; for most LoRA of rank 8 or 16 in the feed-forward
             network of every transformer block outside backbone and neck.
         init_cfg: As in MMEngine. Defaults to None.
         cache_gb: Memory for kept features, in 10^9 bytes; 0 keeps none. Defaults to 2.
