@@ -33,8 +33,8 @@ _OWN = re.compile(r'(?:.+\.)?lora_[AB]')
 class LoRA(Tuner):
     """Adapters in the transformer blocks, the choice of GS-LoRA (arXiv 2403.11530).
 
-    The model at the start of the task costs nothing: it is this one with its adapters off. So is the
-    original, until the first task is merged; what of it the tasks change is copied then.
+    The model at the start of the task costs nothing: it is this one with its adapters off. So is
+    the original, until the first task is merged; what of it the tasks change is copied then.
 
     Args:
         rank: Rank of every adapter. Defaults to 8.
