@@ -20,16 +20,19 @@ NEGLIGIBLE = -9.0
 
 @METHODS.register_module()
 class GuidedGSLoRA(Method):
-    r"""Group sparse LoRA guided by the teacher, the model before the first task (ours).
+    r"""Group sparse LoRA guided by a teacher, for detectors the model before the first task (ours).
 
     .. math:: L = \beta\, L_f + \lambda\, (D_f + D_r) + w_b\, B
 
     :math:`D` is the distance of each view's outputs from the teacher's in everything but the
     classes that must be gone (:meth:`~mmgslora.families.view.Outputs.divergence`): the labels of
-    what stays are not used. The teacher is the same in all tasks, so that what a task costs of what
-    stays does not add up with that of the next, which mends it instead. Let :math:`\hat p_{qc}` be
-    the teacher's probability of class c in prediction q, and :math:`\hat b_q = 1 - \max_c \hat
-    p_{qc}` that of nothing being there.
+    what stays are not used. For 'predictions' the teacher is the same in all tasks, so that what a
+    task costs of what stays does not add up with that of the next, which mends it instead. For
+    'odds' it is the model at the start of the task, and just the classes to forget now are left
+    out: an image has one class, those of earlier tasks never come again, and only that model knows
+    that they are gone. Let :math:`\hat p_{qc}` be the teacher's probability of
+    class c in prediction q, and :math:`\hat b_q = 1 - \max_c \hat p_{qc}` that of nothing being
+    there.
 
     - :math:`L_f` with ``forget_loss='predictions'``, for detectors:
       :math:`k^{-1/2} \sum_{c\,gone} \sum_q w_{qc}\,
@@ -76,8 +79,6 @@ class GuidedGSLoRA(Method):
         ForgettingError: A setting is unknown or not possible.
     """
 
-    # Rank 16 at the papers' scale of 1/8: one block has to spare what looks like what goes.
-    tune = dict(type='LoRA', rank=16, lora_alpha=2.0)
     teachers = ('original',)
 
     @checked
@@ -99,15 +100,21 @@ class GuidedGSLoRA(Method):
         defaults = dict(mode='proximal', alpha=0.25, select=1 / 3)
         self.sparsity = Sparsity.over(defaults, sparsity)
         self.parts = [self.sparsity]
+        if forget_loss == 'odds':
+            self.teachers = ('task_start',)
+        else:
+            # At the papers' scale of 1/8: one block has to spare what looks like what goes.
+            self.tune = dict(type='LoRA', rank=16, lora_alpha=2.0)
 
     def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
         forget, retain, task = views['forget'], views['retain'], context.task
         losses = self.sparsity.losses(context)
+        (name,) = self.teachers
+        unasked = task.forget if name == 'task_start' else task.must_be_gone
         now = Outputs.joined(forget.now, retain.now).class_log_probs
-        teacher = Outputs.joined(
-            *(view.teachers['original'] for view in (forget, retain))
-        ).class_log_probs
+        before = Outputs.joined(forget.teachers[name], retain.teachers[name])
+        teacher = before.class_log_probs
         empty = 1 - teacher.max(-1).values.exp()
         if self.forget_loss == 'odds':
             hinge = self._odds(forget, task)
@@ -116,7 +123,7 @@ class GuidedGSLoRA(Method):
         losses['forget_loss_cls'] = of_task(self.beta, task) * hinge
         if self.distill_weight:
             for side, view in views.items():
-                drift = view.now.divergence(view.teachers['original'], without=task.must_be_gone)
+                drift = view.now.divergence(view.teachers[name], without=unasked)
                 losses[f'{side}_loss_drift'] = self.distill_weight * drift
         if self.background_weight:
             moved = self._background(now, teacher, empty, task)
@@ -140,7 +147,7 @@ class GuidedGSLoRA(Method):
 
     def _odds(self, forget: View, task: Task) -> Tensor:
         """L_f of 'odds'."""
-        teacher_prob = forget.teachers['original'].log_probs[:, task.forget].exp().sum(-1)
+        teacher_prob = forget.teachers['task_start'].log_probs[:, task.forget].exp().sum(-1)
         nll = -forget.now.log_odds(task.must_be_gone)
         hinge = (teacher_prob * bounded_ascent(nll, self.bound)).sum()
         return hinge / expected(teacher_prob)

@@ -42,7 +42,7 @@ def test_hinge_by_hand():
     assert losses['forget_loss_drift'].item() == pytest.approx(0.6)
     assert losses['retain_loss_drift'].item() == pytest.approx(0.2)
     assert losses.keys() == {'forget_loss_cls', 'forget_loss_drift', 'retain_loss_drift'}
-    assert method.teachers == ('original',)
+    assert method.teachers == ('original',) and method.tune['rank'] == 16
 
 
 def test_the_retain_view_is_not_matched():
@@ -150,6 +150,22 @@ def test_odds_are_those_of_all_that_must_be_gone():
     task = context(names='abcd', forget=(0, 1), old=(2,))
     found = method.losses(views, task)['forget_loss_cls'].item()
     assert found == pytest.approx(0.8 * (4 + math.log(0.6 / 0.4)), rel=1e-5)
+
+
+def test_odds_are_guided_by_the_model_at_the_start_of_the_task():
+    """It knows what is gone: earlier classes count in the distance, those of now do not."""
+    method = guided(forget_loss='odds')
+    assert method.teachers == ('task_start',) and 'rank' not in method.tune
+    left_out = {}
+    rows = [[math.log(p) for p in (0.1, 0.2, 0.7)]]
+    for name, made in (('odds', method), ('predictions', guided())):
+        views = sides(view('forget', rows, rows), view('retain', rows, rows))
+        for each in views.values():
+            each.now.divergence = lambda other, without, name=name: left_out.setdefault(
+                name, without
+            ).new_zeros(())
+        made.losses(views, context(forget=(0,), old=(1,)))
+    assert left_out['odds'].tolist() == [0] and left_out['predictions'].tolist() == [0, 1]
 
 
 def test_two_processes_make_the_joint_gradient(monkeypatch):

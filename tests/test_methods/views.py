@@ -38,7 +38,8 @@ def view(
     now = outputs(log_probs, embeddings)
     if drift is not None:
         now.divergence = lambda other, without: torch.tensor(drift)
-    teachers = {} if teacher is None else {'original': teacher}
+    names = () if teacher is None else ('original', 'task_start')
+    teachers = dict.fromkeys(names, teacher)
     return View(side, now, lambda: Matching(labels(of), labels(matched), terms), teachers)
 
 
