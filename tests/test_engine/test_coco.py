@@ -158,11 +158,12 @@ def test_last_merged_file_is_the_model(finished):
 
 
 def test_trainable_share(repo_root):
-    """Of the whole detector."""
-    cfg = Config.fromfile(repo_root / 'configs/gslora_coco_forget.py')
-    cfg.model.detector.backbone.init_cfg = None
-    trainable, total = trainable_share(MODELS.build(cfg.model).detector)
-    assert trainable == 12 * PER_LAYER == 245_760
+    """Of the whole detector, with the authors' rank 8 and with ours, 16."""
+    for name, rank in (('forget', 16), ('forget_paper', 8)):
+        cfg = Config.fromfile(repo_root / f'configs/gslora_coco_{name}.py')
+        cfg.model.detector.backbone.init_cfg = None
+        trainable, total = trainable_share(MODELS.build(cfg.model).detector)
+        assert trainable == 12 * PER_LAYER * rank // 8 == 30_720 * rank
     assert total == 40_118_934
     assert round(100 * trainable / 39_847_265, 3) == 0.617
     # The authors count neither the stem and first stage, frozen from the start, nor batch-norm;

@@ -116,10 +116,10 @@ def test_record_names_what_was_done(finished):
     assert record['method']['type'] == type(method).__name__
     settings = json.loads(json.dumps(method.settings()))
     assert record['method'] == dict(type='GuidedGSLoRA', **settings)
-    assert settings['sparsity']['mode'] == 'proximal' and settings['beta'] == 0.55
+    assert settings['sparsity']['mode'] == 'proximal' and settings['beta'] == 0.4
     targets = list(lora_layers(finished.model.detector))
     assert record['tune'] == dict(
-        type='LoRA', rank=8, lora_alpha=1.0, init='kaiming', targets=targets
+        type='LoRA', rank=16, lora_alpha=2.0, init='kaiming', targets=targets
     )
     assert record['schedule'] == dict(
         epochs_per_task=2,
