@@ -34,6 +34,7 @@ class Tuner(ABC):
     def __init__(self) -> None:
         self.model: nn.Module
         self._copies: dict[str, nn.Module] = {}
+        self._asked: set[str] = set()
 
     def attach(self, model: nn.Module, frozen_parts: Sequence[str]) -> None:
         """Make a built plain model ready: afterwards just what may change requires a gradient.
@@ -67,6 +68,7 @@ class Tuner(ABC):
             teachers: Those that will be asked for, see :meth:`teacher`. Defaults to none.
         """
         self._begin_task(generator, first)
+        self._asked = set(teachers)
         for name in teachers:
             if name not in self._in_model and (first or name != 'original'):
                 self._copies[name] = self._copy()

@@ -66,7 +66,6 @@ class LoRA(Tuner):
         super().__init__()
         self.rank, self.lora_alpha, self.init = rank, lora_alpha, init
         self.layers, self.target, self.exclude = layers, target, exclude
-        self._copies_original = False
 
     def _attach(self, frozen_parts: Sequence[str]) -> None:
         exclude = self.exclude
@@ -75,15 +74,6 @@ class LoRA(Tuner):
         inject_lora(
             self.model, self.rank, self.lora_alpha, self.target, exclude, self.init, self.layers
         )
-
-    def begin_task(
-        self,
-        generator: torch.Generator | None = None,
-        first: bool = False,
-        teachers: Sequence[str] = (),
-    ) -> None:
-        super().begin_task(generator, first, teachers)
-        self._copies_original = 'original' in teachers
 
     def _begin_task(self, generator: torch.Generator | None, first: bool) -> None:
         if first:
@@ -96,7 +86,7 @@ class LoRA(Tuner):
         Raises:
             ForgettingError: A merged weight would hold NaN or infinity; nothing is changed then.
         """
-        if self._copies_original and 'original' not in self._copies:
+        if 'original' in self._asked and 'original' not in self._copies:
             self._copies['original'] = self._copy()
         merge_adapters(self.model, generator)
 
@@ -106,8 +96,7 @@ class LoRA(Tuner):
             yield self.model
 
     def teacher(self, name: str) -> AbstractContextManager[nn.Module]:
-        if name == 'original':
-            self._copies_original = True  # a resumed task did not begin with it
+        self._asked.add(name)  # a resumed task did not begin with it
         off = name in self._in_model and name not in self._copies
         return self._off() if off else super().teacher(name)
 

@@ -142,7 +142,7 @@ def test_seven_tasks_of_ten(finished):
         assert {'AP_f', 'AP_r', 'Drop', 'AR_f@0.05', 'paper/AP_f'} <= task['metrics'].keys()
         assert ('AP_o' in task['metrics']) == (number > 1)
         assert task['per_class'].keys() == set(NAMES)
-        assert task['trainable_params'] == 4 * PER_LAYER
+        assert task['trainable_params'] == 4 * 2 * PER_LAYER  # rank 16
         assert 1 <= task['steps'] <= 3
     assert set(record['tasks'][6]['retain']) == {NAME_OF[i] for i in (
         74, 64, 65, 5, 79, 59, 36, 88, 9, 49

@@ -53,9 +53,9 @@ def test_record(finished):
         'decoder.layers.0.ffn',
         'decoder.layers.1.ffn',
     }
-    # 3 blocks, each (16 + 32) * 8 numbers for both linears
-    assert first['trainable_params'] == 3 * 2 * (16 + 32) * 8
-    assert first['total_params'] == sum(p.numel() for p in finished.model.parameters()) - 2304
+    # 3 blocks, each (16 + 32) * 16 numbers for both linears
+    assert first['trainable_params'] == 3 * 2 * (16 + 32) * 16
+    assert first['total_params'] == sum(p.numel() for p in finished.model.parameters()) - 4608
     batches = -(-2 * first['train_images']['retain'] // 8)
     assert first['steps'] == 2 * batches
     assert record['pretrained']['per_class'].keys() >= {'circle', 'star'}

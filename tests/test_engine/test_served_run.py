@@ -93,4 +93,4 @@ def test_settings_that_cannot_be(run_cfg):
     run_cfg.train_cfg.served = dict()
     run_cfg.model.method = dict(type='NegGradPlus')
     (problem,) = examine(run_cfg).problems['training_settings']
-    assert problem.startswith('train_cfg.served compares with the model at the start of the task')
+    assert problem.startswith('train_cfg.served compares with the teacher of the method')

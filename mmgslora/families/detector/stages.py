@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from mmgslora.families.cache import weights_version
+from mmgslora.families.weights import weights_version
 from mmgslora.tuning import Tuner
 
 _TRUNK = ('backbone', 'neck')

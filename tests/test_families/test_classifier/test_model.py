@@ -30,7 +30,7 @@ HEADS = dict(
     cosface=dict(type='CosineMarginHead', embed_dims=8, num_classes=4, scale=16.0),
 )
 
-OURS = dict(type='GuidedGSLoRA')
+OURS = dict(type='GuidedGSLoRA', forget_loss='odds')
 
 
 def wrapped(head='linear', **method):
