@@ -210,7 +210,8 @@ def _seconds(value: float | None) -> str:
 
 def plot(found: dict[str, dict]) -> None:
     """A stacked bar per subject: the parts of a step of ours, in steps of fine-tuning."""
-    figure, axis = plt.subplots(figsize=(10, max(3.2, 1.2 + 0.7 * len(found))), layout='constrained')
+    height = max(3.2, 1.2 + 0.7 * len(found))  # the legend's, or a bar's for each
+    figure, axis = plt.subplots(figsize=(10, height), layout='constrained')
     for row, one in enumerate(found.values()):
         length = (one['step_seconds']['data'] + one['step_seconds'][OURS]) / one['step_seconds'][
             'finetune'
