@@ -40,11 +40,12 @@ class ImageBatch:
 class Encoding:
     """Runs a detector, and keeps what its parts give while they do not learn (ours).
 
-    The stages are: backbone and neck, the encoder, each decoder layer, the head. Everything before
-    the first stage that learns is the teacher's, exactly, and so is all of a teacher: it is
-    computed once per image and read from then on. Images are run one by one for this, so that a
-    value does not depend on the batch in which it was first asked for. What belongs to weights that
-    were written to since is dropped, and maps of the trunk once the encoder is fixed.
+    The stages are: backbone and neck, the encoder, each decoder layer, the head. What lies before
+    the first stage that learns stays what it was, exactly, and so does all of a teacher: it is
+    computed once per image, and once for all models with the same weights up to there. Images are
+    run one by one for this, so that a value does not depend on the batch in which it was first
+    asked for. What belongs to weights that were written to since is dropped, and maps of the trunk
+    once the encoder is fixed.
 
     Args:
         tune: What of the detector may change.
