@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -58,6 +60,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
     parser.add_argument('--measures', nargs='+', choices=MEASURES, default=list(MEASURES))
     parser.add_argument(
+        '--known',
+        nargs='+',
+        default=[],
+        metavar='AUDIT',
+        help='audit.json of other runs: what they measured of the same models, such as original '
+        'and oracle, on the same data with the same settings is taken from there',
+    )
+    parser.add_argument(
         '--head-only',
         action='store_true',
         help='measure a control too: the original without the rows of the classes, nothing trained',
@@ -93,8 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.head_only:
         files[HEAD_ONLY] = files[ORIGINAL]
     gone = [*task['old'], *task['forget']]
-    limits = limits_of(run.thresholds)
-    record = AuditRecord(run.work_dir / 'audit.json', run.record, task, files, settings, limits)
+    for path in args.known:
+        if not Path(path).is_file():
+            raise ForgettingError(f'--known {path!r} is no audit.json.')
+    limits, path = limits_of(run.thresholds), run.work_dir / 'audit.json'
+    data = _data(cfg, run, task)
+    record = AuditRecord(path, run.record, task, files, settings, limits, data, args.known)
     audit = _audit(cfg, paths, run, task, files, settings)
     console = Console(width=max(Console().width, 100))
     # The output comes with every audit: no verdict without it.
@@ -178,6 +192,21 @@ def _check_merged(run: FinishedRun, task: Mapping, files: Mapping[str, Mapping])
             f'{merged_file(task["task"])!r} in {str(run.work_dir)!r} was changed after the run had '
             'measured it: its hash is not that of forgetting.json; put the file of the run back.'
         )
+
+
+def _data(cfg: Config, run: FinishedRun, task: Mapping) -> str:
+    """Hash of all that an audit reads from a config: what it must be, to be the same audit."""
+    family = family_of(cfg.model)
+    loader, train = cfg[f'{run.split}_dataloader'], cfg.train_dataloader.dataset.dataset
+    seen = family.images.seen_through
+    held_out = dict(data=loader.dataset, evaluator=cfg[f'{run.split}_evaluator'])
+    parts = dict(
+        model=cfg.model[family.name],
+        train={name: train[name] for name in train if name != seen},  # seen as the held-out ones
+        held_out=dict(held_out, batch_size=loader.batch_size),
+        missing=task.get('missing'),
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _audit(

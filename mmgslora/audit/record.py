@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,9 @@ class AuditRecord:
         settings: Of the audit.
         limits: Of the verdict, from :func:`mmgslora.audit.verdict.limits_of`. Defaults to None:
             the defaults.
+        data: What identifies the data and the architecture of the audit. Defaults to ''.
+        known: Files of other audits, whose units count as this one's own where they are of the
+            same model, data and settings. Defaults to none.
     """
 
     def __init__(
@@ -82,9 +85,12 @@ class AuditRecord:
         files: Mapping[str, dict],
         settings: Settings,
         limits: Mapping[str, float] | None = None,
+        data: str = '',
+        known: Sequence[str | Path] = (),
     ) -> None:
         self.path, self.run = Path(path), run
         self.about = dict(
+            data=data,
             task=task['task'],
             forgotten_classes=[*task['old'], *task['forget']],
             files=dict(files),
@@ -94,20 +100,19 @@ class AuditRecord:
         self.units: dict[str, dict] = {}
         self.nearest: dict[str, str] = {}
         self._measured: list[dict] = []
-        before = self._read()
+        for before in map(_read, (self.path, *known)):
+            self._take(before)
+
+    def _take(self, before: Mapping[str, Any]) -> None:
+        """What an audit has measured of the same, as long as its rows are as it left them."""
         for name, unit in before.get('units', {}).items():
             rows = [row for row in before.get('rows', ()) if row.get('unit') == name]
-            if unit['key'] == self._key(name) and unit.get('rows', digest(rows)) == digest(rows):
+            unchanged = unit.get('rows', digest(rows)) == digest(rows)
+            if name not in self.units and unit['key'] == self._key(name) and unchanged:
                 self.units[name] = unit
                 self._measured += rows
-        if f'outcomes:{ORIGINAL}' in self.units:
-            self.nearest = before.get('nearest', {})
-
-    def _read(self) -> dict:
-        try:
-            return json.loads(self.path.read_text(encoding='utf-8'))
-        except (OSError, ValueError):
-            return {}
+                if name == f'outcomes:{ORIGINAL}':
+                    self.nearest = before.get('nearest', {})
 
     def _key(self, name: str) -> str:
         return unit_key(name, self.about, self.run.get('split'))
@@ -193,6 +198,13 @@ class AuditRecord:
             cannot_conclude=self.cannot_conclude(),
         )
         write_text(self.path, json.dumps(content, indent=1))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
 
 
 def _unit_of(measure: str) -> str:

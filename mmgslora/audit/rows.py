@@ -209,13 +209,12 @@ def unit_key(name: str, content: Mapping[str, Any], split: str | None) -> str:
 
     Args:
         name: Of the unit.
-        content: ``task``, ``forgotten_classes``, ``files`` and ``settings`` of the audit.
+        content: ``data``, ``forgotten_classes``, ``files`` and ``settings`` of the audit.
         split: The split that the run measured on, as its record has it.
     """
     unit, _, model = name.partition(':')
     files, settings = content.get('files') or {}, dict(content.get('settings') or {})
-    others = {role for role in files if not is_oracle(role)}
-    roles = {model} | (others - {UNLEARNED, ORIGINAL, HEAD_ONLY, UNSEEN})
+    roles = {model}
     if unit == 'divergence':
         roles.add(ORACLE)
     if model == UNSEEN:
@@ -223,7 +222,7 @@ def unit_key(name: str, content: Mapping[str, Any], split: str | None) -> str:
     if unit.startswith('relearning'):
         settings.pop('relearning_images', None)  # each k is a unit of its own
     hashes = {role: files[role]['sha256'] for role in roles if role in files}
-    about = [unit, content.get('task'), content.get('forgotten_classes'), split, settings, hashes]
+    about = [unit, content.get('data'), content.get('forgotten_classes'), split, settings, hashes]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -26,12 +26,15 @@ def mean(record, measure, model):
 
 @pytest.fixture
 def record_at(tmp_path):
-    def make(files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None, **run):
+    def make(
+        files=FILES, settings=SETTINGS, task=1, forgotten=('a',), limits=None, about=(), **run
+    ):
         entry = dict(task=task, forget=list(forgotten), old=[], retain=['z'], missing=[])
         entry.update(metrics=dict(AP_f=2.5, AP_r=60.0), per_class=dict(a=2.5, z=60.0))
         record = dict(pretrained=dict(per_class=dict(a=80.0, z=60.0)), tasks=[entry], **run)
         path = tmp_path / 'audit.json'
-        return AuditRecord(path, record, entry, files, settings, limits and limits_of(limits))
+        limits = limits and limits_of(limits)
+        return AuditRecord(path, record, entry, files, settings, limits, **dict(about))
 
     return make
 
@@ -57,11 +60,12 @@ def changed(role):
         ('probe', dict(files=changed('oracle')), True),
         ('probe', dict(files={k: v for k, v in FILES.items() if k != 'oracle'}), True),
         ('divergence', dict(files=changed('oracle')), False),
-        ('probe', dict(files={**FILES, 'config': dict(path='c.py', sha256='other')}), False),
+        ('probe', dict(files={**FILES, 'config': dict(path='c.py', sha256='other')}), True),
+        ('probe', dict(about=dict(data='other')), False),
         ('probe', dict(settings=replace(SETTINGS, seeds=(0,))), False),
         ('relearning/k4', dict(settings=replace(SETTINGS, relearning_images=(4,))), True),
         ('relearning/k4', dict(settings=replace(SETTINGS, relearning_lr=1.0)), False),
-        ('probe', dict(task=2), False),
+        ('probe', dict(task=2), True),
         ('probe', dict(forgotten=('a', 'b')), False),
         ('probe', dict(split='test'), False),
         ('probe', dict(limits=dict(forgotten_max=9.0)), True),
@@ -73,6 +77,25 @@ def test_what_was_measured_on_something_else_is_dropped(record_at, unit, change,
     again = record_at(**change)
     assert again.has(unit, 'unlearned') == kept
     assert (mean(again, measure, 'unlearned') == 1.0) == kept
+
+
+def test_what_another_run_measured_of_the_same_models(record_at, tmp_path):
+    first = record_at()
+    for model in ('unlearned', 'original'):
+        first.add('probe', model, [row(model, 'probe/x', len(model), seed=0)], 0.0)
+    first.nearest = dict(z='a')
+    first.add('outcomes', 'original', [row('original', 'outcomes/found', 90.0)], 0.0)
+    known = tmp_path / 'other.json'
+    (tmp_path / 'audit.json').rename(known)
+    again = record_at(files=changed('unlearned'), about=dict(known=[known]))
+    assert again.has('probe', 'original') and not again.has('probe', 'unlearned')
+    assert mean(again, 'probe/x', 'original') == 8 and again.nearest == dict(z='a')
+    again.add('probe', 'unlearned', [row('unlearned', 'probe/x', 5.0, seed=0)], 0.0)
+    assert record_at(files=changed('unlearned')).has('probe', 'original')  # in its own file now
+    assert again.rows.foreign(None) == ''
+    known.write_text(known.read_text().replace(' 8', ' 7'))  # rows that were changed since
+    (tmp_path / 'audit.json').unlink()
+    assert not record_at(about=dict(known=[known])).has('probe', 'original')
 
 
 def test_a_broken_file_is_measured_anew(record_at, tmp_path):

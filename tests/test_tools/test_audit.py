@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,29 @@ def test_a_whole_audit(tool, finished, oracle, capsys):
     printed = capsys.readouterr().out
     assert 'Verdict: gone from the output' in printed  # 16 images were not tried
     assert 'audit.json' in printed
+
+
+def test_what_another_run_measured_is_not_measured_again(tool, finished, tmp_path, monkeypatch):
+    """Another run, whose config has other comments, steps and views: the same original."""
+    command = ['--measures', 'outcomes', '--seeds', '0']
+    tool.main([str(finished), *command])
+    other = tmp_path / 'other'
+    shutil.copytree(finished, other)
+    (other / 'audit.json').unlink()
+    config = (other / 'run.py').read_text()
+    (other / 'run.py').write_text(f'# Another.\n{config}\ntrain_cfg.update(epochs_per_task=9)\n')
+    state = torch.load(other / 'merged/task_01.pth')
+    state['state_dict']['bbox_head.cls_branches.0.bias'] += 1
+    torch.save(state, other / 'merged/task_01.pth')
+    measured, measure = [], tool.Audit.measure
+    monkeypatch.setattr(tool.Audit, 'measure', lambda *a: (measured.append(a[2]), measure(*a))[1])
+    tool.main([str(other), *command, '--known', str(finished / 'audit.json')])
+    assert set(measured) == {'unlearned'}
+    first, second = content(finished), content(other)
+    rows = [[r for r in found['rows'] if r['model'] == 'original'] for found in (first, second)]
+    assert rows[0] == rows[1] and first['nearest'] == second['nearest']
+    with pytest.raises(ForgettingError, match="--known 'no.json' is no audit.json"):
+        tool.main([str(other), *command, '--known', 'no.json'])
 
 
 def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
