@@ -1,14 +1,13 @@
-"""Audit the default recipe and others over several seeds; write rows and tables.
+"""Audit what methods leave, over several seeds; write rows, tables and a plot.
 
-    python benchmarks/audit.py [--seeds 0 1 2]
+    python benchmarks/audit.py shapes|classification [--seeds 0 1 2] [--only MODEL ...]
 
-Runs are those of compare.py (trained if they are not there yet), audited against the demo's oracle,
-which make audit trains. The default recipe is trained with every seed, and the attacks on it are
-drawn with the same, and so are those on the control, the original without the head's rows; of the
-others one run, of the first seed, is attacked with the draws of all.
-Rows go to docs/results/audit.json; in docs/results/audit.md what stands between two marks is
-replaced by a table: mean and, in brackets, lowest and highest value over the seeds. The second
-table is also drawn, docs/images/audit_tradeoff.png.
+Runs are those of compare.py and their deepened copies (UNDO), trained if they are not there yet.
+Ours and the deepened copy have one run per seed, what stands beside them one of the first seed.
+Every model is attacked with the same three draws; original and oracles (trained if they are not
+there) are attacked once. Rows go to docs/results/audit.json; in docs/results/audit.md what stands
+between the two marks of the subject is replaced by a table: mean and, in brackets, lowest and
+highest value over runs and draws. The table is also drawn, docs/images/audit_SUBJECT.png.
 """
 
 from __future__ import annotations
@@ -17,116 +16,197 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 import matplotlib.pyplot as plt
-from compare import GS, GS_PP, RETAIN_ONLY, ROOT, folder_of, run, spread, write
+from compare import GS, GS_PP, RETAIN_ONLY, ROOT, folder_of, markdown, run, spread, stored, write
 
-from mmgslora.audit.rows import HEAD_ONLY
+from mmgslora.audit.rows import HEAD_ONLY, ORIGINAL, UNLEARNED, is_oracle
+from mmgslora.records.record import metric_prefix, share_kept
 
-CONFIG = 'configs/gslora_shapes_forget.py'
-ORACLE = 'work_dirs/deformable-detr_shapes_oracle/epoch_24.pth'
-# What stands beside the default: name -> options on top of its config, or another config.
-OTHERS = {
-    'GS-LoRA': GS,
-    'GS-LoRA++': GS_PP,
-    'retain only': RETAIN_ONLY,
-}
-# Of the others, what the verdict rests on.
-SOME = ['--measures', 'outcomes', 'localisation', 'probe', 'relearning', 'new_head']
-SOME += ['--cfg-options', 'relearning_images=[16]']
-COLUMNS = {
-    'AP_gone': 'output/AP_gone',
-    'AP_r': 'output/AP_r',
-    'probe': 'probe/decoder.2',
-    'probe, a layer below': 'probe/decoder.1',
-    'IoU': 'localisation/forget',
-    'relearned': 'relearning/k16/step20',
+OURS, DEEPENED = 'ours', 'deepened'
+MEASURES = ('outcomes', 'localisation', 'probe', 'relearning', 'new_head')
+ATTACKS = {
     'new head': 'new_head/k16/step20',
+    'relearned, 16': 'relearning/k16/step20',
+    'relearned, 64': 'relearning/k64/step20',
 }
 
 
-def rows_of(seed: int, options: list[str], draws: list[int], flags: list[str]) -> list[dict]:
-    """The rows of the audit of one run, whose attacks are drawn once per seed in ``draws``."""
-    run(CONFIG, seed, options)
-    folder = folder_of(CONFIG, seed, options)
-    command = [sys.executable, 'tools/audit.py', str(folder), '--seeds', *map(str, draws)]
-    subprocess.run([*command, *flags], cwd=ROOT, check=True)
-    return json.loads((folder / 'audit.json').read_text())['rows']
+@dataclass(frozen=True)
+class Subject:
+    """A model family that is audited.
+
+    Attributes:
+        forget: The config of our default.
+        deepen: The config of its deepened copy.
+        oracle: The config of the model that never saw the classes; one is trained per seed.
+        others: What is audited beside them: name -> options on top of ``forget``, and the config
+            where it is another one.
+    """
+
+    forget: str
+    deepen: str
+    oracle: str
+    others: dict[str, tuple]
 
 
-def values_of(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """Measure -> model -> the value of each seed."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        if '/per_class/' not in row['measure'] and row['value'] is not None:
-            of_measure = found.setdefault(row['measure'], {})
-            of_measure.setdefault(row['model'], []).append(row['value'])
+SUBJECTS = {
+    'shapes': Subject(
+        'configs/gslora_shapes_forget.py',
+        'configs/undo_shapes_forget.py',
+        'configs/shapes/deformable-detr_shapes_oracle.py',
+        {'GS-LoRA': (GS,), 'GS-LoRA++': (GS_PP,), 'retain only': (RETAIN_ONLY,)},
+    ),
+    'classification': Subject(
+        'configs/classification/gslora_classification_forget.py',
+        'configs/classification/undo_classification_forget.py',
+        'configs/classification/vit_shapes_oracle.py',
+        {
+            'GS-LoRA': ([], 'configs/baselines/gs_lora_classification_forget.py'),
+            'retain only': ([], 'configs/baselines/retain_only_classification_forget.py'),
+        },
+    ),
+}
+
+
+def oracles(subject: Subject, count: int) -> list[str]:
+    """Checkpoints of the oracle's trainings, seeds 0 and up."""
+    found = []
+    for seed in range(count):
+        folder = ROOT / 'work_dirs' / f'{Path(subject.oracle).stem}{f"_seed{seed}" * bool(seed)}'
+        if not (folder / 'epoch_24.pth').exists():
+            command = [sys.executable, 'tools/train.py', subject.oracle, '--work-dir', str(folder)]
+            command += ['--resume', '--cfg-options', f'randomness.seed={seed}']
+            subprocess.run(command, cwd=ROOT, check=True)
+        found.append(str(folder / 'epoch_24.pth'))
     return found
 
 
-def measures(rows: list[dict]) -> str:
-    """Markdown: every measure of the default recipe, one line each, beside original and oracle."""
-    models = ['original', 'oracle', HEAD_ONLY, 'unlearned']
-    lines = ['| measure | ' + ' | '.join(models) + ' |', '|---' * (len(models) + 1) + '|']
-    for measure, found in values_of(rows).items():
-        if not found.keys() & models:
-            continue
-        digits = 3 if measure.startswith(('membership', 'divergence')) else 1
-        values = [spread(found[m], digits=digits) if m in found else '' for m in models]
-        lines.append(f'| {measure} | ' + ' | '.join(values) + ' |')
-    return '\n'.join(lines) + '\n'
+def deepened(subject: Subject, seed: int) -> Path:
+    """The folder of a deepened copy of ours, both trained if they are not there yet."""
+    run(subject.forget, seed, [])
+    folder = folder_of(subject.deepen, seed, [])
+    teacher = folder_of(subject.forget, seed, []) / 'merged/task_03.pth'
+    command = [sys.executable, 'tools/train.py', subject.deepen, '--work-dir', str(folder)]
+    command += ['--resume', '--cfg-options', f'model.method.teacher={teacher}']
+    command += [f'randomness.seed={seed}', f'train_dataloader.dataset.seed={seed}']
+    if not (folder / 'done').exists():
+        subprocess.run(command, cwd=ROOT, check=True)
+        (folder / 'done').touch()
+    return folder
 
 
-def recipes(rows: list[dict]) -> str:
-    """Markdown: what a verdict rests on, one line per model."""
-    found = values_of(rows)
-    lines = ['| model | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
-    for model in ('original', 'oracle', HEAD_ONLY, 'unlearned', *OTHERS):
-        values = [found.get(measure, {}).get(model) for measure in COLUMNS.values()]
-        if any(values):
-            cells = [spread(v) if v else '' for v in values]
-            lines.append(f'| {model} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
-
-
-def plot(rows: list[dict]) -> None:
-    """docs/images/audit_tradeoff.png: what each recipe still hides against what it keeps."""
-    found = values_of(rows)
-    before = fmean(found['output/AP_r']['original'])
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
-    for axis, title in zip(axes, ('probe', 'new head')):
-        of_models = found[COLUMNS[title]]
-        oracle = fmean(of_models['oracle'])
-        for model in ('unlearned', HEAD_ONLY, *OTHERS):
-            if model in of_models:
-                kept = 100 * fmean(found['output/AP_r'][model]) / before
-                gap = fmean(of_models[model]) - oracle
-                axis.plot(
-                    kept, gap, '*' if model == 'unlearned' else 'o', markersize=9, label=model
+def rows_of(folder: Path, name: str, seed: int, flags: list[str]) -> list[dict]:
+    """The rows of one run: of its audit, and what its record says of its last task."""
+    command = [sys.executable, 'tools/audit.py', str(folder), '--measures', *MEASURES]
+    subprocess.run([*command, '--seeds', '0', '1', '2', *flags], cwd=ROOT, check=True)
+    audit = json.loads((folder / 'audit.json').read_text())
+    rows = []
+    for row in audit['rows']:
+        if '/per_class/' not in row['measure'] and row['value'] is not None:
+            own = row['model'] == UNLEARNED
+            rows.append(
+                dict(
+                    model=name if own else row['model'],
+                    run=seed if own else None,
+                    draw=row['seed'],
+                    measure=row['measure'],
+                    value=row['value'],
                 )
+            )
+    record = json.loads((folder / 'forgetting.json').read_text())
+    last, prefix = record['tasks'][-1], metric_prefix(record)
+    cost = record.get('original_training') or {}
+    said = {
+        f'{prefix}r kept': 100 * share_kept(record, last),
+        f'{prefix}f': last['metrics'][f'{prefix}f'],
+        'seconds': sum(task['train_seconds'] for task in record['tasks']),
+        'seconds of training the original': cost.get('seconds'),
+        'verdict': audit['verdict']['verdict'],
+    }
+    return rows + [
+        dict(model=name, run=seed, draw=None, measure=key, value=value)
+        for key, value in said.items()
+    ]
+
+
+def values_of(rows: list[dict]) -> dict[str, dict[str, list]]:
+    """Measure -> model -> the value of each run and draw."""
+    found: dict[str, dict[str, list]] = {}
+    for row in rows:
+        found.setdefault(row['measure'], {}).setdefault(row['model'], []).append(row['value'])
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: one line per model, what a verdict rests on in columns."""
+    found = values_of(rows)
+    probes = [measure for measure in found if measure.startswith('probe/')]
+    prefix = next(m for m in found if m.endswith('r kept')).removesuffix('r kept')
+    columns = {f'{prefix}gone': f'output/{prefix}gone', f'{prefix}r kept': f'{prefix}r kept'}
+    columns |= {m.replace('/', ' '): m for m in probes} | ATTACKS | {'s': 'seconds'}
+    models = list(dict.fromkeys(row['model'] for row in rows))
+    first = [m for m in (ORIGINAL, HEAD_ONLY, OURS, DEEPENED) if m in models]
+    last = sorted(filter(is_oracle, models))
+    lines = []
+    for model in (*first, *(m for m in models if m not in (*first, *last)), *last):
+        cells = [found.get(measure, {}).get(model) for measure in columns.values()]
+        said = dict.fromkeys(found['verdict'].get(model, ()))
+        lines.append([model, *(spread(x) if x else '' for x in cells), ', '.join(said)])
+    return markdown(['model', *columns, 'verdict'], lines)
+
+
+def plot(name: str, rows: list[dict]) -> None:
+    """docs/images/audit_NAME.png: what each model still gives away against what it keeps."""
+    found = values_of(rows)
+    kept = next(measure for measure in found if measure.endswith('r kept'))
+    probe = [measure for measure in found if measure.startswith('probe/')][-1]
+    shown = {probe: probe, **{f'{title} images': m for title, m in list(ATTACKS.items())[1:]}}
+    figure, axes = plt.subplots(1, len(shown), figsize=(13, 4), layout='constrained')
+    for axis, (title, measure) in zip(axes, shown.items()):
+        highest = max(fmean(v) for m, v in found[measure].items() if is_oracle(m))
+        for model, values in found[kept].items():
+            if model in found[measure]:
+                at = fmean(values), fmean(found[measure][model]) - highest
+                mark = '*' if model in (OURS, DEEPENED) else 'o'
+                axis.plot(*at, mark, markersize=9, label=model)
         axis.axhline(0, color='black', linewidth=0.8)
-        axis.axvline(95, color='black', linewidth=0.8, linestyle=':')
-        axis.set(xlabel='AP_r kept (%)', ylabel='points above the oracle', title=title)
+        axis.axvline(97, color='black', linewidth=0.8, linestyle=':')
+        axis.set(xlabel=f'{kept} (%)', ylabel='points above the highest oracle', title=title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
-    figure.savefig(ROOT / 'docs/images/audit_tradeoff.png', dpi=100)
+    figure.savefig(ROOT / 'docs' / 'images' / f'audit_{name}.png', dpi=100)
     plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('subject', choices=SUBJECTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--oracles', type=int, default=2, help='trainings of the oracle')
+    parser.add_argument('--only', nargs='+', help='models; all by default')
     args = parser.parse_args()
-    rows: list[dict] = []
-    for seed in args.seeds:
-        found = rows_of(seed, [], [seed], ['--oracle', ORACLE, '--head-only'])
-        rows += [dict(row, seed=seed) for row in found]
-        write('audit', rows, measures=measures(rows), recipes=recipes(rows))
-    for name, options in OTHERS.items():
-        found = rows_of(args.seeds[0], options, args.seeds, SOME)
-        rows += [dict(row, model=name) for row in found if row['model'] == 'unlearned']
-        write('audit', rows, measures=measures(rows), recipes=recipes(rows))
-    plot(rows)
+    subject = SUBJECTS[args.subject]
+    flags, known = ['--oracle', *oracles(subject, args.oracles)], []
+    models = {DEEPENED: args.seeds, OURS: args.seeds, **dict.fromkeys(subject.others, [0])}
+    for name, seeds in models.items():
+        for seed in seeds if args.only is None or name in args.only else ():
+            if name == DEEPENED:
+                folder = deepened(subject, seed)
+            else:
+                options, *other = subject.others.get(name, ([],))
+                run(*other or [subject.forget], seed, options)
+                folder = folder_of(*other or [subject.forget], seed, options)
+            found = rows_of(folder, name, seed, flags + known)
+            known = known or ['--known', str(folder / 'audit.json')]
+            made = [dict(row, subject=args.subject) for row in found]
+            key = [(row['subject'], row['model'], row['run']) for row in made]
+            kept = [r for r in stored('audit') if (r['subject'], r['model'], r['run']) not in key]
+            rows = [row for row in kept + made if row['subject'] == args.subject]
+            write('audit', kept + made, **{args.subject: table(rows)})
+            plot(args.subject, rows)
 
 
 if __name__ == '__main__':

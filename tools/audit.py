@@ -60,6 +60,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
     parser.add_argument('--measures', nargs='+', choices=MEASURES, default=list(MEASURES))
     parser.add_argument(
+        '--models',
+        nargs='+',
+        metavar='MODEL',
+        help="measure these alone, 'unlearned', 'original', 'oracle', 'oracle 2', ...; all by "
+        'default. A verdict needs unlearned and a reference',
+    )
+    parser.add_argument(
         '--known',
         nargs='+',
         default=[],
@@ -125,10 +132,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         record.add(unit, model, rows, time.perf_counter() - started)
         console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
 
+    asked = args.models or list(audit.models)
+    if unknown := [model for model in asked if model not in audit.models]:
+        raise ForgettingError(
+            f'--models {unknown[0]!r} is not in this audit; there are {", ".join(audit.models)}.'
+        )
     for unit, model in audit.units(['output', *args.measures]):
-        measure(unit, model)
+        if model in asked:
+            measure(unit, model)
     for unit in record.close_calls():
-        for model in filter(lambda m: m in (UNLEARNED, UNSEEN) or is_oracle(m), audit.models):
+        for model in filter(lambda m: m in (UNLEARNED, UNSEEN) or is_oracle(m), asked):
             measure(f'{unit}{MORE}', model)
     record.write()
     console.print(_table(record))

@@ -46,12 +46,14 @@ class Outputs:
     boxes: Tensor | None = None
     kind: str = 'softmax'
     earlier: tuple[Outputs, ...] = ()
+    states: tuple[Tensor, ...] = ()
 
     def __getitem__(self, rows: Tensor) -> Outputs:
         """The predictions of a mask or of row numbers."""
         boxes = None if self.boxes is None else self.boxes[rows]
         earlier = tuple(layer[rows] for layer in self.earlier)
-        return Outputs(self.logits[rows], self.embeddings[rows], boxes, self.kind, earlier)
+        states = tuple(state[rows] for state in self.states)
+        return Outputs(self.logits[rows], self.embeddings[rows], boxes, self.kind, earlier, states)
 
     @staticmethod
     def joined(*parts: Outputs) -> Outputs:
@@ -60,7 +62,8 @@ class Outputs:
         logits = torch.cat([x.logits for x in parts])
         embeddings = torch.cat([x.embeddings for x in parts])
         earlier = tuple(Outputs.joined(*layers) for layers in zip(*(x.earlier for x in parts)))
-        return Outputs(logits, embeddings, boxes, parts[0].kind, earlier)
+        states = tuple(map(torch.cat, zip(*(x.states for x in parts))))
+        return Outputs(logits, embeddings, boxes, parts[0].kind, earlier, states)
 
     @cached_property
     def _wide(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -55,27 +54,33 @@ class _Sums:
         apart = embeddings - self.means[classes]
         self.scatter += mean_over_processes(apart.T @ apart)
 
-    def log_probs(self, embeddings: Tensor) -> Tensor:
-        """(n, k) what the linear discriminant of the sums so far says."""
-        means, scatter = self.means, self.scatter / self.counts.sum().clamp(min=1e-6)
-        ridge = _RIDGE * scatter.diagonal().mean().clamp(min=1e-6)
-        rows = torch.linalg.solve(scatter + ridge * torch.eye(len(scatter)).to(scatter), means.T).T
-        return (embeddings @ rows.T - (rows * means).sum(-1) / 2).log_softmax(-1)
+    def told(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        """(n,) how far each embedding lies from the mean of all, to where its class does."""
+        count = self.counts.sum().clamp(min=1e-6)
+        share = self.counts / count
+        middle = share @ self.means
+        apart = self.means - middle
+        total = self.scatter / count + (apart.T * share) @ apart
+        ridge = _RIDGE * total.diagonal().mean().clamp(min=1e-6)
+        rows = torch.linalg.solve(total + ridge * torch.eye(len(total)).to(total), apart.T).T
+        return ((embeddings - middle) * rows[classes]).sum(-1)
 
 
 class ClassConfusion(Part):
     r"""Embeddings of some classes are moved until a linear reader cannot tell which is which.
 
     .. math::
-        \operatorname{mean}_n \log(1 + D_n), \qquad
-        D_n = -\tfrac1k \sum_c \log q(c \mid e_n) - \log k
+        \operatorname{mean}_n\, (e_n - \bar m)^T S^{-1} (m_{c_n} - \bar m)
 
-    with q the linear discriminant (Gaussians of one covariance) of the classes' embeddings, in
-    closed form from running sums of all steps so far: the adversary is always the best of its kind,
-    and has no steps of its own. D is the divergence of q from all classes being as likely, the
-    target of domain confusion (Tzeng et al. 2015, arXiv 1510.02192); its logarithm keeps a few
-    embeddings that are far apart from outweighing all others. That a linear reader is all about
-    class means: Belrose et al. 2023 (arXiv 2306.03819). The use of both for forgetting is ours.
+    with the means m of the classes, that of all, and the covariance S of all embeddings around it,
+    from running sums of all steps so far. The mean over all objects is Pillai's trace: 0 where the
+    classes have one mean and no linear reader can know anything (Belrose et al. 2023, arXiv
+    2306.03819), and k - 1 where it can know everything. The reader is in closed form, so that the
+    adversary is always the best of its kind, and has no steps of its own. Where two classes are d
+    standard deviations apart the slope goes with d / (4 + d^2) and vanishes for neither small nor
+    large d as fast as that of what a softmax over the classes says: it is the gradient, through the
+    means, of the information that Gaussian embeddings have about their class. The use of it for
+    forgetting is ours.
     """
 
     def __init__(self) -> None:
@@ -100,9 +105,8 @@ class ClassConfusion(Part):
         self._layers = [sums.beside(x) for sums, x in zip(self._layers, wide)]
         for sums, embeddings in zip(self._layers, wide):
             if self._steps >= _WARM_UP and count > 1:
-                surprise = -sums.log_probs(embeddings).mean(-1) - math.log(count)
-                weights = torch.ones_like(surprise)
-                total = total + joint_weighted_mean(surprise.log1p(), weights)
+                told = sums.told(embeddings, classes)
+                total = total + joint_weighted_mean(told, torch.ones_like(told))
             sums.add(embeddings.detach(), classes)
         self._steps += 1
         return total / len(wide)

@@ -49,7 +49,8 @@ class UNDO(Method):
       nothing. For a softmax without background, a hinge on the odds of all that must be gone.
     - :math:`B = (\log p_{qc} - \ell)^2`, weighted by how sure the teacher is that nothing is there.
     - :math:`C` is :class:`~mmgslora.methods.confusion.ClassConfusion` on the matched predictions of
-      the forget view, in all layers. It comes in linearly over the first ``ramp`` of the task.
+      the forget view, in all decoder layers or, of a classifier, after all blocks. It comes in
+      linearly over the first ``ramp`` of the task.
 
     Args:
         teacher: Plain checkpoint of the model that forgot, such as ``merged/task_03.pth`` of a
@@ -168,7 +169,8 @@ class UNDO(Method):
                 losses[name] = losses.get(name, 0) + value / len(layers)
         if self.confusion_weight:
             which = (forget.labels[:, None] == task.forget).int().argmax(-1)
-            states = [x.embeddings[matched] for x in layers]
+            inside = (*forget.now.states, *(x.embeddings for x in layers))
+            states = [x[matched] for x in inside]
             told = self._confusion.loss(states, which, len(task.forget))
             ramp = min(1.0, context.progress / self.ramp) if self.ramp else 1.0
             losses['forget_loss_confusion'] = self.confusion_weight * ramp * told

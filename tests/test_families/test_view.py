@@ -35,6 +35,16 @@ def test_odds_of_a_set_of_classes():
     assert made.log_odds(gone(1)).item() == pytest.approx(math.log(3 / 5))
 
 
+def test_rows_and_joints_take_layers_and_states_along():
+    layer, state = outputs(torch.eye(3)), torch.arange(6.0).view(3, 2)
+    whole = Outputs(layer.logits + 1, layer.embeddings, earlier=(layer,), states=(state,))
+    part = whole[torch.tensor([2, 0])]
+    assert part.states[0].tolist() == [[4, 5], [0, 1]]
+    assert torch.equal(part.earlier[0].logits, torch.eye(3).double()[[2, 0]])
+    both = Outputs.joined(part, whole[torch.tensor([1])])
+    assert both.states[0].tolist() == [[4, 5], [0, 1], [2, 3]] and len(both.earlier) == 1
+
+
 def test_half_precision_is_widened():
     made = Outputs(torch.zeros(1, 2, dtype=torch.float16), torch.zeros(1, 1), kind='sigmoid')
     assert made.log_probs.dtype == torch.float32

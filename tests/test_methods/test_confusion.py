@@ -1,11 +1,9 @@
 """The closed-form reader: what it finds, what it asks for, what survives a kill."""
 
-import math
-
 import pytest
 import torch
 
-from mmgslora.methods.confusion import _WARM_UP, ClassConfusion
+from mmgslora.methods.confusion import _WARM_UP, ClassConfusion, _Sums
 
 
 def shown(means, seed=0, count=40):
@@ -35,12 +33,42 @@ def test_classes_of_one_mean_are_as_confused_as_can_be():
     same = warm(ClassConfusion(), [[1, 0, 0], [1, 0, 0]])
     at_rest, classes = shown([[1, 0, 0], [1, 0, 0]], 99)
     assert same.loss([at_rest], classes, 2).item() == pytest.approx(0, abs=0.05)
-    # Means 4 apart, variance 1 (1.1 with the ridge): half of 4 * 2 / 1.1 nats of odds at a mean.
-    odds = 8 / 1.1
-    wanted = (math.log1p(math.exp(-odds)) + math.log1p(math.exp(odds))) / 2 - math.log(2)
+    # Variances around the mean of all 5, 1 and 1, a tenth of their mean added; means 2 from it.
     means = torch.tensor([[-2.0, 0, 0], [2, 0, 0]], dtype=torch.float64)
     found = apart.loss([means], torch.tensor([0, 1]), 2).item()
-    assert found == pytest.approx(math.log1p(wanted), rel=0.1)
+    assert found == pytest.approx(2 * 2 / (5 + 0.1 * 7 / 3), rel=0.05)
+
+
+def test_the_mean_over_all_objects_is_pillais_trace(monkeypatch):
+    """Of five classes in three dimensions, and against the sums of squares of the textbook."""
+    monkeypatch.setattr('mmgslora.methods.confusion._RIDGE', 0.0)
+    monkeypatch.setattr('mmgslora.methods.confusion._MOMENTUM', 1.0)
+    embeddings, classes = shown([[0, 1, 0], [2, 0, 0], [0, 0, 3], [1, 1, 1], [-2, 0, 1]], count=90)
+    sums = _Sums.empty(5, embeddings)
+    sums.add(embeddings, classes)
+    means = torch.stack([embeddings[classes == c].mean(0) for c in range(5)])
+    within = embeddings - means[classes]
+    between = (means - embeddings.mean(0))[classes]
+    within, between = within.T @ within, between.T @ between
+    pillai = torch.trace(between @ torch.linalg.inv(within + between))
+    assert sums.told(embeddings, classes).mean().item() == pytest.approx(pillai.item())
+
+
+def test_the_slope_is_that_of_the_information(monkeypatch):
+    """Of log det(within + between) / 2 through the means, by autograd."""
+    monkeypatch.setattr('mmgslora.methods.confusion._RIDGE', 0.0)
+    embeddings, classes = shown([[0, 1, 0], [2, 0, 0], [0, 0, 3]], count=60)
+    sums = _Sums.empty(3, embeddings)
+    sums.add(embeddings, classes)
+    embeddings.requires_grad_()
+    sums.told(embeddings, classes).mean().backward()
+    found, embeddings = embeddings.grad, embeddings.detach().requires_grad_()
+    means = torch.stack([embeddings[classes == c].mean(0) for c in range(3)])
+    between = (means - embeddings.detach().mean(0))[classes]
+    within = (embeddings - means[classes]).detach()
+    total = (within.T @ within + between.T @ between) / len(classes)
+    (torch.logdet(total) / 2).backward()
+    assert torch.allclose(found, embeddings.grad)
 
 
 def test_the_gradient_moves_classes_towards_each_other():

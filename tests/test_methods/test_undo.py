@@ -77,6 +77,23 @@ def test_every_layer_learns_from_the_last_of_the_teacher():
     assert apart['retain_loss_distill'].item() == pytest.approx(wanted.item()) and wanted > 0
 
 
+def test_the_reader_sees_every_block_and_layer(monkeypatch):
+    """A detector's layers have heads, a classifier's blocks do not; matched rows alone count."""
+    box = [[0.5, 0.5, 1, 1]] * 2
+    layer = outputs([[EMPTY, -4.0]] * 2, box, [[1.0, 2.0], [3.0, 4.0]])
+    block = torch.tensor([[5.0, 6.0, 7.0], [8.0, 9.0, 0.0]], dtype=torch.float64)
+    now = Outputs(layer.logits, layer.embeddings + 1, layer.boxes, 'sigmoid', (layer,), (block,))
+    method, seen = UNDO('x.pth', confusion_weight=0.5, ramp=0.0), []
+    monkeypatch.setattr(
+        method._confusion, 'loss', lambda *given: (seen.extend(given), torch.ones(()))[1]
+    )
+    found = method.losses(sides(now, now, matched=(1,)), context(names='ab', forget=(GONE,)))
+    assert found['forget_loss_confusion'] == 0.5
+    (first, second, last), classes, count = seen
+    assert first.tolist() == [[8, 9, 0]] and second.tolist() == [[3, 4]] and last.tolist() == [[4, 5]]
+    assert classes.tolist() == [0] and count == 1
+
+
 def test_shares_of_noise():
     learned = {'decoder.layers.0.w': 0, 'decoder.norm.w': 0, 'decoder2.w': 0, 'head.w': 0}
     method = UNDO('x.pth', noise={'decoder': 0.5, 'decoder.layers.0': 0.2})

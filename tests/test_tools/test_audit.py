@@ -140,6 +140,11 @@ def test_what_another_run_measured_is_not_measured_again(tool, finished, tmp_pat
     first, second = content(finished), content(other)
     rows = [[r for r in found['rows'] if r['model'] == 'original'] for found in (first, second)]
     assert rows[0] == rows[1] and first['nearest'] == second['nearest']
+    (other / 'audit.json').unlink()
+    tool.main([str(other), *command, '--models', 'unlearned'])
+    assert {row['model'] for row in content(other)['rows']} == {'unlearned'}
+    with pytest.raises(ForgettingError, match="--models 'oracle' is not in this audit; there are"):
+        tool.main([str(other), *command, '--models', 'oracle'])
     with pytest.raises(ForgettingError, match="--known 'no.json' is no audit.json"):
         tool.main([str(other), *command, '--known', 'no.json'])
 

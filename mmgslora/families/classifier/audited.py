@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmgslora.families.audited_model import AuditedModel, Images, Objects, per_class_values
-from mmgslora.lora import find_blocks
+from mmgslora.families.classifier.blocks import after_blocks
 
 
 class ClassificationImages(Images):
@@ -72,16 +70,15 @@ class AuditedClassifier(AuditedModel):
     def objects(self, data: ClassificationImages, images: Sequence[int] | None = None) -> Objects:
         """See :class:`AuditedModel`.
 
-        Layers: ``block.0``, ... after each transformer block, and ``embedding``, what the head
-        reads. Of a block's output it is the class token, the first one, if the model has such a
-        token, and otherwise the mean over all positions.
+        Layers: ``block.0``, ... after each transformer block (:func:`after_blocks`), and
+        ``embedding``, what the head reads.
         """
         images = np.arange(len(data)) if images is None else np.asarray(images)
         features: dict[str, list[np.ndarray]] = {}
         log_probs = []
         for batch in self._batches(data, images):
             inputs, _ = self._prepare(data, batch)
-            with torch.no_grad(), _after_blocks(self.model) as blocks:
+            with torch.no_grad(), after_blocks(self.model) as blocks:
                 logits, embeddings = self.model(inputs, mode='tensor')
             for name, values in dict(blocks, embedding=embeddings).items():
                 if len(values) == len(batch):  # some blocks fold positions into the batch
@@ -137,34 +134,3 @@ class AuditedClassifier(AuditedModel):
         inputs = prepared['inputs']
         inputs = inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs))
         return inputs, prepared['data_samples']
-
-
-@contextmanager
-def _after_blocks(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect a row (D,) per image after each transformer block; none without blocks."""
-    seen: dict[str, Tensor] = {}
-    names = [name.rpartition('.')[2] for name, _ in model.named_parameters()]
-    has_token = not {'class_token', 'cls_token'}.isdisjoint(names)
-    handles = []
-    for number, name in enumerate(find_blocks(model)):
-
-        def keep(block: nn.Module, _, output: Any, key: str = f'block.{number}') -> None:
-            seen[key] = _rows(output, block, has_token)
-
-        handles.append(model.get_submodule(name).register_forward_hook(keep))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rows(output: Any, block: nn.Module, has_token: bool) -> Tensor:
-    """(n, D) of what a block gives: (n, t, D), (n, h, w, D) or (n, D, h, w), or a tuple of it."""
-    output = output[0] if isinstance(output, (tuple, list)) else output
-    if has_token and output.dim() == 3:
-        return output[:, 0]
-    widths = {layer.in_features for layer in block.modules() if isinstance(layer, nn.Linear)}
-    width_axis = output.dim() - 1 if output.shape[-1] in widths else 1
-    axes = [axis for axis in range(1, output.dim()) if axis != width_axis]
-    return output.mean(axes) if axes else output

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel, taken
+from mmgslora.families.classifier.blocks import after_blocks
 from mmgslora.families.view import SIDES, Matching, Outputs, View
 from mmgslora.lora.adapter import Adapter
 from mmgslora.models import Classifier
@@ -90,7 +91,10 @@ class ForgettingClassifier(ForgettingModel):
         """See :class:`ForgettingModel`."""
         inputs, samples = taken(inputs, data_samples, sides)
         labels = torch.stack([sample.gt_label.reshape(()) for sample in samples])
-        now = Outputs(*self.classifier(inputs))
+        with after_blocks(self.classifier) as blocks:
+            now = Outputs(*self.classifier(inputs))
+        # Some blocks fold positions into the batch.
+        now.states = tuple(x for x in blocks.values() if len(x) == len(inputs))
         before = {}
         for name in teachers:
             with torch.no_grad(), self.tune.teacher(name) as teacher:

@@ -5,10 +5,9 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
-from torch import nn
 
 from mmgslora.families.audited_model import same_inside, without_rows
-from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages, _rows
+from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages
 
 CONFIG = dict(
     type='ImageClassifier',
@@ -158,15 +157,6 @@ def test_without_a_class_token_it_is_the_mean_over_positions(data):
     with torch.no_grad():
         first = audited.model.network.features[:2](images)  # (3, 2, 2, 8)
     np.testing.assert_allclose(objects.features['block.0'], first.mean((1, 2)), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    'shape, axes', [((2, 5, 8), 1), ((2, 3, 4, 8), (1, 2)), ((2, 8, 3, 4), (2, 3)), ((2, 8), ())]
-)
-def test_mean_over_all_axes_but_the_width(shape, axes):
-    block, output = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8)), torch.randn(shape)
-    expected = output.mean(axes) if axes else output
-    torch.testing.assert_close(_rows((output, None), block, has_token=False), expected)
 
 
 def test_a_cnn_has_its_embedding_alone(data):
