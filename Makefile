@@ -39,19 +39,20 @@ demo: $(RUNTIME)
 	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
 	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
 
-# What only a comparison can say: the demo's detector retrained without the forgotten classes.
-audit: demo
+# The demo's model, deepened (noised, distilled from itself), and what only a comparison with a model
+# that never saw the classes can say. Original and oracle are attacked for the first audit alone.
+ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
+audit: deepen
 	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume
-	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget \
-		--oracle work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
+	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) \
+		--measures outcomes localisation probe
 	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
-
-# The same model, deepened: noised, distilled from itself, and judged again.
-deepen: audit
-	$(RUN) tools/train.py configs/undo_shapes_forget.py --resume
-	$(RUN) tools/audit.py work_dirs/undo_shapes_forget \
-		--oracle work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
+	$(RUN) tools/audit.py work_dirs/undo_shapes_forget --oracle $(ORACLE) \
+		--models unlearned oracle --known work_dirs/gslora_shapes_forget/audit.json
 	$(RUN) tools/report.py work_dirs/undo_shapes_forget
+
+deepen: demo
+	$(RUN) tools/train.py configs/undo_shapes_forget.py --resume
 
 # The COCO protocol on eighty generated classes: seven requests of ten. The detector takes an hour.
 eighty: $(RUNTIME)

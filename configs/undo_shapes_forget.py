@@ -8,7 +8,7 @@ model = dict(
         _delete_=True,
         type='UNDO',
         teacher='work_dirs/gslora_shapes_forget/merged/task_03.pth',
-        noise=dict(decoder=0.3),
+        noise=dict(decoder=0.2),
     ),
     tune=dict(type='Full', target=r'(decoder|bbox_head)\..*'),
 )
@@ -31,8 +31,8 @@ train_cfg = dict(
         tasks=[['circle', 'square', 'triangle', 'star', 'ring', 'arrow']],
         missing=[],
     ),
-    epochs_per_task=12,
-    steps_per_task=2004,
+    epochs_per_task=10,
+    steps_per_task=1670,
 )
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=dict(max_norm=0.3))
 param_scheduler = [

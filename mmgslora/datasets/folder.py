@@ -48,6 +48,8 @@ class FolderDataset(BaseDataset):
             Defaults to None: all images.
         part: The part of ``split`` that this data set is. Defaults to 'train'.
         seed: Seed of the split. Defaults to 0.
+        classes: The class folders that count, in the order of their labels; images of others are
+            left out. Defaults to None: all, sorted.
         classes_from: Another folder inside ``data_root`` that must have the same class folders;
             given for validation and test data. Defaults to None: not checked.
         verify: 'all' decodes every file once when the data set is built, JPEG files at an eighth
@@ -69,15 +71,21 @@ class FolderDataset(BaseDataset):
         split: dict[str, float] | None = None,
         part: str = 'train',
         seed: int = 0,
+        classes: Sequence[str] | None = None,
         classes_from: str | None = None,
         verify: str = 'all',
         **kwargs,
     ) -> None:
         self.folder = Path(data_root, folder)
-        classes = class_folders(self.folder)
+        found = class_folders(self.folder)
+        if missing := [name for name in classes or () if name not in found]:
+            raise ForgettingError(
+                f'classes names {missing[0]!r}, which has no folder in {str(self.folder)!r}; there '
+                f'are {", ".join(found)}.'
+            )
         if classes_from is not None:
             other = Path(data_root, classes_from)
-            check_same_classes(classes, class_folders(other), str(self.folder), str(other))
+            check_same_classes(found, class_folders(other), str(self.folder), str(other))
         if verify not in ('all', 'none'):
             raise ForgettingError(f'verify is {verify!r}; it can be all or none.')
         if split is not None and (part not in split or min(split.values()) <= 0):
@@ -86,7 +94,8 @@ class FolderDataset(BaseDataset):
                 'keys, and every share above 0.'
             )
         self.split, self.part, self.seed, self.verify = split, part, seed, verify
-        kwargs['metainfo'] = dict(kwargs.get('metainfo') or {}, classes=classes)
+        chosen = found if classes is None else tuple(classes)
+        kwargs['metainfo'] = dict(kwargs.get('metainfo') or {}, classes=chosen)
         kwargs['pipeline'] = [ImagePipeline(transforms)]
         super().__init__(data_root=data_root, **kwargs)
 
@@ -99,11 +108,14 @@ class FolderDataset(BaseDataset):
         """List the images, check them, and keep those of this part."""
         try:
             listing = ImageFolder(str(self.folder)).samples
+            names = class_folders(self.folder)
         except FileNotFoundError as error:
             raise ForgettingError(f'Image folder {str(self.folder)!r}: {error}') from error
+        label_of = {name: label for label, name in enumerate(self.metainfo['classes'])}
         images = [
-            dict(img_path=path, img_id=number, gt_label=label)
+            dict(img_path=path, img_id=number, gt_label=label_of[names[label]])
             for number, (path, label) in enumerate(listing)
+            if names[label] in label_of
         ]
         if self.split is not None:
             images = self._part(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from mmengine.registry import DATASETS
 
 from mmgslora.datasets.folder import FolderDataset
 from mmgslora.datasets.generated import write_class_folders
-from mmgslora.datasets.shapes import SHAPES, fill_shape, texture
+from mmgslora.datasets.shapes import SHAPES, check_shapes, fill_shape, texture
 
 SHAPE_CLASSES = tuple(sorted(SHAPES))
 
 
-def draw_shape(rng: np.random.Generator, label: int, size: int = 32) -> np.ndarray:
+def draw_shape(
+    rng: np.random.Generator, label: int, size: int = 32, shapes: Sequence[str] = SHAPE_CLASSES
+) -> np.ndarray:
     """Draw one light shape on a dark textured background.
 
     Its centre lies within a tenth of the side of the middle, its radius is 0.28 to 0.42 of the
@@ -23,8 +26,9 @@ def draw_shape(rng: np.random.Generator, label: int, size: int = 32) -> np.ndarr
 
     Args:
         rng: Source of every choice.
-        label: Position in ``SHAPE_CLASSES``.
+        label: Position in ``shapes``.
         size: Side of the image in pixels. Defaults to 32.
+        shapes: Names of shapes. Defaults to ``SHAPE_CLASSES``.
 
     Returns:
         (size, size, 3) uint8 RGB.
@@ -33,7 +37,7 @@ def draw_shape(rng: np.random.Generator, label: int, size: int = 32) -> np.ndarr
     radius = int(rng.integers(size * 28 // 100, size * 42 // 100 + 1))
     away = size // 10
     x, y = (size // 2 + int(v) for v in rng.integers(-away, away + 1, 2))
-    mask = fill_shape(SHAPE_CLASSES[label], (x, y), radius, int(rng.integers(-20, 21)), size)
+    mask = fill_shape(shapes[label], (x, y), radius, int(rng.integers(-20, 21)), size)
     image[mask] = rng.integers(110, 256, 3) + rng.integers(-10, 11, (int(mask.sum()), 3))
     return image.clip(0, 255).astype(np.uint8)
 
@@ -45,8 +49,9 @@ def write_shape_folders(
     test: int = 50,
     size: int = 32,
     seed: int = 0,
+    shapes: Sequence[str] = SHAPES,
 ) -> None:
-    """Write ten shape classes as class folders; the same numbers give the same images.
+    """Write shape classes as class folders; the same numbers give the same images.
 
     See :func:`mmgslora.datasets.generated.write_class_folders`.
 
@@ -55,13 +60,18 @@ def write_shape_folders(
         train, val, test: Images per class of each split. Defaults to 600, 50, 50.
         size: Side of the images in pixels. Defaults to 32.
         seed: Seed of all choices. Defaults to 0.
+        shapes: The classes, of those that can be drawn. Defaults to ``SHAPES``.
 
     Raises:
-        ForgettingError: The folder exists and is not this data set.
+        ForgettingError: The folder exists and is not this data set, or a shape is unknown.
     """
+    check_shapes(shapes)
+    classes = tuple(sorted(shapes))
     recipe = dict(train=train, val=val, test=test, size=size, seed=seed)
-    draw = partial(draw_shape, size=size)
-    write_class_folders(root, 'shape_folders', recipe, SHAPE_CLASSES, draw)
+    if classes != SHAPE_CLASSES:
+        recipe['shapes'] = list(classes)
+    draw = partial(draw_shape, size=size, shapes=classes)
+    write_class_folders(root, 'shape_folders', recipe, classes, draw)
 
 
 @DATASETS.register_module()

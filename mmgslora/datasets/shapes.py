@@ -188,6 +188,19 @@ def visible_box(mask: np.ndarray) -> dict:
     return dict(bbox=[int(v) for v in box], area=int(mask.sum()))
 
 
+def check_shapes(names: Sequence[str]) -> None:
+    """See that all of these can be drawn.
+
+    Raises:
+        ForgettingError: One cannot.
+    """
+    for name in names:
+        if name not in _OUTLINES:
+            raise ForgettingError(
+                f'The shape {name!r} cannot be drawn; those that can are {", ".join(_OUTLINES)}.'
+            )
+
+
 def write_shapes(
     root: str | Path,
     train: int = 2000,
@@ -214,11 +227,7 @@ def write_shapes(
     Raises:
         ForgettingError: The folder exists and is not this data set, or a shape cannot be drawn.
     """
-    for name in shapes:
-        if name not in _OUTLINES:
-            raise ForgettingError(
-                f'The shape {name!r} cannot be drawn; those that can are {", ".join(_OUTLINES)}.'
-            )
+    check_shapes(shapes)
     recipe = dict(train=train, val=val, test=test, size=size, seed=seed)
     if tuple(shapes) != SHAPES:
         recipe['shapes'] = list(shapes)

@@ -49,6 +49,17 @@ def test_listing_and_items(root):
     assert dataset[3]['data_samples'].gt_label == 1
 
 
+def test_some_classes_in_an_order_of_their_own(root):
+    dataset = FolderDataset(str(root), 'train', classes=['cow', 'ant'], classes_from='test')
+    assert dataset.metainfo['classes'] == ('cow', 'ant')
+    found = [(x['gt_label'], x['img_id']) for x in map(dataset.get_data_info, range(len(dataset)))]
+    assert found == [(1, 0), (1, 1), (1, 2), (0, 5)]
+    with pytest.raises(ForgettingError, match="classes names 'elk', which has no folder in .*ant,"):
+        FolderDataset(str(root), 'train', classes=['elk'])
+    half = FolderDataset(str(root), 'train', classes=['bee', 'ant'], split=dict(train=1, val=1))
+    assert {half.get_data_info(i)['gt_label'] for i in range(len(half))} == {0, 1}
+
+
 def test_grey_palette_and_transparent_images_become_rgb(root):
     grey = Image.fromarray(np.full((4, 6), 51, np.uint8))
     for number, mode in enumerate(('L', 'P', 'RGBA', 'LA')):

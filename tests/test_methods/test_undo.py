@@ -90,7 +90,9 @@ def test_the_reader_sees_every_block_and_layer(monkeypatch):
     found = method.losses(sides(now, now, matched=(1,)), context(names='ab', forget=(GONE,)))
     assert found['forget_loss_confusion'] == 0.5
     (first, second, last), classes, count = seen
-    assert first.tolist() == [[8, 9, 0]] and second.tolist() == [[3, 4]] and last.tolist() == [[4, 5]]
+    assert (
+        first.tolist() == [[8, 9, 0]] and second.tolist() == [[3, 4]] and last.tolist() == [[4, 5]]
+    )
     assert classes.tolist() == [0] and count == 1
 
 
