@@ -1,5 +1,5 @@
-# Where an audit has no oracle: shapes that the demo's classifier has never seen, under the labels of
-# the six that the requests forget; the others are in their places.
+# Where an audit has no oracle: shapes that the demo's classifier has never seen, under the labels
+# of the six that the requests forget; the others are in their places.
 #   python tools/audit.py WORK_DIR --unseen configs/_base_/datasets/shape_folders_unseen.py
 _base_ = ['./shape_folders.py']
 made = dict(
