@@ -33,7 +33,7 @@ class ImageHook(Hook):
         score_thr: Score from which a detection is drawn. Defaults to 0.3.
     """
 
-    priority = 'LOW'
+    priority = 'HIGH'  # a method may begin with other weights than the original's
 
     @checked
     def __init__(self, num_images: Count | None = None, score_thr: Share = 0.3) -> None:

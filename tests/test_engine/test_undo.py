@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+from mmgslora.engine import image_hook
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import apply_adapter
 
@@ -38,15 +39,25 @@ def other_teacher(cfg, name):
     return str(path)
 
 
-def test_detector(run_cfg):
+def test_detector(run_cfg, pictures, monkeypatch):
     teacher = other_teacher(run_cfg, 'decoder.layers.1.ffn.layers.1.bias')
     cfg = undo(run_cfg, teacher)
-    runner = Runner.from_cfg(copy.deepcopy(cfg))
-    runner.train()
+    drawn, look = [], image_hook._look
+
+    def keeping(runner, *args):
+        state = runner.train_loop.model.plain_model.state_dict()
+        drawn.append({name: value.clone() for name, value in state.items()})
+        return look(runner, *args)
+
+    monkeypatch.setattr(image_hook, '_look', keeping)
+    with pictures():
+        Runner.from_cfg(copy.deepcopy(cfg)).train()
     record = json.loads(Path(cfg.work_dir, 'forgetting.json').read_text())
     assert record['method']['noise'] == dict(decoder=0.5)
     assert record['original'] == cfg.load_from and record['tasks'][0]['steps'] > 0
     before = torch.load(cfg.load_from)['state_dict']
+    # "Before" in the image is the original, neither the teacher nor its noised copy.
+    assert all(torch.equal(value, before[name]) for name, value in drawn[0].items())
     merged = torch.load(Path(cfg.work_dir, 'merged/task_01.pth'))['state_dict']
     changed = {name for name, value in merged.items() if not torch.equal(value, before[name])}
     assert {name.split('.')[0] for name in changed} == {'decoder', 'bbox_head'}
