@@ -40,7 +40,7 @@ demo: $(RUNTIME)
 	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
 
 # The demo's model, deepened (noised, distilled from itself), and what only a comparison with a model
-# that never saw the classes can say. Original and oracle are attacked for the first audit alone.
+# that never saw the classes can say. The second audit takes over what the first measured of the oracle.
 ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
 audit: deepen
 	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume

@@ -106,13 +106,16 @@ def folder_of(config: str, seed: int, options: list[str]) -> Path:
     return ROOT / 'work_dirs' / 'compare' / name
 
 
-def run(config: str, seed: int, options: list[str]) -> dict:
-    """The record of one run, trained if it is not there yet."""
+def run(config: str, seed: int, options: list[str], unnamed: list[str] | None = None) -> dict:
+    """The record of one run, trained if it is not there yet.
+
+    ``unnamed`` are options that follow from the others, and do not name its folder.
+    """
     folder = folder_of(config, seed, options)
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(folder), '--resume']
     command += ['--cfg-options', f'randomness.seed={seed}', f'train_dataloader.dataset.seed={seed}']
     if not (folder / 'done').exists():
-        subprocess.run([*command, *options], cwd=ROOT, check=True)
+        subprocess.run([*command, *options, *(unnamed or [])], cwd=ROOT, check=True)
         (folder / 'done').touch()
     return json.loads((folder / 'forgetting.json').read_text())
 

@@ -107,15 +107,14 @@ class FolderDataset(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """List the images, check them, and keep those of this part."""
         try:
-            listing = ImageFolder(str(self.folder)).samples
-            names = class_folders(self.folder)
+            listing = ImageFolder(str(self.folder))
         except FileNotFoundError as error:
             raise ForgettingError(f'Image folder {str(self.folder)!r}: {error}') from error
         label_of = {name: label for label, name in enumerate(self.metainfo['classes'])}
         images = [
-            dict(img_path=path, img_id=number, gt_label=label_of[names[label]])
-            for number, (path, label) in enumerate(listing)
-            if names[label] in label_of
+            dict(img_path=path, img_id=number, gt_label=label_of[listing.classes[label]])
+            for number, (path, label) in enumerate(listing.samples)
+            if listing.classes[label] in label_of
         ]
         if self.split is not None:
             images = self._part(images)
