@@ -115,13 +115,14 @@ class Encoding:
                 torch.no_grad(),
                 _shared_queries(detector, {}),
                 _giving(given),
-                _recorded(parts) as seen,
+                _recorded(parts, until=list(keys)[-1]) as seen,
             ):
                 last = _layers(detector, detector.forward_transformer(features, image.samples))[-1]
+                # Copies: the last layer's slice would keep all layers in memory.
+                seen['head'] = tuple(x.clone() for x in last)
             # What stands for a map takes one number, whatever its shape.
             maps = tuple(x.new_zeros(()).expand(x.shape) for x in features)
-            # Copies: the last layer's slice would keep all layers in memory.
-            seen.update(encoder=(*seen['encoder'], *maps), head=tuple(x.clone() for x in last))
+            seen['encoder'] += maps
             known = {name: self.cache.keep(key, seen[name]) for name, key in keys.items()}
         return known
 
@@ -129,9 +130,7 @@ class Encoding:
         self, detector: nn.Module, images: ImageBatch, stages: dict[str, tuple]
     ) -> tuple[dict[nn.Module, Tensor], tuple[Tensor, ...]]:
         """What fixed parts give for a batch, and maps that have the shapes of the neck's alone."""
-        with self.tune.at_start():  # a teacher will ask for the rest
-            whole = self.stages.fixed(detector)
-            known = [self._known(detector, image, whole) for image in images.each()]
+        known = [self._known(detector, image, stages) for image in images.each()]
         for content in images.contents:  # the largest of all, and asked for no more
             self.cache.drop((stages['trunk'], content))
         given = {
@@ -153,16 +152,30 @@ def _parts(detector: nn.Module) -> dict[str, nn.Module]:
     return {'encoder': detector.encoder, **layers}
 
 
+class _Enough(Exception):
+    """The last part that was asked for has given its output."""
+
+
 @contextmanager
-def _recorded(parts: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, ...]]]:
-    """Within, collect what these parts give."""
+def _recorded(
+    parts: Mapping[str, nn.Module], until: str
+) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Within, collect what these parts give; what comes after one of them is not run."""
     seen: dict[str, tuple[Tensor, ...]] = {}
+
+    def record(name: str, output: Tensor) -> None:
+        seen[name] = (output,)
+        if name == until:
+            raise _Enough
+
     handles = [
-        part.register_forward_hook(lambda m, a, output, name=name: seen.update({name: (output,)}))
+        part.register_forward_hook(lambda m, a, output, name=name: record(name, output))
         for name, part in parts.items()
     ]
     try:
         yield seen
+    except _Enough:
+        return  # with what was seen so far, to after the with statement
     finally:
         for handle in handles:
             handle.remove()

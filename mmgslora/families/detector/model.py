@@ -144,12 +144,13 @@ class ForgettingDetector(ForgettingModel):
         inputs, samples = taken(inputs, data_samples, sides)
         images = ImageBatch(inputs, samples)
         queries: dict = {}
+        chooses = getattr(self.detector, 'as_two_stage', False)
+        if not chooses:  # the teachers first: their one pass gives what the model shares with them
+            before = {name: self._of_teacher(name, images, {}) for name in teachers}
         now = self._outputs(self.detector, images, queries)
         kept = self._kept_queries(len(samples))
-        before = {}
-        for name in teachers:
-            with torch.no_grad(), self.tune.teacher(name) as teacher:
-                before[name] = self._outputs(teacher, images, queries)
+        if chooses:
+            before = {name: self._of_teacher(name, images, queries) for name in teachers}
         return {side: self._view(side, now, before, kept, samples) for side in sides}
 
     def relabelled(self, sample: DetDataSample, draw: Callable[[Tensor], Tensor]) -> DetDataSample:
@@ -157,6 +158,10 @@ class ForgettingDetector(ForgettingModel):
         other = copy.deepcopy(sample)
         other.gt_instances.labels = draw(sample.gt_instances.labels)
         return other
+
+    def _of_teacher(self, name: str, images: ImageBatch, queries: dict) -> Outputs:
+        with torch.no_grad(), self.tune.teacher(name) as teacher:
+            return self._outputs(teacher, images, queries)
 
     def _outputs(self, detector: nn.Module, images: ImageBatch, queries: dict) -> Outputs:
         """Embeddings (b, q, D), logits (b, q, C), boxes (b, q, 4); where nothing learns, of the

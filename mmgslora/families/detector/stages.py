@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -15,19 +15,16 @@ from mmgslora.tuning import Tuner
 _TRUNK = ('backbone', 'neck')
 
 
-@dataclass
-class _Known:
-    """What was read off a detector.
+class _Known(NamedTuple):
+    """What was read off a detector in one of its modes.
 
     Attributes:
-        weights: Which weights it had.
-        versions: Every stage, with what its values depend on.
-        fixed: By what was learning, the stages before that.
+        weights: Which weights its fixed stages had, in the order of the stages.
+        fixed: Those stages, with what their values depend on.
     """
 
     weights: tuple
-    versions: dict[str, tuple]
-    fixed: dict[tuple, dict[str, tuple]] = field(default_factory=dict)
+    fixed: dict[str, tuple]
 
 
 class Stages:
@@ -41,8 +38,9 @@ class Stages:
 
     def __init__(self, tune: Tuner, written_to: Callable[[set[tuple]], None]) -> None:
         self.tune, self.written_to = tune, written_to
-        self._parts: WeakKeyDictionary[nn.Module, list] = WeakKeyDictionary()
-        self._known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+        self._parts: WeakKeyDictionary[nn.Module, dict[str, list]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[nn.Module, dict[tuple, _Known]] = WeakKeyDictionary()
+        self._learning: WeakKeyDictionary[nn.Module, dict[tuple, str | None]] = WeakKeyDictionary()
 
     def fixed(self, detector: nn.Module) -> dict[str, tuple]:
         """The stages up to the first that learns, each with what its values depend on.
@@ -54,43 +52,52 @@ class Stages:
             Of 'trunk', 'encoder', 'decoder.0', ... and 'head' those that do not learn, in this
             order. An entry is another one as soon as a weight was written to.
         """
-        weights, modes = self._state(detector)
-        known = self._known.get(detector)
-        if known is None or known.weights != weights:
-            known = self._known[detector] = _Known(weights, self._versions(detector))
-            self.written_to({key for x in self._known.values() for key in x.versions.values()})
-        if modes not in known.fixed:
-            learning = self._first_learning(detector)
-            stages = itertools.takewhile(lambda item: item[0] != learning, known.versions.items())
-            known.fixed[modes] = dict(stages)
-        return known.fixed[modes]
-
-    def _state(self, detector: nn.Module) -> tuple[tuple, tuple]:
-        """All that the answer depends on, read off in a fraction of the time."""
-        if detector not in self._parts:
-            self._parts[detector] = [  # weak, or a teacher would keep itself alive
-                (ref(part), [name for name in names if not self.tune.owns(name)])
-                for part in detector.modules()
-                for names in [[*part._parameters, *part._buffers]]
-            ]
+        parts = self._parts.setdefault(detector, {}) or self._read(detector)
+        # At every step: what was worked out is looked up by the modes and versions it depends on.
         learns = self.tune.learns
-        weights, modes = [], []
-        for find, names in self._parts[detector]:
-            part = find()
-            modes.append((part.training, learns(part, recurse=False)))
-            for name in names:
-                value = part._parameters.get(name, part._buffers.get(name))
-                if value is not None:
-                    weights.append((id(value), value._version))
-        return tuple(weights), tuple(modes)
+        modes = tuple(
+            (part.training, learns(part, recurse=False))
+            for inside in parts.values()
+            for part, _ in _alive(inside)
+        )
+        learning = self._learning.setdefault(detector, {})
+        if modes not in learning:
+            learning[modes] = self._first_learning(detector)
+        weights = _written(itertools.takewhile(lambda x: x[0] != learning[modes], parts.items()))
+        known = self._known.setdefault(detector, {})
+        if modes not in known or known[modes].weights != weights:
+            fixed = self._versions(detector, learning[modes])
+            self._known[detector] = known = {
+                other: x for other, x in known.items() if _agree(x.weights, weights)
+            }
+            known[modes] = _Known(weights, fixed)
+            all_known = (x for modes in self._known.values() for x in modes.values())
+            self.written_to({key for x in all_known for key in x.fixed.values()})
+        return known[modes].fixed
 
-    def _versions(self, detector: nn.Module) -> dict[str, tuple]:
-        """Every stage with what its values depend on."""
+    def _read(self, detector: nn.Module) -> dict[str, list]:
+        """The modules of each stage, and which of their entries are the detector's own."""
+        staged, others = _staged(detector)
+        inside = {
+            name: [module for part in parts for module in part.modules()]
+            for name, parts in staged.items()
+        }
+        inside['encoder'] += others
+        parts = self._parts[detector]
+        for name, modules in inside.items():
+            parts[name] = [  # weak, or a teacher would keep itself alive
+                (ref(m), [x for x in (*m._parameters, *m._buffers) if not self.tune.owns(x)])
+                for m in modules
+            ]
+        return parts
+
+    def _versions(self, detector: nn.Module, learning: str | None) -> dict[str, tuple]:
+        """The stages before the one that learns with what their values depend on."""
         staged, others = _staged(detector)
         owns = self.tune.owns
         versions: dict[str, tuple] = {}
         version: tuple = ()
-        for name, parts in staged.items():
+        for name, parts in itertools.takewhile(lambda x: x[0] != learning, staged.items()):
             if name == 'encoder':  # which reads embeddings of levels, queries and the like, too
                 version += tuple(weights_version(m, owns, recurse=False) for m in others)
             version += tuple(weights_version(part, owns) for part in parts)
@@ -114,6 +121,26 @@ class Stages:
         """
         modules = part.modules() if recurse else (part,)
         return not any(m.training for m in modules) and not self.tune.learns(part, recurse)
+
+
+def _alive(parts: list) -> Iterator[tuple[nn.Module, list[str]]]:
+    return ((find(), names) for find, names in parts)
+
+
+def _written(staged: Iterable[tuple[str, list]]) -> tuple:
+    """Which tensors these stages hold, and how often each was written to."""
+    values = (
+        part._parameters.get(name, part._buffers.get(name))
+        for _, parts in staged
+        for part, names in _alive(parts)
+        for name in names
+    )
+    return tuple((id(value), value._version) for value in values if value is not None)
+
+
+def _agree(weights: tuple, others: tuple) -> bool:
+    """Whether two readings say the same of the stages that both are about."""
+    return all(a == b for a, b in zip(weights, others))
 
 
 def _staged(detector: nn.Module) -> tuple[dict[str, list[nn.Module]], list[nn.Module]]:

@@ -65,6 +65,20 @@ def test_once_per_image_and_only_for_what_does_not_learn(build):
     assert counts == dict(backbone=8, encoder=3 * 4 + 8)
 
 
+def test_what_follows_the_last_fixed_layer_is_not_run_for_it(build):
+    model = build(tune=dict(type='Full', target=r'(decoder\.layers\.1|bbox_head)\..*'))
+    model.detector.bbox_head.requires_grad_(False)
+    runs = []
+    for i, layer in enumerate(model.detector.decoder.layers):
+        layer.ffn.register_forward_pre_hook(lambda m, a, i=i: runs.append((i, len(a[0]))))
+    found = model.views(**batch(model))
+    assert runs == [(0, 1)] * 4 + [(1, 4)]  # one image, and what learns a batch, at a time
+    runs.clear()
+    again = model.views(**batch(model))
+    assert runs == [(1, 4)]
+    assert torch.equal(found['forget'].now.logits, again['forget'].now.logits)
+
+
 def test_the_same_without_room_to_keep_anything(build):
     """Losses and gradients are bit for bit the same, whatever was seen before in which batch."""
     found = []

@@ -76,17 +76,35 @@ def test_another_version_after_every_write(detector):
 def test_says_what_can_still_be_asked_for(detector):
     said = []
     stages = Stages(build_tuner(dict(type='LoRA')), said.append)
-    first = stages.fixed(detector)
+    first = set(stages.fixed(detector).values())
     (layer,) = lora_layers(detector).values()
     layer.held = True
-    assert len(said) == 1 and said[0] == set(stages.fixed(detector).values()) > set(first.values())
+    own = set(stages.fixed(detector).values())
+    assert said == [first, own] and len(own) == 5 and own > first
+    layer.held = False
+    stages.fixed(detector)
+    assert len(said) == 2  # both were known
     teacher = copy.deepcopy(detector)
-    assert stages.fixed(teacher) == stages.fixed(detector)  # the same weights give the same
+    layer.held = True
+    assert stages.fixed(teacher) == {k: v for k, v in stages.fixed(detector).items() if v in first}
     teacher.decoder.layers[0].weight.add_(1)
-    both = said[0] | set(stages.fixed(teacher).values())
-    assert said[-1] == both and len(both) == 5 + 3
+    both = own | set(stages.fixed(teacher).values())
+    assert said[-1] == both and len(both) == 5 + 1
     del teacher
     gc.collect()
     detector.encoder.weight.add_(1)
-    stages.fixed(detector)
-    assert len(said[-1]) == 5 and len(said[-1] & said[0]) == 1
+    stages.fixed(detector)  # what it was before, held or not, it cannot be again
+    assert len(said[-1]) == 5 and len(said[-1] & own) == 1
+
+
+@torch.no_grad()
+def test_what_learns_may_be_written_to(detector):
+    said = []
+    tune = build_tuner(dict(type='Full', target=r'decoder\..*'))
+    tune.attach(detector.requires_grad_(True), ())
+    stages = Stages(tune, said.append)
+    first = stages.fixed(detector)
+    for _ in range(3):
+        detector.decoder.layers[0].weight.add_(1)
+        assert stages.fixed(detector) is first  # nothing was read or dropped
+    assert len(said) == 1 and names(first) == ['trunk', 'encoder']
