@@ -3,9 +3,13 @@
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
-# Threads that wait sleep: spinning, they slow down whatever shares the cores many times over.
-RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
+# One thread for requests and audits, whose many small operations wait for a second one longer than it
+# helps; two for training from nothing, and they sleep while they wait: spinning, they slow down
+# whatever shares the cores many times over (docs/your_data.md, section 5).
+RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
 	$(VENV)/bin/python
+TRAIN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
+	$(VENV)/bin/python tools/train.py
 CONSTRAINTS ?= constraints.txt
 PIP = $(VENV)/bin/python -m pip install --progress-bar off -c $(CONSTRAINTS)
 # The stamps say what is installed in the environment.
@@ -30,7 +34,7 @@ $(TEST): $(RUNTIME) requirements/test.txt
 
 # --resume: a demo that was interrupted goes on, one that is finished shows its table again.
 demo: $(RUNTIME)
-	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
+	$(TRAIN) configs/shapes/deformable-detr_shapes.py --resume
 	$(RUN) tools/train.py configs/gslora_shapes_forget.py --resume
 	@# Not again: what make audit has measured since is more.
 	test -f work_dirs/gslora_shapes_forget/audit.json || $(RUN) tools/audit.py \
@@ -43,7 +47,7 @@ demo: $(RUNTIME)
 # that never saw the classes can say. The second audit takes over what the first measured of the oracle.
 ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
 audit: deepen
-	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume
+	$(TRAIN) configs/shapes/deformable-detr_shapes_oracle.py --resume
 	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) \
 		--measures outcomes localisation probe
 	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
@@ -56,18 +60,18 @@ deepen: demo
 
 # The COCO protocol on eighty generated classes: seven requests of ten. The detector takes an hour.
 eighty: $(RUNTIME)
-	$(RUN) tools/train.py configs/eighty/deformable-detr_eighty.py --resume
+	$(TRAIN) configs/eighty/deformable-detr_eighty.py --resume
 	$(RUN) tools/train.py configs/gslora_eighty_forget.py --resume
 	$(RUN) tools/report.py work_dirs/gslora_eighty_forget
 
 demo-classification: $(RUNTIME)
-	$(RUN) tools/train.py configs/classification/vit_shapes.py --resume
+	$(TRAIN) configs/classification/vit_shapes.py --resume
 	$(RUN) tools/train.py configs/classification/gslora_classification_forget.py --resume
 	$(RUN) tools/report.py work_dirs/gslora_classification_forget
 	@echo "make demo-classification took $$(( $$(date +%s) - $(START) )) s."
 
 demo-face: $(RUNTIME)
-	$(RUN) tools/train.py configs/face/face-transformer_generated.py --resume
+	$(TRAIN) configs/face/face-transformer_generated.py --resume
 	$(RUN) tools/train.py configs/face/gslora_face_forget.py --resume
 	$(RUN) tools/report.py work_dirs/gslora_face_forget
 	@echo "make demo-face took $$(( $$(date +%s) - $(START) )) s."
@@ -75,8 +79,8 @@ demo-face: $(RUNTIME)
 # A step and a request beside the obvious alternatives: docs/results/speed.json, speed.md. On an idle
 # machine only.
 bench: $(TEST)
-	$(RUN) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
-	$(RUN) tools/train.py configs/classification/vit_shapes.py --resume
+	$(TRAIN) configs/shapes/deformable-detr_shapes.py --resume
+	$(TRAIN) configs/classification/vit_shapes.py --resume
 	$(RUN) benchmarks/speed.py
 
 # Two processes of one thread each; the tests of one file stay together, for their fixtures' sake.
