@@ -1,15 +1,15 @@
-# make setup | demo | audit | deepen | eighty | demo-classification | demo-face | bench | test |
+# make setup | demo | deepen | audit | eighty | demo-classification | demo-face | bench | test |
 # test-oldest | lint | clean.
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
 VENV ?= .venv
-# One thread for requests and audits, whose many small operations wait for a second one longer than it
-# helps; two for training from nothing, and they sleep while they wait: spinning, they slow down
-# whatever shares the cores many times over (docs/your_data.md, section 5).
-RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
+# Python on one thread or two. One for requests and probes, whose many small operations wait for a second
+# one longer than it helps; two for whole trainings, and they sleep while they wait: spinning, they
+# slow down whatever shares the cores many times over (docs/your_data.md, section 5).
+ON = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(1)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
 	$(VENV)/bin/python
-TRAIN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
-	$(VENV)/bin/python tools/train.py
+ONE = $(call ON,1)
+TWO = $(call ON,2)
 CONSTRAINTS ?= constraints.txt
 PIP = $(VENV)/bin/python -m pip install --progress-bar off -c $(CONSTRAINTS)
 # The stamps say what is installed in the environment.
@@ -17,7 +17,7 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo audit deepen eighty demo-classification demo-face bench test test-oldest lint clean
+.PHONY: setup demo deepen audit audit-oracle eighty demo-classification demo-face bench test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -34,54 +34,59 @@ $(TEST): $(RUNTIME) requirements/test.txt
 
 # --resume: a demo that was interrupted goes on, one that is finished shows its table again.
 demo: $(RUNTIME)
-	$(TRAIN) configs/shapes/deformable-detr_shapes.py --resume
-	$(RUN) tools/train.py configs/gslora_shapes_forget.py --resume
+	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
+	$(ONE) tools/train.py configs/gslora_shapes_forget.py --resume
 	@# Not again: what make audit has measured since is more.
-	test -f work_dirs/gslora_shapes_forget/audit.json || $(RUN) tools/audit.py \
+	test -f work_dirs/gslora_shapes_forget/audit.json || $(ONE) tools/audit.py \
 		work_dirs/gslora_shapes_forget --seeds 0 \
 		--measures outcomes localisation probe
-	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
+	$(ONE) tools/report.py work_dirs/gslora_shapes_forget
 	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
 
 # The demo's model, deepened (noised, distilled from itself), and what only a comparison with a model
-# that never saw the classes can say. The second audit takes over what the first measured of the oracle.
+# that never saw the classes can say. make -j 2 audit: deepening beside the attacks on the oracle, which
+# the last audit takes over.
 ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
-audit: deepen
-	$(TRAIN) configs/shapes/deformable-detr_shapes_oracle.py --resume
-	$(RUN) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) \
-		--measures outcomes localisation probe
-	$(RUN) tools/report.py work_dirs/gslora_shapes_forget
-	$(RUN) tools/audit.py work_dirs/undo_shapes_forget --oracle $(ORACLE) \
+audit: deepen audit-oracle
+	$(TWO) tools/audit.py work_dirs/undo_shapes_forget --oracle $(ORACLE) \
 		--models unlearned oracle --known work_dirs/gslora_shapes_forget/audit.json
-	$(RUN) tools/report.py work_dirs/undo_shapes_forget
+	$(ONE) tools/report.py work_dirs/undo_shapes_forget
+	@echo "make audit took $$(( $$(date +%s) - $(START) )) s."
 
 deepen: demo
-	$(RUN) tools/train.py configs/undo_shapes_forget.py --resume
+	$(ONE) tools/train.py configs/undo_shapes_forget.py --resume
+
+audit-oracle: demo
+	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume
+	$(ONE) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) \
+		--measures outcomes localisation probe
+	$(ONE) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) --models oracle
+	$(ONE) tools/report.py work_dirs/gslora_shapes_forget
 
 # The COCO protocol on eighty generated classes: seven requests of ten. The detector takes an hour.
 eighty: $(RUNTIME)
-	$(TRAIN) configs/eighty/deformable-detr_eighty.py --resume
-	$(RUN) tools/train.py configs/gslora_eighty_forget.py --resume
-	$(RUN) tools/report.py work_dirs/gslora_eighty_forget
+	$(TWO) tools/train.py configs/eighty/deformable-detr_eighty.py --resume
+	$(ONE) tools/train.py configs/gslora_eighty_forget.py --resume
+	$(ONE) tools/report.py work_dirs/gslora_eighty_forget
 
 demo-classification: $(RUNTIME)
-	$(TRAIN) configs/classification/vit_shapes.py --resume
-	$(RUN) tools/train.py configs/classification/gslora_classification_forget.py --resume
-	$(RUN) tools/report.py work_dirs/gslora_classification_forget
+	$(TWO) tools/train.py configs/classification/vit_shapes.py --resume
+	$(ONE) tools/train.py configs/classification/gslora_classification_forget.py --resume
+	$(ONE) tools/report.py work_dirs/gslora_classification_forget
 	@echo "make demo-classification took $$(( $$(date +%s) - $(START) )) s."
 
 demo-face: $(RUNTIME)
-	$(TRAIN) configs/face/face-transformer_generated.py --resume
-	$(RUN) tools/train.py configs/face/gslora_face_forget.py --resume
-	$(RUN) tools/report.py work_dirs/gslora_face_forget
+	$(TWO) tools/train.py configs/face/face-transformer_generated.py --resume
+	$(ONE) tools/train.py configs/face/gslora_face_forget.py --resume
+	$(ONE) tools/report.py work_dirs/gslora_face_forget
 	@echo "make demo-face took $$(( $$(date +%s) - $(START) )) s."
 
 # A step and a request beside the obvious alternatives: docs/results/speed.json, speed.md. On an idle
 # machine only.
 bench: $(TEST)
-	$(TRAIN) configs/shapes/deformable-detr_shapes.py --resume
-	$(TRAIN) configs/classification/vit_shapes.py --resume
-	$(RUN) benchmarks/speed.py
+	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
+	$(TWO) tools/train.py configs/classification/vit_shapes.py --resume
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=active $(VENV)/bin/python benchmarks/speed.py
 
 # Two processes of one thread each; the tests of one file stay together, for their fixtures' sake.
 test: $(TEST)

@@ -66,6 +66,16 @@ STUDIES: dict[str, tuple[str, list[tuple]]] = {
             ('ours, teacher not distilled', '2 missing', ['model.method.distill_weight=0']),
         ],
     ),
+    'bccd': (
+        'configs/gslora_bccd_forget.py',
+        [
+            ('head only', 'all images', HEAD_ONLY),
+            ('retain only', 'all images', RETAIN_ONLY),
+            ('GS-LoRA', 'all images', GS),
+            ('GS-LoRA++', 'all images', GS_PP),
+            ('ours', 'all images', []),
+        ],
+    ),
     'ablation': (
         'configs/gslora_shapes_forget.py',
         [

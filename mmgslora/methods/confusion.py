@@ -90,24 +90,35 @@ class ClassConfusion(Part):
     def before_task(self, context) -> None:
         self._layers, self._steps = [], 0
 
-    def loss(self, layers: Sequence[Tensor], classes: Tensor, count: int) -> Tensor:
+    def loss(
+        self,
+        layers: Sequence[Tensor],
+        classes: Tensor,
+        count: int,
+        others: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Scalar, the mean over the layers; the embeddings enter the sums afterwards.
 
         Args:
             layers: (n, D) embeddings of the same objects in each layer.
             classes: (n,) which of the classes each object is, from 0.
-            count: k, how many there are; of one there is nothing to tell apart.
+            count: k, how many there are; of one alone there is nothing to tell apart.
+            others: (m, D) embeddings in each layer of objects that are one more class to the
+                reader, and stay where they are: there is no gradient for them. Defaults to none.
         """
         wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in layers]
+        several = count > 1 or len(others) > 0
+        others = [x.detach().to(y) for x, y in zip(others, wide)] or [x[:0].detach() for x in wide]
         total = sum(x.sum() for x in wide) * 0
         if not self._layers:
-            self._layers = [_Sums.empty(count, x.detach()) for x in wide]
+            self._layers = [_Sums.empty(count + 1, x.detach()) for x in wide]
         self._layers = [sums.beside(x) for sums, x in zip(self._layers, wide)]
-        for sums, embeddings in zip(self._layers, wide):
-            if self._steps >= _WARM_UP and count > 1:
+        seen = torch.cat([classes, classes.new_full((len(others[0]),), count)])
+        for sums, embeddings, beside in zip(self._layers, wide, others):
+            if self._steps >= _WARM_UP and several:
                 told = sums.told(embeddings, classes)
                 total = total + joint_weighted_mean(told, torch.ones_like(told))
-            sums.add(embeddings.detach(), classes)
+            sums.add(torch.cat([embeddings.detach(), beside]), seen)
         self._steps += 1
         return total / len(wide)
 

@@ -16,6 +16,8 @@ from mmgslora.methods.base import METHODS, Context, Method, Task
 from mmgslora.methods.confusion import ClassConfusion
 from mmgslora.settings import NonNegative, Share, checked
 
+_SURE = 0.5
+"""Probability of a class from which on the teacher counts as sure of it."""
 _ON_OBJECT = 0.5
 """IoU from which on a predicted box counts as being on an object, as for COCO's AP50."""
 
@@ -161,7 +163,7 @@ class UNDO(Method):
                 losses[f'{side}_loss_distill'] = sum(apart) / len(layers)
         teacher, layers = forget.teachers['teacher'], (*forget.now.earlier, forget.now)
         matched, near = _on_objects(forget)
-        stays = teacher.class_log_probs.exp().index_fill(1, task.must_be_gone, 0).max(-1).values
+        stays = _stays(teacher, task)
         on = near if nameless else near * (1 - stays)
         empty = (1 - near) * (1 - stays)
         for x in layers:
@@ -169,9 +171,13 @@ class UNDO(Method):
                 losses[name] = losses.get(name, 0) + value / len(layers)
         if self.confusion_weight:
             which = (forget.labels[:, None] == task.forget).int().argmax(-1)
-            inside = (*forget.now.states, *(x.embeddings for x in layers))
-            states = [x[matched] for x in inside]
-            told = self._confusion.loss(states, which, len(task.forget))
+            states = [x[matched] for x in _inside(forget.now)]
+            others = []
+            if len(task.forget) == 1:
+                retain = views['retain']
+                sure = _stays(retain.teachers['teacher'], task) >= _SURE
+                others = [x[sure] for x in _inside(retain.now)]
+            told = self._confusion.loss(states, which, len(task.forget), others)
             ramp = min(1.0, context.progress / self.ramp) if self.ramp else 1.0
             losses['forget_loss_confusion'] = self.confusion_weight * ramp * told
         return losses
@@ -192,6 +198,16 @@ class UNDO(Method):
             forget_loss_suppress=self.suppress_weight * joint_weighted_mean(hinge, on),
             loss_background=self.background_weight * rest,
         )
+
+
+def _inside(now: Outputs) -> tuple[Tensor, ...]:
+    """(m, D) what classes can be read off in each block or decoder layer."""
+    return (*now.states, *(x.embeddings for x in (*now.earlier, now)))
+
+
+def _stays(teacher: Outputs, task: Task) -> Tensor:
+    """(m,) how sure the teacher is of a class that stays."""
+    return teacher.class_log_probs.exp().index_fill(1, task.must_be_gone, 0).max(-1).values
 
 
 def _on_objects(view: View) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,21 @@ def test_one_class_has_none_to_be_told_from():
     assert loss == 0 and not embeddings.grad.any()
 
 
+def test_one_class_is_told_from_others_which_stay_where_they_are():
+    """Against two classes of which the second has no gradient."""
+    alone, pair = ClassConfusion(), ClassConfusion()
+    for seed in range(_WARM_UP + 1):
+        embeddings, classes = shown([[-1, 0, 0], [1, 0, 0]], seed)
+        mine, theirs = embeddings[classes == 0].requires_grad_(), embeddings[classes == 1]
+        theirs.requires_grad_()
+        found = alone.loss([mine], torch.zeros(len(mine), dtype=torch.long), 1, [theirs])
+        told = pair._layers and pair._layers[0].told(mine, torch.zeros(len(mine), dtype=torch.long))
+        pair.loss([torch.cat([mine, theirs])], torch.arange(40) // 20, 2)
+    assert found.item() == pytest.approx(told.mean().item()) and found > 0.3
+    found.backward()
+    assert theirs.grad is None and (mine.grad[:, 0] < 0).all()
+
+
 def test_no_objects_in_a_batch():
     part = warm(ClassConfusion(), [[-1, 0, 0], [1, 0, 0]])
     none = torch.zeros(0, 3, dtype=torch.float64)

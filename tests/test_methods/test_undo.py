@@ -89,11 +89,29 @@ def test_the_reader_sees_every_block_and_layer(monkeypatch):
     )
     found = method.losses(sides(now, now, matched=(1,)), context(names='ab', forget=(GONE,)))
     assert found['forget_loss_confusion'] == 0.5
-    (first, second, last), classes, count = seen
+    (first, second, last), classes, count, others = seen
     assert (
         first.tolist() == [[8, 9, 0]] and second.tolist() == [[3, 4]] and last.tolist() == [[4, 5]]
     )
     assert classes.tolist() == [0] and count == 1
+    # The teacher, the model itself here, is sure of nothing that stays.
+    assert [x.shape for x in others] == [(0, 3), (0, 2), (0, 2)]
+
+
+def test_one_class_is_confused_with_what_the_teacher_is_sure_stays(monkeypatch):
+    box = [[0.5, 0.5, 1, 1]] * 3
+    now = outputs([[EMPTY] * 3] * 3, box, [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    # It says the class that is gone, nothing, and the last class.
+    says = [[EMPTY, -0.1, EMPTY], [EMPTY, EMPTY, -0.8], [EMPTY, EMPTY, -0.6]]
+    sure = outputs(says, box, [[0.0, 0.0]] * 3)
+    method, seen = UNDO('x.pth', confusion_weight=0.5, ramp=0.0), []
+    monkeypatch.setattr(
+        method._confusion, 'loss', lambda *given: (seen.append(given), torch.ones(()))[1]
+    )
+    for forget in ((GONE,), (0, GONE)):
+        method.losses(sides(now, sure, matched=(0,)), context(names='abc', forget=forget))
+    (*_, one), (*_, two) = seen
+    assert [x.tolist() for x in one] == [[[5, 6]]] and two == []
 
 
 def test_shares_of_noise():
