@@ -1,4 +1,4 @@
-# make setup | demo | deepen | audit | eighty | demo-classification | demo-face | bench | test |
+# make setup | demo | audit | eighty | demo-classification | demo-face | bench | test |
 # test-oldest | lint | clean.
 # PYTHON= picks the interpreter, VENV= an environment you have already.
 PYTHON ?= python3
@@ -17,7 +17,7 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo deepen audit audit-oracle eighty demo-classification demo-face bench test test-oldest lint clean
+.PHONY: setup demo forget deepen audit audit-oracle eighty demo-classification demo-face bench test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -32,36 +32,40 @@ $(TEST): $(RUNTIME) requirements/test.txt
 	$(PIP) -r requirements/test.txt
 	touch $@
 
-# --resume: a demo that was interrupted goes on, one that is finished shows its table again.
-demo: $(RUNTIME)
-	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
-	$(ONE) tools/train.py configs/gslora_shapes_forget.py --resume
+# --resume: what was interrupted goes on, what is finished shows its table again.
+FORGOT = work_dirs/gslora_shapes_forget
+DEEPENED = work_dirs/undo_shapes_forget
+demo: forget
 	@# Not again: what make audit has measured since is more.
-	test -f work_dirs/gslora_shapes_forget/audit.json || $(ONE) tools/audit.py \
-		work_dirs/gslora_shapes_forget --seeds 0 \
+	test -f $(FORGOT)/audit.json || $(ONE) tools/audit.py $(FORGOT) --seeds 0 \
 		--measures outcomes localisation probe
-	$(ONE) tools/report.py work_dirs/gslora_shapes_forget
+	$(ONE) tools/report.py $(FORGOT)
 	@echo "make demo took $$(( $$(date +%s) - $(START) )) s, set-up included."
 
-# The demo's model, deepened (noised, distilled from itself), and what only a comparison with a model
-# that never saw the classes can say. make -j 2 audit: deepening beside the attacks on the oracle, which
-# the last audit takes over.
+forget: $(RUNTIME)
+	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes.py --resume
+	$(ONE) tools/train.py configs/gslora_shapes_forget.py --resume
+
+# What only a comparison with a model that never saw the classes can say, of the demo's model and of the
+# same deepened (noised, distilled from itself). make -j 2 audit: one core attacks the deepened
+# model, the other the oracle.
 ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
+ATTACKS = outcomes localisation probe relearning new_head
 audit: deepen audit-oracle
-	$(TWO) tools/audit.py work_dirs/undo_shapes_forget --oracle $(ORACLE) \
-		--models unlearned oracle --known work_dirs/gslora_shapes_forget/audit.json
-	$(ONE) tools/report.py work_dirs/undo_shapes_forget
+	$(ONE) tools/audit.py $(DEEPENED) --oracle $(ORACLE) --models unlearned oracle \
+		--measures $(ATTACKS) --known $(FORGOT)/audit.json
+	$(ONE) tools/report.py $(DEEPENED)
 	@echo "make audit took $$(( $$(date +%s) - $(START) )) s."
 
-deepen: demo
+deepen: forget
 	$(ONE) tools/train.py configs/undo_shapes_forget.py --resume
+	$(ONE) tools/audit.py $(DEEPENED) --models unlearned --measures $(ATTACKS)
 
-audit-oracle: demo
+audit-oracle: forget
 	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume
-	$(ONE) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) \
-		--measures outcomes localisation probe
-	$(ONE) tools/audit.py work_dirs/gslora_shapes_forget --oracle $(ORACLE) --models oracle
-	$(ONE) tools/report.py work_dirs/gslora_shapes_forget
+	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --measures outcomes localisation probe
+	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --models oracle --measures $(ATTACKS)
+	$(ONE) tools/report.py $(FORGOT)
 
 # The COCO protocol on eighty generated classes: seven requests of ten. The detector takes an hour.
 eighty: $(RUNTIME)
