@@ -17,7 +17,8 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo forget deepen audit audit-oracle eighty demo-classification demo-face bench test test-oldest lint clean
+.PHONY: setup demo forget deepen oracle audit audit-oracle relearn new-head eighty demo-classification \
+	demo-face bench test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -47,25 +48,35 @@ forget: $(RUNTIME)
 	$(ONE) tools/train.py configs/gslora_shapes_forget.py --resume
 
 # What only a comparison with a model that never saw the classes can say, of the demo's model and of the
-# same deepened (noised, distilled from itself). make -j 2 audit: one core attacks the deepened
-# model, the other the oracle.
+# same deepened (noised, distilled from itself). make -j 2 audit does two things at once throughout;
+# several audits of one run may.
 ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
-ATTACKS = outcomes localisation probe relearning new_head
-audit: deepen audit-oracle
-	$(ONE) tools/audit.py $(DEEPENED) --oracle $(ORACLE) --models unlearned oracle \
-		--measures $(ATTACKS) --known $(FORGOT)/audit.json
+ATTACK = $(ONE) tools/audit.py $(DEEPENED) --oracle $(ORACLE) --models
+MEASURES = outcomes localisation probe relearning new_head
+audit: further-unlearned further-oracle
 	$(ONE) tools/report.py $(DEEPENED)
 	@echo "make audit took $$(( $$(date +%s) - $(START) )) s."
 
 deepen: forget
 	$(ONE) tools/train.py configs/undo_shapes_forget.py --resume
-	$(ONE) tools/audit.py $(DEEPENED) --models unlearned --measures $(ATTACKS)
 
-audit-oracle: forget
+oracle: $(RUNTIME)
 	$(TWO) tools/train.py configs/shapes/deformable-detr_shapes_oracle.py --resume
+
+audit-oracle: forget oracle
 	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --measures outcomes localisation probe
-	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --models oracle --measures $(ATTACKS)
+	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --models oracle --measures $(MEASURES)
 	$(ONE) tools/report.py $(FORGOT)
+
+relearn: deepen oracle
+	$(ATTACK) unlearned --measures outcomes localisation probe relearning
+
+new-head: deepen audit-oracle
+	$(ATTACK) unlearned --measures new_head
+
+# Two draws more of whatever the first three do not decide.
+further-%: relearn new-head
+	$(ATTACK) $* --known $(FORGOT)/audit.json --measures $(MEASURES)
 
 # The COCO protocol on eighty generated classes: seven requests of ten. The detector takes an hour.
 eighty: $(RUNTIME)

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from mmgslora.atomic import write_text
 from mmgslora.audit.measures import Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
@@ -61,7 +63,8 @@ class AuditRecord:
     """Rows of an audit, kept in a file that is rewritten whole after every unit.
 
     A unit that is in the file, measured on the same files with the same settings, need not be
-    measured again; one that was measured on others, or changed since, is dropped.
+    measured again; one that was measured on others, or changed since, is dropped. Several
+    processes may measure other units of the same audit at once: none loses what another adds.
 
     Args:
         path: Of ``audit.json``.
@@ -190,14 +193,16 @@ class AuditRecord:
 
     def write(self) -> None:
         """Write the file; it is whole or not there."""
-        verdict = self.verdict()
-        content = dict(
-            self.rows.content,
-            limits=self.limits,
-            verdict=verdict and verdict.as_dict(),
-            cannot_conclude=self.cannot_conclude(),
-        )
-        write_text(self.path, json.dumps(content, indent=1))
+        with FileLock(self.path.with_name(f'.{self.path.stem}.lock')):
+            self._take(_read(self.path))
+            verdict = self.verdict()
+            content = dict(
+                self.rows.content,
+                limits=self.limits,
+                verdict=verdict and verdict.as_dict(),
+                cannot_conclude=self.cannot_conclude(),
+            )
+            write_text(self.path, json.dumps(content, indent=1))
 
 
 def _read(path: str | Path) -> dict[str, Any]:

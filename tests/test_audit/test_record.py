@@ -46,7 +46,22 @@ def test_measured_units_are_found_again(record_at, tmp_path):
     assert again.has('output', 'unlearned')
     assert not again.has('output', 'original')
     assert mean(again, 'output/AP_gone', 'unlearned') == 1.5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['audit.json']
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != '.lock') == ['audit.json']
+
+
+def test_two_that_measure_at_once(record_at):
+    """Each adds what it has measured, and neither undoes what the other was told to drop."""
+    one, other = record_at(), record_at()
+    one.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 1.5)], 2.0)
+    other.add('output', 'oracle', [row('oracle', 'output/AP_gone', 2.5)], 2.0)
+    one.write()
+    for record in (one, other, record_at()):
+        assert mean(record, 'output/AP_gone', 'oracle') == 2.5
+        assert mean(record, 'output/AP_gone', 'unlearned') == 1.5
+    assert len(record_at().rows.content['rows']) == 2
+    new = record_at(files=changed('unlearned'))
+    new.add('output', 'original', [row('original', 'output/AP_gone', 80.0)], 2.0)
+    assert not new.has('output', 'unlearned') and new.has('output', 'oracle')
 
 
 def changed(role):
