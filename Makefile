@@ -17,8 +17,8 @@ RUNTIME = $(VENV)/.mmgslora-runtime
 TEST = $(VENV)/.mmgslora-test
 START := $(shell date +%s)
 
-.PHONY: setup demo forget deepen oracle audit audit-oracle relearn new-head eighty demo-classification \
-	demo-face bench test test-oldest lint clean
+.PHONY: setup demo forget deepen oracle audit audit-oracle attack attack-64 eighty \
+	demo-classification demo-face bench test test-oldest lint clean
 setup: $(RUNTIME)
 
 $(VENV)/bin/python:
@@ -54,6 +54,7 @@ ORACLE = work_dirs/deformable-detr_shapes_oracle/epoch_24.pth
 ATTACK = $(ONE) tools/audit.py $(DEEPENED) --oracle $(ORACLE) --models
 MEASURES = outcomes localisation probe relearning new_head
 audit: further-unlearned further-oracle
+	$(ONE) tools/report.py $(FORGOT)
 	$(ONE) tools/report.py $(DEEPENED)
 	@echo "make audit took $$(( $$(date +%s) - $(START) )) s."
 
@@ -66,16 +67,15 @@ oracle: $(RUNTIME)
 audit-oracle: forget oracle
 	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --measures outcomes localisation probe
 	$(ONE) tools/audit.py $(FORGOT) --oracle $(ORACLE) --models oracle --measures $(MEASURES)
-	$(ONE) tools/report.py $(FORGOT)
 
-relearn: deepen oracle
-	$(ATTACK) unlearned --measures outcomes localisation probe relearning
+attack: deepen oracle
+	$(ATTACK) unlearned --measures outcomes localisation probe relearning/k16 new_head
 
-new-head: deepen audit-oracle
-	$(ATTACK) unlearned --measures new_head
+attack-64: deepen audit-oracle
+	$(ATTACK) unlearned --measures relearning/k64
 
 # Two draws more of whatever the first three do not decide.
-further-%: relearn new-head
+further-%: attack attack-64
 	$(ATTACK) $* --known $(FORGOT)/audit.json --measures $(MEASURES)
 
 # The COCO protocol on eighty generated classes: seven requests of ten. The detector takes an hour.

@@ -58,7 +58,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
-    parser.add_argument('--measures', nargs='+', choices=MEASURES, default=list(MEASURES))
+    parser.add_argument(
+        '--measures',
+        nargs='+',
+        default=list(MEASURES),
+        help=f'{" ".join(MEASURES)}, or of relearning one number of images, relearning/k16',
+    )
     parser.add_argument(
         '--models',
         nargs='+',

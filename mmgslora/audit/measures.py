@@ -119,12 +119,24 @@ class Audit:
         """(unit, model) in the order in which they are to be measured.
 
         A unit is what is computed and stored at once: a measure, or one k of relearning.
+
+        Args:
+            measures: Some of :data:`MEASURES`, or of the units. Defaults to all.
+
+        Raises:
+            ForgettingError: There is no such measure.
         """
-        for measure in MEASURES:
-            units = [measure]
-            if measure == 'relearning':
-                units = [f'{measure}/k{k}' for k in self.settings.relearning_images]
-            for unit in units if measure in measures else ():
+        units_of = {measure: [measure] for measure in MEASURES}
+        units_of['relearning'] = [f'relearning/k{k}' for k in self.settings.relearning_images]
+        allowed = {*MEASURES, *units_of['relearning']}
+        if unknown := [name for name in measures if name not in allowed]:
+            raise ForgettingError(
+                f'There is no measure {unknown[0]!r}; allowed are {", ".join(sorted(allowed))}.'
+            )
+        for measure, units in units_of.items():
+            for unit in units:
+                if measure not in measures and unit not in measures:
+                    continue
                 oracles = [model for model in self.models if is_oracle(model)]
                 for model in (UNLEARNED, *oracles, ORIGINAL, HEAD_ONLY, UNSEEN):
                     if model in self.models and (model != UNSEEN or measure in _OF_UNSEEN):

@@ -119,6 +119,12 @@ def test_units_come_in_order_and_only_those_asked_for():
         ('output', 'original'),
         *((f'relearning/k{k}', model) for k in (16, 64) for model in ('unlearned', 'original')),
     ]
+    assert list(audit.units(['relearning/k64'])) == [
+        ('relearning/k64', 'unlearned'),
+        ('relearning/k64', 'original'),
+    ]
+    with pytest.raises(ForgettingError, match="no measure 'relearning/k8'; allowed are .*/k16, "):
+        list(audit.units(['relearning/k8']))
 
 
 def test_images_of_the_forgotten_classes_are_needed():
