@@ -135,6 +135,15 @@ class AuditRows:
         unlearned, other = self.value(measure, UNLEARNED), self.reference(measure)
         return unlearned.mean - other.mean if unlearned and other else None
 
+    def finds_out(self, measure: str, limit: float) -> bool:
+        """Whether what is compared with would find the original out, which knows the classes.
+
+        Classes that were never seen may be easier than those the original knows. It takes the
+        original's value to tell; an oracle is of the very classes.
+        """
+        original, other = self.value(measure, ORIGINAL), self.reference(measure)
+        return self.has_oracle or bool(original and other and original.mean - other.mean > limit)
+
     def is_close(self, measure: str) -> bool:
         """Whether the draws of one of the two lie further apart than the gap is wide."""
         pair = [self.value(measure, UNLEARNED), self.reference(measure)]

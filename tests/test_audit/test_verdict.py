@@ -169,3 +169,27 @@ def test_a_run_is_as_good_as_its_worst_request():
 
 def test_a_small_gap_does_not_read_as_none():
     assert 'above the oracle: 0.048 (allowed: 0)' in judged(0, oracle=0, new_head=(1.048, 1)).reason
+
+
+@pytest.mark.parametrize(
+    ('original', 'probe', 'verdict'),
+    [
+        ((95, 60), 82, FORGOTTEN),  # both references would find the original out
+        ((95, 20), 82, OUTPUT_ONLY),  # relearned no faster than what it never saw
+        ((82, 60), 82, OUTPUT_ONLY),  # two points above it are allowed
+        ((None, 60), 82, OUTPUT_ONLY),  # who knows
+        ((82, 20), 82.1, HIDDEN),  # above even what is easier
+    ],
+)
+def test_classes_never_seen_must_find_the_original_out(original, probe, verdict):
+    values = dict(zip(('probe/last', 'relearning/k16/step20'), original))
+    rows = [dict(measure=m, model='original', seed=None, value=v) for m, v in values.items() if v]
+    unlearned, unseen = {'probe/last': probe, 'relearning/k16/step20': 20}, (80, 20)
+    for measure, other in zip(unlearned, unseen):
+        for model, value in (('unlearned', unlearned[measure]), ('unseen', other)):
+            rows.append(dict(measure=measure, model=model, seed=None, value=value))
+    audit = AuditRows(dict(task=1, rows=rows))
+    record = record_of(0.0)
+    found = judge_request(record, record['tasks'][0], limits_of(None), audit)
+    assert found.verdict == verdict
+    assert ('the original itself would pass' in found.reason) == (verdict == OUTPUT_ONLY)
