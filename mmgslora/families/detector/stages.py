@@ -71,7 +71,7 @@ class Stages:
                 other: x for other, x in known.items() if _agree(x.weights, weights)
             }
             known[modes] = _Known(weights, fixed)
-            all_known = (x for modes in self._known.values() for x in modes.values())
+            all_known = (x for by_mode in self._known.values() for x in by_mode.values())
             self.written_to({key for x in all_known for key in x.fixed.values()})
         return known[modes].fixed
 
