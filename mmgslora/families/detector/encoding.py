@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache, content_of
-from mmgslora.families.detector.stages import Stages
+from mmgslora.families.detector.stages import Stages, attention_of
 from mmgslora.tuning import Tuner
 
 
@@ -40,12 +40,13 @@ class ImageBatch:
 class Encoding:
     """Runs a detector, and keeps what its parts give while they do not learn (ours).
 
-    The stages are: backbone and neck, the encoder, each decoder layer, the head. What lies before
-    the first stage that learns stays what it was, exactly, and so does all of a teacher: it is
-    computed once per image, and once for all models with the same weights up to there. Images are
-    run one by one for this, so that a value does not depend on the batch in which it was first
-    asked for. What belongs to weights that were written to since is dropped, and maps of the trunk
-    once the encoder is fixed.
+    The stages are: backbone and neck, the encoder, of each decoder layer the attention and the
+    rest, the head. What lies before the first stage that learns stays what it was, exactly, and so
+    does all of a teacher: it is computed once per image, and once for all models with the same
+    weights up to there. Images are run one by one for this, so that a value does not depend on the
+    batch in which it was first asked for. What belongs to weights that were written to since is
+    dropped; so are maps of the trunk once the encoder is fixed, and what the encoder gives once
+    every layer's attention is.
 
     Args:
         tune: What of the detector may change.
@@ -54,6 +55,8 @@ class Encoding:
 
     def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
         self.tune, self.cache, self.stages = tune, cache, Stages(tune, cache.keep_only)
+        # By the shape of an image: those of the trunk's maps and of what the encoder makes of them.
+        self._shapes: dict[torch.Size, list[torch.Size]] = {}
 
     def outputs(
         self, detector: nn.Module, images: ImageBatch, queries: dict
@@ -73,7 +76,7 @@ class Encoding:
         if chosen and queries.get('encoder') != stages.get('encoder', ()):
             stages = {name: key for name, key in stages.items() if name in ('trunk', 'encoder')}
         if 'head' in stages:
-            known = [self._known(detector, image, stages) for image in images.each()]
+            known = [self._known(detector, image, stages, ['head']) for image in images.each()]
             return [tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))]
         given: dict[nn.Module, Tensor] = {}
         if 'encoder' in stages:
@@ -99,57 +102,87 @@ class Encoding:
         return found
 
     def _known(
-        self, detector: nn.Module, image: ImageBatch, stages: dict[str, tuple]
+        self,
+        detector: nn.Module,
+        image: ImageBatch,
+        stages: dict[str, tuple],
+        wanted: Collection[str],
     ) -> dict[str, tuple[Tensor, ...]]:
-        """What each fixed stage after the trunk gives for one image; maps in their shape alone."""
+        """What some of the fixed stages after the trunk give for one image."""
         keys = {name: (key, image.contents[0]) for name, key in stages.items() if name != 'trunk'}
-        known = {name: self.cache.find(key) for name, key in keys.items()}
+        known = {name: self.cache.find(keys[name]) for name in wanted}
         if None in known.values():
             # What another model, of the same weights up to here, has given already.
-            parts = _parts(detector)
-            given = {parts[name]: known[name][0] for name in parts if known.get(name)}
-            features = known['encoder'] and known['encoder'][1:]
-            if features is None:
+            found = {name: self.cache.find(key) for name, key in keys.items()}
+            given = _gives(detector, {name: x[0] for name, x in found.items() if x})
+            if found['encoder']:
+                features, _ = self._stand_ins(image)
+            else:
                 features = self._trunk(detector, image, stages)
             with (
                 torch.no_grad(),
                 _shared_queries(detector, {}),
                 _giving(given),
-                _recorded(parts, until=list(keys)[-1]) as seen,
+                _recorded(detector, until=list(keys)[-1]) as seen,
             ):
                 last = _layers(detector, detector.forward_transformer(features, image.samples))[-1]
                 # Copies: the last layer's slice would keep all layers in memory.
                 seen['head'] = tuple(x.clone() for x in last)
-            # What stands for a map takes one number, whatever its shape.
-            maps = tuple(x.new_zeros(()).expand(x.shape) for x in features)
-            seen['encoder'] += maps
-            known = {name: self.cache.keep(key, seen[name]) for name, key in keys.items()}
+            shapes = [x.shape[1:] for x in (*features, *seen['encoder'])]
+            self._shapes[image.inputs.shape[1:]] = shapes
+            known = {name: self.cache.keep(keys[name], x) for name, x in seen.items()}
         return known
 
     def _given(
         self, detector: nn.Module, images: ImageBatch, stages: dict[str, tuple]
     ) -> tuple[dict[nn.Module, Tensor], tuple[Tensor, ...]]:
         """What fixed parts give for a batch, and maps that have the shapes of the neck's alone."""
-        known = [self._known(detector, image, stages) for image in images.each()]
-        for content in images.contents:  # the largest of all, and asked for no more
-            self.cache.drop((stages['trunk'], content))
-        given = {
-            part: torch.cat([stage[name][0] for stage in known])
-            for name, part in _parts(detector).items()
-            if name in stages
-        }
-        _, *maps = zip(*(stage['encoder'] for stage in known))
-        return given, tuple(level[0].expand(len(known), *level[0].shape[1:]) for level in maps)
+        *_, last = stages
+        wanted = [n for n in stages if n == last or not n.endswith('.attention')]
+        wanted.remove('trunk')
+        spent = ['trunk']  # the largest of all, and asked for no more
+        final = len(detector.decoder.layers) - 1
+        if last == f'decoder.{final}.attention' and not getattr(detector, 'as_two_stage', False):
+            wanted.remove('encoder')  # nothing is left that would read it
+            spent.append('encoder')
+        known = [self._known(detector, image, stages, wanted) for image in images.each()]
+        for content in images.contents:
+            for name in spent:
+                self.cache.drop((stages[name], content))
+        maps, memory = self._stand_ins(images)
+        joined = {name: torch.cat([stage[name][0] for stage in known]) for name in wanted}
+        return _gives(detector, {'encoder': memory, **joined}), maps
+
+    def _stand_ins(self, images: ImageBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Maps, and what the encoder gives, in their shapes alone: one number, expanded."""
+        zero = images.inputs.new_zeros(())
+        shapes = self._shapes[images.inputs.shape[1:]]
+        *maps, memory = (zero.expand(len(images.inputs), *shape) for shape in shapes)
+        return tuple(maps), memory
 
 
 def _layers(detector: nn.Module, inputs: dict) -> list[tuple[Tensor, Tensor, Tensor]]:
     return list(zip(inputs['hidden_states'], *detector.bbox_head(**inputs)))
 
 
-def _parts(detector: nn.Module) -> dict[str, nn.Module]:
-    """Encoder and decoder layers by the names of their stages."""
-    layers = {f'decoder.{i}': layer for i, layer in enumerate(detector.decoder.layers)}
-    return {'encoder': detector.encoder, **layers}
+def _parts(detector: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
+    """The modules that stand for a stage: the last gives its output, all do when it is known."""
+    parts = {'encoder': (detector.encoder,)}
+    for i, layer in enumerate(detector.decoder.layers):
+        if attention := attention_of(layer):
+            parts[f'decoder.{i}.attention'] = attention
+        parts[f'decoder.{i}'] = (layer,)
+    return parts
+
+
+def _gives(detector: nn.Module, known: Mapping[str, Tensor]) -> dict[nn.Module, Tensor]:
+    """What every module gives, where the outputs of these stages are known."""
+    return {
+        module: known[name]
+        for name, modules in _parts(detector).items()
+        if name in known
+        for module in modules
+    }
 
 
 class _Enough(Exception):
@@ -157,10 +190,8 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _recorded(
-    parts: Mapping[str, nn.Module], until: str
-) -> Iterator[dict[str, tuple[Tensor, ...]]]:
-    """Within, collect what these parts give; what comes after one of them is not run."""
+def _recorded(detector: nn.Module, until: str) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Within, collect what the stages give; what comes after one of them is not run."""
     seen: dict[str, tuple[Tensor, ...]] = {}
 
     def record(name: str, output: Tensor) -> None:
@@ -169,8 +200,8 @@ def _recorded(
             raise _Enough
 
     handles = [
-        part.register_forward_hook(lambda m, a, output, name=name: record(name, output))
-        for name, part in parts.items()
+        modules[-1].register_forward_hook(lambda m, a, output, name=name: record(name, output))
+        for name, modules in _parts(detector).items()
     ]
     try:
         yield seen

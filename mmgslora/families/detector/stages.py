@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+from mmdet.models.layers import DetrTransformerDecoderLayer
 from torch import nn
 
 from mmgslora.families.weights import weights_version
@@ -28,7 +29,9 @@ class _Known(NamedTuple):
 
 
 class Stages:
-    """The stages of a DETR-like detector: trunk, encoder, each decoder layer, head (ours).
+    """The stages of a DETR-like detector: trunk, encoder, decoder layers, head (ours).
+
+    A decoder layer's attention is a stage of its own where :func:`attention_of` can tell it apart.
 
     Args:
         tune: What of the detector may change.
@@ -49,8 +52,8 @@ class Stages:
             detector: The detector, or a teacher of it.
 
         Returns:
-            Of 'trunk', 'encoder', 'decoder.0', ... and 'head' those that do not learn, in this
-            order. An entry is another one as soon as a weight was written to.
+            Of 'trunk', 'encoder', 'decoder.0.attention', 'decoder.0', ... and 'head' those that do
+            not learn, in this order. An entry is another one as soon as a weight was written to.
         """
         parts = self._parts.setdefault(detector, {}) or self._read(detector)
         # At every step: what was worked out is looked up by the modes and versions it depends on.
@@ -123,6 +126,16 @@ class Stages:
         return not any(m.training for m in modules) and not self.tune.learns(part, recurse)
 
 
+def attention_of(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """What of a decoder layer comes before its feed-forward network, the last of it last.
+
+    Empty where the layer has a forward pass of its own, of which that is not known.
+    """
+    if type(layer).forward is not DetrTransformerDecoderLayer.forward:
+        return ()
+    return layer.self_attn, layer.norms[0], layer.cross_attn, layer.norms[1]
+
+
 def _alive(parts: list) -> Iterator[tuple[nn.Module, list[str]]]:
     return ((find(), names) for find, names in parts)
 
@@ -147,7 +160,10 @@ def _staged(detector: nn.Module) -> tuple[dict[str, list[nn.Module]], list[nn.Mo
     """The modules of each stage in order, and those of none."""
     staged = {'trunk': [getattr(detector, name) for name in _TRUNK if hasattr(detector, name)]}
     staged['encoder'] = [detector.encoder]
-    staged.update({f'decoder.{i}': [layer] for i, layer in enumerate(detector.decoder.layers)})
+    for i, layer in enumerate(detector.decoder.layers):
+        if attention := attention_of(layer):
+            staged[f'decoder.{i}.attention'] = list(attention)
+        staged[f'decoder.{i}'] = [layer]
     if not getattr(detector, 'as_two_stage', False):  # it would choose what is decoded, too
         staged['decoder.0'].append(detector.bbox_head)
     inside = {p for parts in staged.values() for part in parts for p in part.modules()}

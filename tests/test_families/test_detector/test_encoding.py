@@ -43,8 +43,12 @@ def counted(model):
 
 
 def hold_encoder(model):
+    hold(model, 'encoder')
+
+
+def hold(model, *parts):
     for group in model.tune.groups('block'):
-        if group.name.startswith('encoder'):
+        if group.name.startswith(parts):
             group.hold()
 
 
@@ -79,7 +83,8 @@ def test_what_follows_the_last_fixed_layer_is_not_run_for_it(build):
     assert torch.equal(found['forget'].now.logits, again['forget'].now.logits)
 
 
-def test_the_same_without_room_to_keep_anything(build):
+@pytest.mark.parametrize('held', [['encoder'], ['encoder', 'decoder.layers.0']])
+def test_the_same_without_room_to_keep_anything(build, held):
     """Losses and gradients are bit for bit the same, whatever was seen before in which batch."""
     found = []
     for gb in (0.0, 2.0):
@@ -87,9 +92,9 @@ def test_the_same_without_room_to_keep_anything(build):
         disturb(model)
         with torch.no_grad():
             for name, layer in lora_layers(model).items():
-                if '.encoder.' in name:
+                if any(f'.{part}.' in name for part in held):
                     layer.lora_B.zero_()
-        hold_encoder(model)
+        hold(model, *held)
         data = batch(model)
         if gb:  # another batch of the same images comes first
             order = [2, 1, 0, 3]
@@ -104,14 +109,36 @@ def test_the_same_without_room_to_keep_anything(build):
         assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
 
 
-def test_held_at_zero_is_the_block_itself(build):
-    """Leaving out adapters that are zero changes the losses by rounding alone."""
+@pytest.mark.parametrize('held', [['encoder'], ['encoder', 'decoder.layers.0']])
+def test_held_at_zero_is_the_block_itself(build, held):
+    """Leaving out adapters that are zero changes losses and gradients by rounding alone."""
     model = build()
-    free = model(**batch(model), mode='loss')
-    hold_encoder(model)
-    held = model(**batch(model), mode='loss')
-    for name in free:
-        assert held[name].item() == pytest.approx(free[name].item(), rel=1e-4, abs=1e-5)
+    last = lora_layers(model.detector.decoder.layers[-1]).values()
+    for layer in last:
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    found = []
+    for parts in ([], held):
+        hold(model, *parts)
+        losses = model(**batch(model), mode='loss')
+        sum(losses.values()).backward()
+        found.append([*losses.values(), *(layer.lora_B.grad.clone() for layer in last)])
+        model.zero_grad()
+    for free, now in zip(*found):
+        assert torch.allclose(now, free, rtol=1e-3, atol=1e-5)
+
+
+def test_the_last_feed_forward_network_alone(build):
+    """What it reads is known: no attention is run any more, of no layer."""
+    model = build()
+    model(**batch(model), mode='loss')
+    hold(model, 'encoder', 'decoder.layers.0')
+    for layer in model.detector.decoder.layers:
+        layer.cross_attn.value_proj.register_forward_hook(lambda *_: pytest.fail('known already'))
+    for _ in range(2):
+        losses = model(**batch(model), mode='loss')
+    sum(losses.values()).backward()
+    grads = [p.grad is not None for n, p in model.named_parameters() if 'lora' in n]
+    assert any(grads) and not all(grads)
 
 
 def test_nothing_stale_after_a_merge(build):
@@ -152,15 +179,19 @@ def test_what_nobody_can_ask_for_is_not_kept(build):
     cache = model._encoding.cache
     stages = {key[0][0] for key in cache._kept}
     layers = len(model.detector.decoder.layers)
-    later = {'encoder', 'head', *(f'decoder.{i}' for i in range(layers))}
-    assert stages == {'trunk', *later} and len(cache) == 4 * len(stages)
+    later = {f'decoder.{i}{part}' for i in range(layers) for part in ('', '.attention')} | {'head'}
+    assert stages == {'trunk', 'encoder', *later} and len(cache) == 4 * len(stages)
     hold_encoder(model)
+    model(**batch(model), mode='loss')
+    assert {key[0][0] for key in cache._kept} == {'encoder', *later}
+    hold(model, 'decoder.layers.0')  # the last feed-forward network is left
     model(**batch(model), mode='loss')
     assert {key[0][0] for key in cache._kept} == later
     disturb(model)
     merge_adapters(model)
     model(**batch(model), mode='loss')  # of the model before the merge there is nothing
-    assert len(cache) == 4 * len({key[0] for key in cache._kept}) and len(cache) <= 4 * (layers + 3)
+    assert len(cache) == 4 * len({key[0] for key in cache._kept})
+    assert len(cache) <= 4 * (2 * layers + 3)
     assert cache.bytes == sum(x.untyped_storage().nbytes() for v in cache._kept.values() for x in v)
 
 
