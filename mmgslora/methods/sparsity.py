@@ -17,7 +17,7 @@ from mmgslora.settings import NonNegative, NonNegativeCount, PositiveShare, buil
 
 _SCREEN_AFTER = 0.05
 """Share of a task before which nothing is looked at: at its start all groups are zero."""
-_SCREEN_EVERY = 5
+_SCREEN_EVERY = 10
 """Steps between two looks for groups at zero: every look waits for the weights."""
 
 
