@@ -30,11 +30,18 @@ def value_text(value: float | None) -> str:
 
 
 def short(value: Any) -> str:
-    """A setting in one line."""
+    """A setting in one line, what lies within another in brackets."""
     if isinstance(value, Mapping):
         kind = value.get('type')
-        rest = ', '.join(f'{k}={short(v)}' for k, v in value.items() if k != 'type')
+        rest = ', '.join(f'{k}={_within(v)}' for k, v in value.items() if k != 'type')
         return f'{kind}({rest})' if kind else rest
     if isinstance(value, (list, tuple)):
-        return ', '.join(map(short, value))
-    return str(value)
+        return ', '.join(map(_within, value))
+    return f'{value:.6g}' if isinstance(value, float) else str(value)
+
+
+def _within(value: Any) -> str:
+    text = short(value)
+    if isinstance(value, (list, tuple)):
+        return f'[{text}]'
+    return f'({text})' if isinstance(value, Mapping) and 'type' not in value else text

@@ -194,7 +194,7 @@ def test_runs_of_different_methods_do_not_look_alike():
     assert 'forget.py, GSLoRA, seed 3' in printed(record) and 'GSLoRA' not in plain
     lines = summary_lines(record)
     assert lines[1:3] == [
-        'Method: GSLoRA(beta=0.2, sparsity=mode=proximal).',
+        'Method: GSLoRA(beta=0.2, sparsity=(mode=proximal)).',
         'Trained: LoRA(rank=8).',
     ]
     assert any(
