@@ -7,7 +7,6 @@ _base_ = './gslora_shapes_forget.py'
 train_dataloader = dict(
     dataset=dict(
         few_shot=4,
-        redraw=True,  # so few images have to be varied
         dataset=dict(
             pipeline=[
                 dict(type='LoadImageFromFile'),

@@ -18,12 +18,7 @@ model = dict(
 load_from = 'work_dirs/deformable-detr_shapes/epoch_12.pth'
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='PairedSampler'),
-    dataset=dict(
-        _delete_=True,
-        type='ForgettingViews',
-        dataset=_base_.train_dataloader.dataset,
-        redraw=False,  # an image goes through what does not learn once
-    ),
+    dataset=dict(_delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = val_evaluator
