@@ -31,6 +31,7 @@ train_dataloader = dict(
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
         data_ratio=_base_.forgetting.data_ratio,
+        min_images=30,  # of rare classes too
     ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')

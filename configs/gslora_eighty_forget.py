@@ -22,6 +22,7 @@ train_dataloader = dict(
         _delete_=True,
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
+        min_images=30,  # of rare classes too
         redraw=False,  # an image goes through what does not learn once
     ),
 )
