@@ -62,7 +62,7 @@ class Subject:
 _R50 = {
     'train_cfg.protocol.tasks': [['circle 1', 'square 1']],
     'train_cfg.epochs_per_task': 3,
-    'train_cfg.steps_per_task': None,
+    'train_cfg.steps_per_task': 72,  # every third with a step of each of three others
     'train_dataloader.batch_size': 4,
     'train_dataloader.dataset.data_ratio': 1.0,
     'train_dataloader.num_workers': 0,
