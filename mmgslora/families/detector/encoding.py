@@ -11,7 +11,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache, content_of
-from mmgslora.families.detector.stages import Stages, attention_of
+from mmgslora.families.detector.stages import Stages, decoder_stages
 from mmgslora.tuning import Tuner
 
 
@@ -167,12 +167,7 @@ def _layers(detector: nn.Module, inputs: dict) -> list[tuple[Tensor, Tensor, Ten
 
 def _parts(detector: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
     """The modules that stand for a stage: the last gives its output, all do when it is known."""
-    parts = {'encoder': (detector.encoder,)}
-    for i, layer in enumerate(detector.decoder.layers):
-        if attention := attention_of(layer):
-            parts[f'decoder.{i}.attention'] = attention
-        parts[f'decoder.{i}'] = (layer,)
-    return parts
+    return {'encoder': (detector.encoder,), **decoder_stages(detector)}
 
 
 def _gives(detector: nn.Module, known: Mapping[str, Tensor]) -> dict[nn.Module, Tensor]:

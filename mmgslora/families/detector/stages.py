@@ -31,7 +31,7 @@ class _Known(NamedTuple):
 class Stages:
     """The stages of a DETR-like detector: trunk, encoder, decoder layers, head (ours).
 
-    A decoder layer's attention is a stage of its own where :func:`attention_of` can tell it apart.
+    A decoder layer's attention is a stage of its own where it can be told apart.
 
     Args:
         tune: What of the detector may change.
@@ -126,14 +126,19 @@ class Stages:
         return not any(m.training for m in modules) and not self.tune.learns(part, recurse)
 
 
-def attention_of(layer: nn.Module) -> tuple[nn.Module, ...]:
-    """What of a decoder layer comes before its feed-forward network, the last of it last.
+def decoder_stages(detector: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
+    """The modules of every decoder layer's stages, that which gives a stage's output last.
 
-    Empty where the layer has a forward pass of its own, of which that is not known.
+    The attention is what comes before the feed-forward network; a layer with a forward pass of its
+    own, of which that is not known, is one stage.
     """
-    if type(layer).forward is not DetrTransformerDecoderLayer.forward:
-        return ()
-    return layer.self_attn, layer.norms[0], layer.cross_attn, layer.norms[1]
+    stages: dict[str, tuple[nn.Module, ...]] = {}
+    for i, layer in enumerate(detector.decoder.layers):
+        if type(layer).forward is DetrTransformerDecoderLayer.forward:
+            attention = layer.self_attn, layer.norms[0], layer.cross_attn, layer.norms[1]
+            stages[f'decoder.{i}.attention'] = attention
+        stages[f'decoder.{i}'] = (layer,)
+    return stages
 
 
 def _alive(parts: list) -> Iterator[tuple[nn.Module, list[str]]]:
@@ -160,10 +165,7 @@ def _staged(detector: nn.Module) -> tuple[dict[str, list[nn.Module]], list[nn.Mo
     """The modules of each stage in order, and those of none."""
     staged = {'trunk': [getattr(detector, name) for name in _TRUNK if hasattr(detector, name)]}
     staged['encoder'] = [detector.encoder]
-    for i, layer in enumerate(detector.decoder.layers):
-        if attention := attention_of(layer):
-            staged[f'decoder.{i}.attention'] = list(attention)
-        staged[f'decoder.{i}'] = [layer]
+    staged.update({name: list(modules) for name, modules in decoder_stages(detector).items()})
     if not getattr(detector, 'as_two_stage', False):  # it would choose what is decoded, too
         staged['decoder.0'].append(detector.bbox_head)
     inside = {p for parts in staged.values() for part in parts for p in part.modules()}
