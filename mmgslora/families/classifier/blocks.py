@@ -11,23 +11,28 @@ from torch import Tensor, nn
 from mmgslora.lora import find_blocks
 
 
+def block_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks as ``block.0``, ``block.1`` and so on."""
+    return {f'block.{i}': model.get_submodule(name) for i, name in enumerate(find_blocks(model))}
+
+
 @contextmanager
 def after_blocks(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Within, collect a row (D,) per image after each transformer block; none without blocks.
 
     It is the class token, the first one, if the model has such a token, and otherwise the mean over
-    all positions. Keys are ``block.0``, ``block.1`` and so on.
+    all positions. Keys are those of :func:`block_modules`.
     """
     seen: dict[str, Tensor] = {}
     names = [name.rpartition('.')[2] for name, _ in model.named_parameters()]
     has_token = not {'class_token', 'cls_token'}.isdisjoint(names)
     handles = []
-    for number, name in enumerate(find_blocks(model)):
+    for name, block in block_modules(model).items():
 
-        def keep(block: nn.Module, _, output: Any, key: str = f'block.{number}') -> None:
-            seen[key] = _rows(output, block, has_token)
+        def keep(block: nn.Module, _, output: Any, name: str = name) -> None:
+            seen[name] = _rows(output, block, has_token)
 
-        handles.append(model.get_submodule(name).register_forward_hook(keep))
+        handles.append(block.register_forward_hook(keep))
     try:
         yield seen
     finally:

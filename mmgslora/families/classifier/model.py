@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel, taken
-from mmgslora.families.classifier.blocks import after_blocks
-from mmgslora.families.view import SIDES, Matching, Outputs, View
+from mmgslora.families.cache import FeatureCache
+from mmgslora.families.classifier.encoding import Encoding
+from mmgslora.families.view import SIDES, Matching, View
 from mmgslora.lora.adapter import Adapter
 from mmgslora.models import Classifier
+from mmgslora.settings import NonNegative
 
 
 @MODELS.register_module()
@@ -36,6 +38,11 @@ class ForgettingClassifier(ForgettingModel):
             what the method says; for most LoRA of rank 8 or 16 in the feed-forward
             network of every transformer block.
         init_cfg: As in MMEngine. Defaults to None.
+        cache_gb: Memory for what blocks that do not learn, and teachers, give for an image, in
+            10^9 bytes, see :class:`~mmgslora.families.classifier.encoding.Encoding`. It pays where
+            the same pixels come again: without random crops and the like, or drawn once for a task
+            (``redraw=False`` of :class:`~mmgslora.datasets.ForgettingViews`). Defaults to 0: all is
+            computed in every step.
 
     Raises:
         ForgettingError: The model is none of these, an adapter is on the layer that gives the
@@ -50,6 +57,7 @@ class ForgettingClassifier(ForgettingModel):
         method: dict,
         tune: dict | None = None,
         init_cfg: dict | None = None,
+        cache_gb: NonNegative = 0.0,
     ) -> None:
         built = MODELS.build(copy.deepcopy(classifier))
         if not isinstance(built, Classifier):
@@ -59,6 +67,7 @@ class ForgettingClassifier(ForgettingModel):
             )
         super().__init__(built, method, tune, init_cfg)
         self.plain_config = copy.deepcopy(classifier)
+        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9))
         layer = built.class_layer
         if isinstance(layer, Adapter):
             name = next(name for name, module in built.named_modules() if module is layer)
@@ -91,14 +100,11 @@ class ForgettingClassifier(ForgettingModel):
         """See :class:`ForgettingModel`."""
         inputs, samples = taken(inputs, data_samples, sides)
         labels = torch.stack([sample.gt_label.reshape(()) for sample in samples])
-        with after_blocks(self.classifier) as blocks:
-            now = Outputs(*self.classifier(inputs))
-        # Some blocks fold positions into the batch.
-        now.states = tuple(x for x in blocks.values() if len(x) == len(inputs))
+        now = self._encoding.outputs(self.classifier, inputs)
         before = {}
         for name in teachers:
             with torch.no_grad(), self.tune.teacher(name) as teacher:
-                before[name] = Outputs(*teacher(inputs))
+                before[name] = self._encoding.outputs(teacher, inputs)
         views = {}
         for side in sides:
             rows = self._rows_of(side, samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -11,7 +11,9 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache, content_of
-from mmgslora.families.detector.stages import Stages, decoder_stages
+from mmgslora.families.detector.stages import decoder_stages, detector_stages
+from mmgslora.families.passes import Call, gives, recorded, standing_in
+from mmgslora.families.stages import Stages
 from mmgslora.tuning import Tuner
 
 
@@ -54,7 +56,8 @@ class Encoding:
     """
 
     def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
-        self.tune, self.cache, self.stages = tune, cache, Stages(tune, cache.keep_only)
+        self.tune, self.cache = tune, cache
+        self.stages = Stages(tune, detector_stages, cache.keep_only)
         # By the shape of an image: those of the trunk's maps and of what the encoder makes of them.
         self._shapes: dict[torch.Size, list[torch.Size]] = {}
 
@@ -78,7 +81,7 @@ class Encoding:
         if 'head' in stages:
             known = [self._known(detector, image, stages, ['head']) for image in images.each()]
             return [tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))]
-        given: dict[nn.Module, Tensor] = {}
+        given: dict[nn.Module, Callable] = {}
         if 'encoder' in stages:
             given, features = self._given(detector, images, stages)
         elif 'trunk' in stages:
@@ -87,7 +90,7 @@ class Encoding:
         else:
             features = detector.extract_feat(images.inputs)
         queries.setdefault('encoder', stages.get('encoder'))
-        with _shared_queries(detector, queries), _giving(given):
+        with _shared_queries(detector, queries), standing_in(given):
             return _layers(detector, detector.forward_transformer(features, images.samples))
 
     def _trunk(
@@ -114,7 +117,7 @@ class Encoding:
         if None in known.values():
             # What another model, of the same weights up to here, has given already.
             found = {name: self.cache.find(key) for name, key in keys.items()}
-            given = _gives(detector, {name: x[0] for name, x in found.items() if x})
+            given = _forwards(detector, {name: x[0] for name, x in found.items() if x})
             if found['encoder']:
                 features, _ = self._stand_ins(image)
             else:
@@ -122,12 +125,13 @@ class Encoding:
             with (
                 torch.no_grad(),
                 _shared_queries(detector, {}),
-                _giving(given),
-                _recorded(detector, until=list(keys)[-1]) as seen,
+                standing_in(given),
+                recorded(_lasts(detector), until=list(keys)[-1]) as calls,
             ):
                 last = _layers(detector, detector.forward_transformer(features, image.samples))[-1]
                 # Copies: the last layer's slice would keep all layers in memory.
-                seen['head'] = tuple(x.clone() for x in last)
+                calls['head'] = Call((), tuple(x.clone() for x in last))
+            seen = {n: x if n == 'head' else (x,) for n, (_, x) in calls.items()}
             shapes = [x.shape[1:] for x in (*features, *seen['encoder'])]
             self._shapes[image.inputs.shape[1:]] = shapes
             known = {name: self.cache.keep(keys[name], x) for name, x in seen.items()}
@@ -135,7 +139,7 @@ class Encoding:
 
     def _given(
         self, detector: nn.Module, images: ImageBatch, stages: dict[str, tuple]
-    ) -> tuple[dict[nn.Module, Tensor], tuple[Tensor, ...]]:
+    ) -> tuple[dict[nn.Module, Callable], tuple[Tensor, ...]]:
         """What fixed parts give for a batch, and maps that have the shapes of the neck's alone."""
         *_, last = stages
         wanted = [n for n in stages if n == last or not n.endswith('.attention')]
@@ -151,7 +155,7 @@ class Encoding:
                 self.cache.drop((stages[name], content))
         maps, memory = self._stand_ins(images)
         joined = {name: torch.cat([stage[name][0] for stage in known]) for name in wanted}
-        return _gives(detector, {'encoder': memory, **joined}), maps
+        return _forwards(detector, {'encoder': memory, **joined}), maps
 
     def _stand_ins(self, images: ImageBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps, and what the encoder gives, in their shapes alone: one number, expanded."""
@@ -170,53 +174,19 @@ def _parts(detector: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
     return {'encoder': (detector.encoder,), **decoder_stages(detector)}
 
 
-def _gives(detector: nn.Module, known: Mapping[str, Tensor]) -> dict[nn.Module, Tensor]:
+def _lasts(detector: nn.Module) -> dict[str, nn.Module]:
+    """The modules that give what stages give."""
+    return {name: modules[-1] for name, modules in _parts(detector).items()}
+
+
+def _forwards(detector: nn.Module, known: Mapping[str, Tensor]) -> dict[nn.Module, Callable]:
     """What every module gives, where the outputs of these stages are known."""
     return {
-        module: known[name]
+        module: gives(known[name])
         for name, modules in _parts(detector).items()
         if name in known
         for module in modules
     }
-
-
-class _Enough(Exception):
-    """The last part that was asked for has given its output."""
-
-
-@contextmanager
-def _recorded(detector: nn.Module, until: str) -> Iterator[dict[str, tuple[Tensor, ...]]]:
-    """Within, collect what the stages give; what comes after one of them is not run."""
-    seen: dict[str, tuple[Tensor, ...]] = {}
-
-    def record(name: str, output: Tensor) -> None:
-        seen[name] = (output,)
-        if name == until:
-            raise _Enough
-
-    handles = [
-        modules[-1].register_forward_hook(lambda m, a, output, name=name: record(name, output))
-        for name, modules in _parts(detector).items()
-    ]
-    try:
-        yield seen
-    except _Enough:
-        return  # with what was seen so far, to after the with statement
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _giving(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """Within, each of these parts gives its output, whatever it is asked."""
-    for part, output in outputs.items():
-        part.forward = lambda *args, output=output, **kwargs: output
-    try:
-        yield
-    finally:
-        for part in outputs:
-            del part.forward
 
 
 @contextmanager

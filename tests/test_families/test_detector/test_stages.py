@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmgslora.families.detector.stages import Stages
+from mmgslora.families.detector.stages import detector_stages
+from mmgslora.families.stages import Stages
 from mmgslora.lora import inject_lora, lora_layers
 from mmgslora.tuning import build_tuner
 
@@ -40,7 +41,7 @@ UP_TO_THE_LAST = ['trunk', 'encoder', 'decoder.0']
 
 
 def test_everything_up_to_the_first_that_learns(detector):
-    stages = Stages(build_tuner(dict(type='LoRA')), lambda keys: None)
+    stages = Stages(build_tuner(dict(type='LoRA')), detector_stages, lambda keys: None)
     assert names(stages.fixed(detector)) == UP_TO_THE_LAST
     (layer,) = lora_layers(detector).values()
     layer.held = True
@@ -52,12 +53,14 @@ def test_everything_up_to_the_first_that_learns(detector):
     detector.bbox_head.train()  # which each decoder layer's boxes go through
     assert names(stages.fixed(detector)) == ['trunk', 'encoder']
     detector.as_two_stage = True
-    assert names(Stages(stages.tune, lambda keys: None).fixed(detector)) == ['trunk']
+    assert names(Stages(stages.tune, detector_stages, lambda keys: None).fixed(detector)) == [
+        'trunk'
+    ]
 
 
 @torch.no_grad()
 def test_another_version_after_every_write(detector):
-    stages = Stages(build_tuner(dict(type='LoRA')), lambda keys: None)
+    stages = Stages(build_tuner(dict(type='LoRA')), detector_stages, lambda keys: None)
     first = stages.fixed(detector)
     assert stages.fixed(detector) == first
     lora_layers(detector)['decoder.layers.1'].lora_B.fill_(1)  # learns, and is in no version
@@ -75,7 +78,7 @@ def test_another_version_after_every_write(detector):
 @torch.no_grad()
 def test_says_what_can_still_be_asked_for(detector):
     said = []
-    stages = Stages(build_tuner(dict(type='LoRA')), said.append)
+    stages = Stages(build_tuner(dict(type='LoRA')), detector_stages, said.append)
     first = set(stages.fixed(detector).values())
     (layer,) = lora_layers(detector).values()
     layer.held = True
@@ -102,7 +105,7 @@ def test_what_learns_may_be_written_to(detector):
     said = []
     tune = build_tuner(dict(type='Full', target=r'decoder\..*'))
     tune.attach(detector.requires_grad_(True), ())
-    stages = Stages(tune, said.append)
+    stages = Stages(tune, detector_stages, said.append)
     first = stages.fixed(detector)
     for _ in range(3):
         detector.decoder.layers[0].weight.add_(1)

@@ -1,0 +1,171 @@
+"""From images to the outputs of a classifier, with nothing computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from mmgslora.families.cache import FeatureCache, content_of
+from mmgslora.families.classifier.blocks import after_blocks, block_modules
+from mmgslora.families.passes import Call, gives, recorded, standing_in
+from mmgslora.families.stages import Part, Stages
+from mmgslora.families.view import Outputs
+from mmgslora.tuning import Tuner
+
+
+class Encoding:
+    """Runs a classifier, and keeps what its blocks give while they do not learn (ours).
+
+    The stages are the transformer blocks, with all that is outside of them in the first, and the
+    head. What comes up to the first block that learns is computed once per image, and so is all
+    that a teacher says. Images are run one by one for this, so that a value does not depend on the
+    batch in which it was first asked for. A block is continued from only where that gives, to the
+    bit, what the whole pass gives.
+
+    Args:
+        tune: What of the classifier may change.
+        cache: Where to keep what stages give; one of 0 bytes runs every batch as it is.
+    """
+
+    def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
+        self.cache = cache
+        self.stages = Stages(tune, classifier_stages, cache.keep_only)
+        self._continued: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+
+    def outputs(self, classifier: nn.Module, images: Sequence[Tensor] | Tensor) -> Outputs:
+        """Logits (n, C) and embeddings (n, D), with a row for each image after every block.
+
+        Args:
+            classifier: The classifier, or a teacher of it.
+            images: n images (3, H, W).
+        """
+        stages = self.stages.fixed(classifier) if self.cache.max_bytes else {}
+        *_, last = stages or [None]
+        if last is None or not self._continues(classifier, last, images[0][None]):
+            return _outputs(classifier, images)
+        known = [self._known(classifier, image[None], stages) for image in images]
+        joined = [torch.cat(parts) for parts in zip(*known)]
+        if last == 'head':
+            logits, embeddings, *rows = joined
+            return Outputs(logits, embeddings, states=tuple(rows))
+        return _outputs(classifier, images, last, joined)
+
+    def _known(
+        self, classifier: nn.Module, image: Tensor, stages: Mapping[str, tuple]
+    ) -> tuple[Tensor, ...]:
+        """What the last fixed stage gives for one image (1, 3, H, W), and a row after each block.
+
+        Of a block that is its output, of the head logits and embedding.
+        """
+        content = content_of(image), image.shape, image.dtype
+        keys = {name: (key, content) for name, key in stages.items()}
+        *earlier, last = stages
+        found = self.cache.find(keys[last])
+        if found is None:
+            known = ((name, self.cache.find(keys[name])) for name in reversed(earlier))
+            start, given = next(((name, x) for name, x in known if x), (None, ()))
+            if start and not self._continues(classifier, start, image):
+                start, given = None, ()
+            with torch.no_grad():
+                if last == 'head':
+                    now = _outputs(classifier, image, start, given)
+                    found = now.logits, now.embeddings.clone(), *now.states
+                else:
+                    found = _up_to(classifier, image, last, start, given)
+                    self.cache.drop(keys.get(start))  # asked for no more
+            self.cache.keep(keys[last], found)
+        return found
+
+    def _continues(self, classifier: nn.Module, stage: str, image: Tensor) -> bool:
+        """Whether a pass that begins with what a stage gives is the whole pass, bit for bit.
+
+        It is not where blocks are no chain, as with connections around several of them.
+        """
+        if stage == 'head':
+            return True
+        known = self._continued.setdefault(classifier, {})
+        if stage not in known:
+            blocks = block_modules(classifier)
+            with torch.no_grad(), recorded(blocks) as calls:
+                whole, _ = classifier(image)
+            names = list(blocks)[: list(blocks).index(stage) + 1]
+            known[stage] = all(map(_keeps_shape, (calls[name] for name in names)))
+            if known[stage]:
+                with torch.no_grad():
+                    given = _up_to(classifier, image, stage)
+                    again = _outputs(classifier, image, stage, given).logits
+                known[stage] = torch.equal(whole, again)
+        return known[stage]
+
+
+def classifier_stages(classifier: nn.Module) -> dict[str, list[Part]]:
+    """For :class:`~mmgslora.families.stages.Stages`: the transformer blocks, then the head.
+
+    What is outside of the blocks, before, between or after them, counts to the first stage.
+    """
+    blocks = block_modules(classifier)
+    staged = {name: [Part(block)] for name, block in blocks.items()} | {'head': []}
+    inside = {module for block in blocks.values() for module in block.modules()}
+    first = next(iter(staged.values()))
+    first += [Part(module, False) for module in classifier.modules() if module not in inside]
+    return staged
+
+
+def _outputs(
+    classifier: nn.Module,
+    images: Sequence[Tensor] | Tensor,
+    start: str | None = None,
+    given: Sequence[Tensor] = (),
+) -> Outputs:
+    """A pass; where it is given what a block gives, and the rows so far, from there on."""
+    with after_blocks(classifier) as seen, _from(classifier, start, given):
+        now = Outputs(*classifier(images))
+    # Some blocks fold positions into the batch.
+    rows = [row for row in seen.values() if len(row) == len(images)]
+    now.states = (*given[1:], *rows[len(given[1:]) :])
+    return now
+
+
+def _up_to(
+    classifier: nn.Module,
+    image: Tensor,
+    stage: str,
+    start: str | None = None,
+    given: Sequence[Tensor] = (),
+) -> tuple[Tensor, ...]:
+    """What a block gives, and the rows so far; nothing after it is run."""
+    with (
+        after_blocks(classifier) as seen,
+        _from(classifier, start, given),
+        recorded(block_modules(classifier), until=stage) as calls,
+    ):
+        classifier(image)
+    rows = [*given[1:], *list(seen.values())[len(given[1:]) :]]
+    return calls[stage].output, *(row.clone() for row in rows)  # a view would keep all positions
+
+
+@contextmanager
+def _from(classifier: nn.Module, start: str | None, given: Sequence[Tensor]) -> Iterator[None]:
+    """Within, a block gives what is given, and those before it what they are asked."""
+    forwards = {}
+    for name, block in block_modules(classifier).items() if start else ():
+        forwards[block] = gives(given[0]) if name == start else _same
+        if name == start:
+            break
+    with standing_in(forwards):
+        yield
+
+
+def _same(x: Tensor, *_, **__) -> Tensor:
+    return x
+
+
+def _keeps_shape(call: Call) -> bool:
+    """Whether a block turned a tensor of one image into another of its shape."""
+    before, after = next(iter(call.args), None), call.output
+    tensors = isinstance(before, Tensor) and isinstance(after, Tensor)
+    return tensors and len(after) == 1 and before.shape == after.shape
