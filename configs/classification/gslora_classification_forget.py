@@ -13,6 +13,7 @@ model = dict(
     type='ForgettingClassifier',
     classifier=_base_.model,
     method=dict(sparsity=dict(alpha=0.4, select=0.6), **_base_.guided),
+    cache_gb=1,  # nothing is drawn at random: an image is the same in every pass
 )
 load_from = 'work_dirs/vit_shapes/epoch_12.pth'
 train_dataloader = dict(
@@ -23,6 +24,7 @@ train_dataloader = dict(
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
         data_ratio=0.2,
+        redraw=False,
     ),
 )
 train_cfg = dict(

@@ -31,10 +31,19 @@ class FeatureCache:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def keep(self, key: Hashable, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Keep tensors without gradient under a key, and give them back."""
+    def keep(
+        self, key: Hashable, tensors: tuple[Tensor, ...], spare: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Keep tensors without gradient under a key, and give them back.
+
+        Args:
+            key: What to find them by.
+            tensors: The tensors.
+            spare: Whether they were not asked for yet and go first. Defaults to False.
+        """
         self.drop(key)
         self._kept[key] = tensors
+        self._kept.move_to_end(key, last=not spare)
         self.bytes += _bytes(tensors)
         while self.bytes > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)

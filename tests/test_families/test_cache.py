@@ -20,6 +20,19 @@ def test_least_recently_used_goes_first():
     assert cache.bytes == 16 + 40
 
 
+def test_what_is_spare_goes_before_all_else():
+    cache = FeatureCache(max_bytes=80)
+    cache.keep('old', numbers(5))
+    cache.keep('spare', numbers(5), spare=True)
+    cache.keep('new', numbers(5))
+    assert cache.find('spare') is None and cache.find('old') and cache.find('new')
+    cache.drop('new')
+    cache.keep('spare', numbers(5), spare=True)
+    cache.find('spare')  # now it was asked for
+    cache.keep('new', numbers(5))
+    assert cache.find('old') is None and cache.find('spare')
+
+
 def test_nothing_is_kept_without_room():
     cache = FeatureCache(0)
     assert cache.keep('a', numbers(1))[0].shape == (1,)

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from mmgslora.lora import find_blocks
 
+_BLOCKS: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
+
 
 def block_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The transformer blocks as ``block.0``, ``block.1`` and so on."""
-    return {f'block.{i}': model.get_submodule(name) for i, name in enumerate(find_blocks(model))}
+    """The transformer blocks as ``block.0``, ``block.1`` and so on, looked for once in a model."""
+    if model not in _BLOCKS:
+        names = enumerate(find_blocks(model))
+        _BLOCKS[model] = {f'block.{i}': model.get_submodule(name) for i, name in names}
+    return _BLOCKS[model]
 
 
 @contextmanager

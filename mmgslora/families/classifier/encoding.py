@@ -57,10 +57,7 @@ class Encoding:
     def _known(
         self, classifier: nn.Module, image: Tensor, stages: Mapping[str, tuple]
     ) -> tuple[Tensor, ...]:
-        """What the last fixed stage gives for one image (1, 3, H, W), and a row after each block.
-
-        Of a block that is its output, of the head logits and embedding.
-        """
+        """What the last fixed stage gives for one image (1, 3, H, W), see :func:`_stages`."""
         content = content_of(image), image.shape, image.dtype
         keys = {name: (key, content) for name, key in stages.items()}
         *earlier, last = stages
@@ -71,12 +68,10 @@ class Encoding:
             if start and not self._continues(classifier, start, image):
                 start, given = None, ()
             with torch.no_grad():
-                if last == 'head':
-                    now = _outputs(classifier, image, start, given)
-                    found = now.logits, now.embeddings.clone(), *now.states
-                else:
-                    found = _up_to(classifier, image, last, start, given)
-                    self.cache.drop(keys.get(start))  # asked for no more
+                gave = _stages(classifier, image, last, start, given)
+            found = gave.pop(last)
+            for name, tensors in gave.items():  # what the model that learns may ask for next
+                self.cache.keep(keys[name], tensors, spare=True)
             self.cache.keep(keys[last], found)
         return found
 
@@ -96,7 +91,7 @@ class Encoding:
             known[stage] = all(map(_keeps_shape, (calls[name] for name in names)))
             if known[stage]:
                 with torch.no_grad():
-                    given = _up_to(classifier, image, stage)
+                    given = _stages(classifier, image, stage)[stage]
                     again = _outputs(classifier, image, stage, given).logits
                 known[stage] = torch.equal(whole, again)
         return known[stage]
@@ -130,22 +125,35 @@ def _outputs(
     return now
 
 
-def _up_to(
+def _stages(
     classifier: nn.Module,
     image: Tensor,
-    stage: str,
+    until: str,
     start: str | None = None,
     given: Sequence[Tensor] = (),
-) -> tuple[Tensor, ...]:
-    """What a block gives, and the rows so far; nothing after it is run."""
+) -> dict[str, tuple[Tensor, ...]]:
+    """What the stages from one to another give for one image; nothing after that is run.
+
+    Of a block that is its output, of the head logits and embedding, and of both the rows so far.
+    """
+    blocks = block_modules(classifier)
     with (
         after_blocks(classifier) as seen,
         _from(classifier, start, given),
-        recorded(block_modules(classifier), until=stage) as calls,
+        recorded(blocks, until) as calls,
     ):
-        classifier(image)
-    rows = [*given[1:], *list(seen.values())[len(given[1:]) :]]
-    return calls[stage].output, *(row.clone() for row in rows)  # a view would keep all positions
+        logits, embeddings = classifier(image)
+        calls['head'] = Call((image,), (logits, embeddings.clone()))
+    new = list(seen.values())[len(given[1:]) :]
+    rows = [*given[1:], *(row.clone() for row in new)]  # a view would keep all positions
+    gave = {
+        name: (calls[name].output, *rows[:number])
+        for number, name in enumerate(blocks, 1)
+        if name in calls and number > len(given[1:]) and _keeps_shape(calls[name])
+    }
+    if 'head' in calls:
+        gave['head'] = (*calls['head'].output, *(row for row in rows if len(row) == 1))
+    return gave
 
 
 @contextmanager
