@@ -12,7 +12,7 @@ model = dict(
     _delete_=True,
     type='ForgettingDetector',
     detector=_base_.model,
-    method=dict(type='GuidedGSLoRA'),
+    method=dict(type='GuidedGSLoRA', distill_weight=14),  # ten classes at a time
 )
 load_from = 'work_dirs/deformable-detr_eighty/epoch_9.pth'
 train_dataloader = dict(

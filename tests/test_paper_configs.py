@@ -42,6 +42,7 @@ THEIRS = {
     'gslora_pp_coco_few_shot_paper.py': dict(
         COCO, **HEAD, beta=JOURNAL, few_shot=32, batch=8, gpus_batch=64
     ),
+    'gslora_eighty_forget_paper.py': dict(COCO, beta=CVPR, batch=32, gpus_batch=None),
     'gslora_shapes_forget_paper.py': dict(DEMO, beta=CVPR),
     'gslora_shapes_missing_paper.py': dict(DEMO, beta=CVPR, missing=2),
     'gslora_pp_shapes_forget_paper.py': dict(DEMO, **HEAD, beta=JOURNAL),
