@@ -43,22 +43,17 @@ def single_step(classes: int) -> list[str]:
     return [f'train_cfg.protocol.sizes=[{classes}]', f'train_cfg.steps_per_task={steps}']
 
 
-# Where every block stays at work the first two requests take as long as the seven of ours.
-TWO = ['train_cfg.protocol.sizes=[10,10]']
+# Where every block stays at work a request takes as long as three of ours: the first alone.
+FIRST = ['train_cfg.protocol.sizes=[10]']
 # Names -> method, classes of a request, config and options: seven requests of ten, or one of as
 # many as the number says. The authors' beta of a task is the last of those found for the demo.
 RUNS = {
     'ours': ('ours', 10, OURS, []),
     'head only': ('head only', 10, OTHERS, HEAD_ONLY),
-    'retain only': ('retain only', 10, OTHERS, TWO),
-    'GS-LoRA': ('GS-LoRA', 10, OTHERS, [*GS, *TWO]),
-    'GS-LoRA, their schedule': (
-        'GS-LoRA, 30 epochs',
-        10,
-        THEIRS,
-        ['train_cfg.protocol.sizes=[10]'],
-    ),
-    'GS-LoRA++': ('GS-LoRA++', 10, OTHERS, [*GS_PP, *TWO]),
+    'retain only': ('retain only', 10, OTHERS, FIRST),
+    'GS-LoRA': ('GS-LoRA', 10, OTHERS, [*GS, *FIRST]),
+    'GS-LoRA, their schedule': ('GS-LoRA, 30 epochs', 10, THEIRS, FIRST),
+    'GS-LoRA++': ('GS-LoRA++', 10, OTHERS, [*GS_PP, *FIRST]),
     **{f'80-{n}': ('ours, single step', n, OURS, single_step(n)) for n in (1, 10, 40, 70)},
 }
 SHOWN = ('AP_f', 'AP_o', 'AP_r', 'H')
