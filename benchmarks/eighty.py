@@ -38,9 +38,10 @@ OTHERS = 'configs/baselines/retain_only_eighty_forget.py'
 
 
 def single_step(classes: int) -> list[str]:
-    """Options of one request; as many steps as docs/your_data.md says."""
+    """Options of one request; steps and distillation as docs/your_data.md says."""
     steps = round(max(216, 43.2 * classes))
-    return [f'train_cfg.protocol.sizes=[{classes}]', f'train_cfg.steps_per_task={steps}']
+    options = [f'train_cfg.protocol.sizes=[{classes}]', f'train_cfg.steps_per_task={steps}']
+    return options if classes > 5 else [*options, 'model.method.distill_weight=10']
 
 
 # Where every block stays at work a request takes as long as three of ours: the first alone.
