@@ -12,7 +12,7 @@ data_root = 'data/coco_tiny/'
 annotations = 'annotations/instances_train2017.json'
 load = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(224, 168), keep_ratio=True),
+    dict(type='Resize', scale=(160, 120), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
 ]
 meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
