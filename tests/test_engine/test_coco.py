@@ -235,7 +235,7 @@ def test_configs_differ_in_method_and_learning_rate_rule(load):
     assert batches == (16, 4) and ours.train_dataloader == theirs.train_dataloader
     assert ours.train_cfg.protocol == theirs.train_cfg.protocol
     assert ours.train_cfg.steps_per_task and theirs.train_cfg.steps_per_task is None
-    assert ours.model.method == dict(type='GuidedGSLoRA')
+    assert ours.model.method == dict(type='GuidedGSLoRA', distill_weight=14)
     assert theirs.model.pop('method').type == 'GSLoRA'
     ours.model.pop('method')
     assert ours.model == theirs.model
