@@ -21,12 +21,12 @@ class _Enough(Exception):
 
 
 @contextmanager
-def recorded(parts: Mapping[str, nn.Module], until: str | None = None) -> Iterator[dict[str, Call]]:
+def recorded(parts: Mapping[str, nn.Module], until: str) -> Iterator[dict[str, Call]]:
     """Within, collect what the parts are asked and give; what comes after one of them is not run.
 
     Args:
         parts: Modules by the name that their last call gets.
-        until: The name after whose output the with statement ends. Defaults to None: none.
+        until: The name after whose output the with statement ends, if a part has it.
     """
     seen: dict[str, Call] = {}
 

@@ -84,16 +84,12 @@ class Encoding:
             return True
         known = self._continued.setdefault(classifier, {})
         if stage not in known:
-            blocks = block_modules(classifier)
-            with torch.no_grad(), recorded(blocks) as calls:
-                whole, _ = classifier(image)
-            names = list(blocks)[: list(blocks).index(stage) + 1]
-            known[stage] = all(map(_keeps_shape, (calls[name] for name in names)))
-            if known[stage]:
-                with torch.no_grad():
-                    given = _stages(classifier, image, stage)[stage]
-                    again = _outputs(classifier, image, stage, given).logits
-                known[stage] = torch.equal(whole, again)
+            names = list(block_modules(classifier))
+            with torch.no_grad():
+                gave = _stages(classifier, image, 'head')
+                known[stage] = gave.keys() >= set(names[: names.index(stage) + 1]) and torch.equal(
+                    _outputs(classifier, image, stage, gave[stage]).logits, gave['head'][0]
+                )
         return known[stage]
 
 
@@ -135,6 +131,7 @@ def _stages(
     """What the stages from one to another give for one image; nothing after that is run.
 
     Of a block that is its output, of the head logits and embedding, and of both the rows so far.
+    Blocks that do not turn a tensor into another of its shape are left out.
     """
     blocks = block_modules(classifier)
     with (
