@@ -19,14 +19,15 @@ class Stopped(BaseException):
 
 @contextmanager
 def plain_ending(
-    debug: bool = False,
+    debug: bool | None = None,
     stopped: Callable[[], str] = lambda: 'Stopped.',
     explain: Callable[[Exception], list[str]] | None = None,
 ) -> Iterator[None]:
     """Within, an error becomes its sentence and exit code 1, a stop one line and 130 or 143.
 
     Args:
-        debug: Whether an error shows its traceback instead. Defaults to False.
+        debug: Whether an error shows its traceback instead. Defaults to None: the command has no
+            such flag.
         stopped: The line for Ctrl-C and SIGTERM. Defaults to saying just that.
         explain: Makes the sentences on an error that is no :class:`ForgettingError`. Defaults to
             None: the error itself.
@@ -45,7 +46,8 @@ def plain_ending(
     except Exception as error:
         if debug:
             raise
-        _refuse(explain(error) if explain else [f'{reason(error)} (--debug shows where).'])
+        hint = '.' if debug is None else ' (--debug shows where).'
+        _refuse(explain(error) if explain else [f'{reason(error)}{hint}'])
     finally:
         signal.signal(signal.SIGTERM, before)
 

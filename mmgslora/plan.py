@@ -21,19 +21,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import LOOPS, MODELS, DefaultScope
 from mmengine.runner import Runner, TestLoop
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import mmgslora.register  # noqa: F401
+from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
 from mmgslora.methods.prototypes import Prototypes
-from mmgslora.report.format import DASH
+from mmgslora.preflight.config import Options, load_config
+from mmgslora.report.format import DASH, terminal
 
 try:
     import resource
@@ -332,24 +333,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         help='override settings of the config, as for tools/train.py',
     )
     args = parser.parse_args(arguments)
-    if not Path(args.config).is_file():
-        raise ForgettingError(f'Config {args.config!r} does not exist.')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = load_config(args.config, options=args.cfg_options)
     with contextlib.redirect_stdout(io.StringIO()):  # what data sets and Runner have to say
         plan = make_plan(cfg, 0 if args.no_timing else _TIMED_STEPS)
-    console = Console(width=max(Console().width, 100))
+    console = terminal()
     console.print(plan_table(plan))
     for line in plan_lines(plan):
         console.print(line)
 
 
 if __name__ == '__main__':
-    try:
+    with plain_ending():
         main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')

@@ -122,3 +122,8 @@ def test_command_line(run_cfg, tmp_path, capsys):
     assert 'circle, square' in out and 'annotations' not in out
     with pytest.raises(ForgettingError, match='does not exist'):
         module.main([str(tmp_path / 'nothing.py')])
+    (tmp_path / 'broken.py').write_text('model = dict(')
+    with pytest.raises(ForgettingError, match='cannot be read: '):
+        module.main([str(tmp_path / 'broken.py')])
+    with pytest.raises(SystemExit, match='2'):
+        module.main([str(config), '--cfg-options', 'foo'])

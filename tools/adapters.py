@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from mmengine.config import Config
-from rich.console import Console
 from rich.table import Table
 
 import mmgslora.register  # noqa: F401  the families are known
+from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.stored import StoredAdapter
+from mmgslora.report.format import terminal
 from mmgslora.requests import RequestSequence, add, contents, export, merge, revoke
 from mmgslora.requests.contents import weight_file_size
 from mmgslora.requests.export import FORMS, HIDES, files_to_destroy
@@ -74,7 +74,11 @@ def of_sequence(args: argparse.Namespace) -> None:
     sequence = RequestSequence(args.work_dir, args.base)
     cfg = Config.fromfile(args.config) if args.config else None
     if args.command == 'merge':
-        through = args.through or sequence.tasks[-1]
+        through = sequence.tasks[-1] if args.through is None else args.through
+        if through not in sequence.tasks:
+            raise ForgettingError(
+                f'--through is {through}; the run has the requests {_numbers(sequence.tasks)}.'
+            )
         print(merge(sequence, [task for task in sequence.in_force if task <= through], args.out))
         print(HIDES)
     elif args.command == 'revoke':
@@ -104,7 +108,7 @@ def print_export(sequence: RequestSequence, args: argparse.Namespace, cfg: Confi
 
 
 def show(folder: Path) -> None:
-    console = Console(width=max(Console().width, 100))
+    console = terminal()
     if (folder / 'forgetting.json').is_file():
         console.print(_requests(RequestSequence(folder)))
         console.print(HIDES)
@@ -161,7 +165,5 @@ def _numbers(tasks: list[int]) -> str:
 
 
 if __name__ == '__main__':
-    try:
+    with plain_ending():
         main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')

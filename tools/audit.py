@@ -12,7 +12,6 @@ import argparse
 import copy
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -23,7 +22,6 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from rich.console import Console
 from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
@@ -32,6 +30,7 @@ from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, Spread, is_oracle
 from mmgslora.audit.sentences import sentence, text_of
 from mmgslora.audit.verdict import limits_of
+from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.families import family_of
 from mmgslora.families.audited_model import AuditedModel, Images, same_inside, without_rows
@@ -39,6 +38,7 @@ from mmgslora.families.checkpoint import class_names, without_extras
 from mmgslora.loading import read_checkpoint
 from mmgslora.records.finished_run import FinishedRun, find_file, sha256
 from mmgslora.records.record import mean_before, merged_file, values_before
+from mmgslora.report.format import terminal
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = _data(cfg, run, task)
     record = AuditRecord(path, run.record, task, files, settings, limits, data, args.known)
     audit = _audit(cfg, paths, run, task, files, settings)
-    console = Console(width=max(Console().width, 100))
+    console = terminal()
     # The output comes with every audit: no verdict without it.
 
     def measure(unit: str, model: str) -> None:
@@ -393,7 +393,5 @@ def _cell(kind: str, value: Spread | None) -> str:
 
 
 if __name__ == '__main__':
-    try:
+    with plain_ending():
         main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')

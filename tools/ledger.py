@@ -9,9 +9,9 @@ verify WORK_DIR             recompute everything; the first line that does not f
 from __future__ import annotations
 
 import argparse
-import sys
 
 import mmgslora.register  # noqa: F401  the families are known
+from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.requests import Ledger, verify
 
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(line)
         return
     ledger = Ledger(args.work_dir)
+    if not ledger.entries:
+        raise ForgettingError(f'There is no {str(ledger.path)!r}; give the folder of a run.')
     for entry in ledger.entries:
         request = f' request {entry["task"]}' if 'task' in entry else ''
         print(
@@ -44,7 +46,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with plain_ending():
         main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')

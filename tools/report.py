@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import mmgslora  # noqa: F401  puts compat in place
-from mmgslora.errors import ForgettingError
+from mmgslora.command import plain_ending
 from mmgslora.records.finished_run import FinishedRun
 from mmgslora.records.record import unfinished
 from mmgslora.report.certificate import certificates_of, write_certificates
@@ -64,7 +63,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with plain_ending():
         main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from mmgslora.command import plain_ending
 from mmgslora.datasets.split import split_coco
 from mmgslora.errors import ForgettingError
 
@@ -46,7 +46,5 @@ def _images_with(part: dict, category_id: int) -> int:
 
 
 if __name__ == '__main__':
-    try:
+    with plain_ending():
         main()
-    except ForgettingError as error:
-        sys.exit(f'error: {error}')

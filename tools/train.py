@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 import torch
@@ -90,7 +91,9 @@ def leave_group() -> None:
 
 def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
     """The line for a run that was stopped: what is saved, and the command that goes on."""
-    command = f'python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume'
+    command = shlex.join(['python', *sys.argv])
+    if not args.resume and not args.continue_from:  # which goes on by itself
+        command += ' --resume'
     saved = checkpoints_in(cfg.work_dir)
     what = f'{saved[0]} is saved' if saved else 'No checkpoint was saved yet'
     return f'Stopped. {what}; go on with: {command}'

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mmgslora.audit.rows import AuditRows
 from mmgslora.errors import ForgettingError
-from mmgslora.records.record import mean_before, merged_file, metric_prefix, number, share_kept
+from mmgslora.records.record import merged_file, metric_prefix, number, share_kept
 from mmgslora.settings import Share, problems
 
 Percent = Annotated[float, Field(ge=0, le=100, description='a number from 0 to 100')]
@@ -28,7 +28,8 @@ class Limits:
         forgotten_max: Highest mean AP (or accuracy) of the forgotten classes, in %. It gives way
             to the oracle's on the same classes where that was measured and is higher: AP is a
             ranking, and a class without a single example can have some.
-        retained_min_share: Smallest share of their own value that retained classes keep.
+        retained_min_share: Smallest share of their own value that retained classes keep, and
+            missing ones.
         probe_gap_max: Most points by which a probe may name more than the oracle's.
         relearning_gap_max: Most points by which relearning may lead the oracle.
     """
@@ -194,24 +195,34 @@ def _checks(
 ) -> list[dict[str, Any]]:
     """What is compared with which limit: the output, once or twice; what stays; the inside."""
     prefix, n, last = metric_prefix(record), task['task'], record['tasks'][-1]
-    names, kept, rows = task['forget'], task['retain'], audit or AuditRows({})
+    names, rows = task['forget'], audit or AuditRows({})
     oracle = [rows.highest(f'output/per_class/{name}') for name in names]
     allowed = limits['forgotten_max']
     if None not in oracle:
         allowed = max(allowed, fmean(value.mean for value in oracle))
-    # At the end of the task, and again in the last model of the run.
-    values = {n: (f'{prefix}f', number(task['metrics'].get(f'{prefix}f')))}
-    if last['task'] != n:
-        now = [number(last['per_class'].get(name)) for name in names]
-        mean = None if None in now else fmean(now)
-        values[last['task']] = (f'{prefix}o of these classes', mean)
+    # At the end of the task, and again in the last model of the run. Where no image to measure on
+    # shows one of the classes, nothing is known of the request, whatever the others say.
+    found = {m['task']: [number(m['per_class'].get(x)) for x in names] for m in (task, last)}
+    values = {m: None if None in x else fmean(x) for m, x in found.items()}
+    if values[n] is not None:
+        values[n] = number(task['metrics'].get(f'{prefix}f'))
     checks = [
-        _check('forgotten_max', f'{name} after task {m}', value, allowed, m, unfit.get(m))
-        for m, (name, value) in values.items()
+        _check(
+            'forgotten_max',
+            f'{prefix}{"f" if m == n else "o of these classes"} after task {m}',
+            value,
+            allowed,
+            m,
+            unfit.get(m),
+        )
+        for m, value in values.items()
     ]
-    share = share_kept(record, task) if mean_before(record, kept) else None
-    what = f'share of their pre-trained mean kept by {len(kept)} retained classes'
-    least = limits['retained_min_share']
+    # Classes with and without training data both must stay; those that have kept less count.
+    stay = {'retained': task['retain'], 'missing': task.get('missing') or []}
+    shares = {kind: share_kept(record, task, x) for kind, x in stay.items() if x}
+    kind = min(shares, key=lambda x: -1 if shares[x] is None else shares[x], default='retained')
+    what = f'share of their pre-trained mean kept by {len(stay[kind])} {kind} classes'
+    share, least = shares.get(kind), limits['retained_min_share']
     checks.append(_check('retained_min_share', what, share, least, n, unfit.get(n)))
 
     probe = next(reversed(rows.of('probe')), 'probe')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +50,7 @@ class FolderDataset(BaseDataset):
         part: The part of ``split`` that this data set is. Defaults to 'train'.
         seed: Seed of the split. Defaults to 0.
         classes: The class folders that count, in the order of their labels; images of others are
-            left out. Defaults to None: all, sorted.
+            left out. Defaults to None: ``classes`` of ``metainfo``, or all, sorted.
         classes_from: Another folder inside ``data_root`` that must have the same class folders;
             given for validation and test data. Defaults to None: not checked.
         verify: 'all' decodes every file once when the data set is built, JPEG files at an eighth
@@ -78,6 +79,11 @@ class FolderDataset(BaseDataset):
     ) -> None:
         self.folder = Path(data_root, folder)
         found = class_folders(self.folder)
+        metainfo = dict(kwargs.get('metainfo') or {})
+        classes = tuple(classes or metainfo.get('classes') or ()) or None
+        for name, count in Counter(classes or ()).items():
+            if count > 1:
+                raise ForgettingError(f'classes names {name!r} {count} times; once is enough.')
         if missing := [name for name in classes or () if name not in found]:
             raise ForgettingError(
                 f'classes names {missing[0]!r}, which has no folder in {str(self.folder)!r}; there '
@@ -94,8 +100,7 @@ class FolderDataset(BaseDataset):
                 'keys, and every share above 0.'
             )
         self.split, self.part, self.seed, self.verify = split, part, seed, verify
-        chosen = found if classes is None else tuple(classes)
-        kwargs['metainfo'] = dict(kwargs.get('metainfo') or {}, classes=chosen)
+        kwargs['metainfo'] = dict(metainfo, classes=classes or found)
         kwargs['pipeline'] = [ImagePipeline(transforms)]
         super().__init__(data_root=data_root, **kwargs)
 

@@ -48,9 +48,9 @@ class ForgettingViews(Dataset):
         keep_gb: Memory for that, in 10^9 bytes; worker processes keep nothing. Defaults to 1.
 
     Raises:
-        ForgettingError: A setting is out of range; or, from
-            :meth:`set_partition`, a class to forget has no training image, a class has fewer than
-            ``few_shot``, or no image is left to retain.
+        ForgettingError: A setting is out of range, or the data set is a wrapper such as
+            ``RepeatDataset``; or, from :meth:`set_partition`, a class to forget has no training
+            image, a class has fewer than ``few_shot``, or no image is left to retain.
     """
 
     @checked
@@ -65,6 +65,11 @@ class ForgettingViews(Dataset):
         keep_gb: NonNegative = 1.0,
     ) -> None:
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        if hasattr(self.base, 'dataset') or hasattr(self.base, 'datasets'):
+            raise ForgettingError(
+                f'The data set of the views is a {type(self.base).__name__}, which wraps others; '
+                'give the innermost data set, for the views draw and repeat images themselves.'
+            )
         self.base.full_init()
         self.data_ratio, self.min_images = data_ratio, min_images
         self.few_shot = few_shot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,10 +69,13 @@ def _plain_config(runner) -> str:
     cfg, key = runner.cfg, runner.train_loop.model.model_key
     keys = ('default_scope', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer')
     plain = copy.deepcopy({key: cfg[key] for key in keys if key in cfg})
-    if plain.get('test_evaluator', {}).get('type') == 'ForgettingCocoMetric':
-        plain['test_evaluator']['type'] = 'CocoMetric'
-        dataset = plain['test_dataloader']['dataset']
-        if getattr(DATASETS.get(dataset['type']), 'makes_its_files', False):
+    if key == 'detector':
+        given = plain.get('test_evaluator') or []
+        for evaluator in [given] if isinstance(given, Mapping) else given:
+            if evaluator['type'] == 'ForgettingCocoMetric':
+                evaluator['type'] = 'CocoMetric'
+        dataset = (plain.get('test_dataloader') or {}).get('dataset')
+        if dataset and getattr(DATASETS.get(dataset['type']), 'makes_its_files', False):
             classes = tuple(runner.train_loop.views.classes)
             dataset.update(type='CocoDataset', metainfo=dict(classes=classes))
             dataset.pop('generate', None)

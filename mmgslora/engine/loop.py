@@ -84,8 +84,10 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         for note in plan.notes:
             runner.logger.info(note)
         self.epochs_per_task = epochs_per_task
-        # Workers that outlive an epoch would not take the seeds of the next one.
-        self._loader_cfg = {**dataloader, 'dataset': self.views, 'persistent_workers': False}
+        # Workers that outlive an epoch would not take the seeds of the next one, and MMDetection's
+        # batch sampler, by aspect ratio, would tear the pairs of the two views apart.
+        ours = dict(dataset=self.views, persistent_workers=False, batch_sampler=None)
+        self._loader_cfg = {**dataloader, **ours}
         if steps_per_task is not None:
             pairs = steps_per_task // epochs_per_task * dataloader['batch_size'] // 2
             self._loader_cfg['sampler'] = {**dataloader['sampler'], 'pairs': pairs}
@@ -145,12 +147,15 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         started = time.perf_counter()
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        for idx, data_batch in enumerate(self.dataloader):
-            try:
+        first = self._iter
+        try:
+            for idx, data_batch in enumerate(self.dataloader):
                 self.run_iter(idx, data_batch)
-            except ForgettingError as error:
-                place = f'epoch {self.epoch_in_task + 1}, iteration {idx + 1}'
-                raise ForgettingError(f'Task {self.task}, {place}: {error}') from error
+        except ForgettingError as error:
+            place = f'epoch {self.epoch_in_task + 1}, iteration {self._iter - first + 1}'
+            # A worker process hands its error on as the text of a traceback, the sentence last.
+            sentence = str(error).rpartition('ForgettingError: ')[2].strip()
+            raise ForgettingError(f'Task {self.task}, {place}: {sentence}') from error
         self._add_time('train_seconds', time.perf_counter() - started)
         self.steps_done = (self.epoch_in_task + 1) * len(self.dataloader)
         if self.served is not None:

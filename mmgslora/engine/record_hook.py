@@ -10,7 +10,6 @@ from typing import Any
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from rich.console import Console
 
 from mmgslora.atomic import write_text
 from mmgslora.audit.verdict import limits_of
@@ -24,6 +23,7 @@ from mmgslora.records.record import merged_file
 from mmgslora.records.training_cost import training_cost
 from mmgslora.report.certificate import requests_of
 from mmgslora.report.charts import forgetting_figure, write_image
+from mmgslora.report.format import terminal
 from mmgslora.report.table import forgetting_table, summary_lines
 from mmgslora.tuning import Tuner
 
@@ -154,7 +154,7 @@ class RecordHook(Hook):
     @master_only
     def after_train(self, runner) -> None:
         record = self.record(runner)
-        console = Console(width=max(Console().width, 100))
+        console = terminal()
         console.print(forgetting_table(record))
         for line in summary_lines(record):
             console.print(line)

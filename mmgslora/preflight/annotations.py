@@ -169,7 +169,9 @@ def image_problems(content: Mapping[str, Any], folder: Path, file: Path) -> Iter
         if (folder / inner).is_dir():
             with os.scandir(folder / inner) as entries:
                 there.update(
-                    (f'{inner}/{x.name}' if inner else x.name, x.stat().st_size) for x in entries
+                    (f'{inner}/{x.name}' if inner else x.name, x.stat().st_size)
+                    for x in entries
+                    if x.is_file()  # and no link to what is gone
                 )
     sizes = {image['file_name']: there.get(image['file_name']) for image in content['images']}
     for what, names in (

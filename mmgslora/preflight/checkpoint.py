@@ -91,15 +91,19 @@ def class_difference(checkpoint: Mapping[str, Any], wanted: Sequence[str]) -> st
     A checkpoint without class names has none to differ.
     """
     known = class_names(checkpoint)
-    if not known or known == tuple(wanted):
-        return None
-    if len(known) != len(wanted):
-        count = f'{len(known)} class{"es" if len(known) > 1 else ""}'
-        differs = f'{count}, the data set {len(wanted)}'
-    else:
-        label = next(i for i in range(len(wanted)) if known[i] != wanted[i])
-        differs = f'{known[label]!r} as class {label}, the data set {wanted[label]!r}'
-    return (
-        f'The checkpoint to forget from has {differs}; it must be trained on this data set, or '
-        'metainfo.classes of the data set must name its classes in its order.'
+    apart = first_difference(known, wanted) if known else None
+    return apart and (
+        f'The checkpoint to forget from has {apart[0]}, the data set {apart[1]}; it must be '
+        'trained on this data set, or metainfo.classes of the data set must name its classes in '
+        'its order.'
     )
+
+
+def first_difference(names: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
+    """What two lists of classes have where they first differ, in words; None if they do not."""
+    if tuple(names) == tuple(others):
+        return None
+    if len(names) != len(others):
+        return f'{len(names)} class{"" if len(names) == 1 else "es"}', f'{len(others)}'
+    label = next(i for i in range(len(names)) if names[i] != others[i])
+    return f'{names[label]!r} as class {label}', f'{others[label]!r}'

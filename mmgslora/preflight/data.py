@@ -20,6 +20,7 @@ from mmgslora.preflight.annotations import (
     dropped_boxes,
     image_problems,
 )
+from mmgslora.preflight.checkpoint import first_difference
 from mmgslora.preflight.plan import Plan, find_class
 from mmgslora.report.certificate import requests_of
 
@@ -78,6 +79,24 @@ def images(plan: Plan) -> Iterator[str]:
                 f'{len(broken)} of {len(paths)} {split} images cannot be decoded, the first is '
                 f'{broken[0]!r}; replace them, or take them out of the data.'
             )
+
+
+def classes(plan: Plan) -> Iterator[str]:
+    """Training data, the data to measure on and the model mean the same class by a label."""
+    trained, split = plan.views.classes, f'{plan.measured_on}_dataloader'
+    apart = first_difference(plan.held_out.metainfo.get('classes') or (), trained)
+    if apart:
+        yield (
+            f'{split}.dataset has {apart[0]}, train_dataloader.dataset {apart[1]}; both must have '
+            'the same classes in the same order, by metainfo.classes or, of folders, classes.'
+        )
+    count = plan.model.num_classes
+    if count != len(trained):
+        yield (
+            f'The head of the model has {count} classes, the data set {len(trained)}; a label must '
+            'mean the same in both, so name in the data set all that the model was trained on, or '
+            'take a model of these classes.'
+        )
 
 
 def protocol(plan: Plan) -> Iterator[str]:

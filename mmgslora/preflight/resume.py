@@ -15,6 +15,7 @@ from mmgslora.datasets.protocol import Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.loading import read_checkpoint
 from mmgslora.preflight.plan import Plan
+from mmgslora.records.ledger import Ledger
 
 HUB_KEY = 'made_with'
 """Where the loop keeps, in the message hub, what :func:`made_with` says of a run."""
@@ -99,6 +100,11 @@ def resume(plan: Plan) -> Iterator[str]:
             'leave --resume out and set load_from to start from it.'
         )
         return
+    for task in Ledger(plan.work_dir).taken_back[-1:]:
+        yield (
+            f'Request {task} was taken back, and {path!r} still has it; start a run of its own '
+            'from the last merged/without_XX.pth (load_from) in another --work-dir.'
+        )
     plan.forgotten = tuple(before['forgotten'])
     yield from differences(before, made_with(plan.cfg, plan.protocol))
     yield from _lost_files(plan, checkpoint)

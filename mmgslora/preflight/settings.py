@@ -67,7 +67,10 @@ def _clip(max_norm: Positive) -> None: ...
 
 
 def _checkpoints(
-    interval: Count = 1, max_keep_ckpts: Count | Literal[-1] = -1, by_epoch: bool = True
+    interval: Count = 1,
+    max_keep_ckpts: Count | Literal[-1] = -1,
+    by_epoch: Literal[True] = True,  # a task ends with an epoch
+    save_best: None = None,  # the last weights of a task are its result
 ) -> None: ...
 
 
@@ -226,6 +229,11 @@ def hooks(plan: Plan) -> Iterator[str]:
         _checkpoints, _dict(defaults.get('checkpoint')), 'default_hooks.checkpoint'
     )
     names = {base.__name__ for kind in there if kind for base in kind.__mro__}
+    if 'EMAHook' in names:
+        yield (
+            'EMAHook would have its average measured and other weights saved; take AveragingHook, '
+            'whose average is what a task leaves.'
+        )
     missing = [name for name in _NEEDED if name not in names]
     if missing:
         yield (

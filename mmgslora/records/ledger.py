@@ -55,6 +55,11 @@ class Ledger:
         """Hash of the last line: who knows it can tell whether any line was changed."""
         return self.entries[-1]['sha256'] if self.entries else _BEFORE_THE_FIRST
 
+    @property
+    def taken_back(self) -> list[int]:
+        """Numbers of the requests that were taken back."""
+        return [entry['task'] for entry in self.entries if entry['event'] == 'taken back']
+
     def last(self, event: str, task: int | None = None) -> dict[str, Any] | None:
         """The last line of an event, of a task if one is given; None if there is none."""
         for entry in reversed(self.entries):

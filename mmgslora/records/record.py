@@ -126,8 +126,8 @@ def mean_before(record: dict, names: Iterable[str], gone: bool = False) -> float
     return mean_of(values_before(record, gone), names)
 
 
-def share_kept(record: dict, task: dict) -> float | None:
-    """What the retained classes keep of their own pre-trained mean after ``task``.
+def share_kept(record: dict, task: dict, names: Iterable[str] | None = None) -> float | None:
+    """What classes keep of their own pre-trained mean after ``task``; by default the retained ones.
 
     Both means are taken over the same classes with equal weights: a metric that weighs
     by images (accuracy) would otherwise be compared with one that does not.
@@ -135,7 +135,7 @@ def share_kept(record: dict, task: dict) -> float | None:
     before_all, now_all = values_before(record), task['per_class']
     both = [
         name
-        for name in task['retain']
+        for name in (task['retain'] if names is None else names)
         if None not in (number(now_all.get(name)), number(before_all.get(name)))
     ]
     before = mean_of(before_all, both)

@@ -1,12 +1,19 @@
-"""How the report writes numbers and settings."""
+"""How the reports write numbers and settings, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
+
 DASH = '–'
 """Stands where nothing was measured."""
+
+
+def terminal() -> Console:
+    """The terminal, at least 100 columns wide; a class may be called ``[left]`` or ``:star:``."""
+    return Console(width=max(Console().width, 100), markup=False, emoji=False)
 
 
 def points(value: float | None) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmgslora import loading
 from mmgslora.atomic import replacing
+from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import fitting_weights
 from mmgslora.families.registry import FAMILIES
 
@@ -42,6 +43,16 @@ def plain_state(checkpoint: Mapping[str, Any], like: Mapping[str, Tensor]) -> di
         if not any(key.startswith(f'{family}.') for key in like):
             state = {key.removeprefix(f'{family}.'): value for key, value in state.items()}
     return fitting_weights(state, like, 'model', added=lambda key: False)
+
+
+def refuse_to_overwrite(out: str | Path) -> None:
+    """No command writes over a file that is there.
+
+    Raises:
+        ForgettingError: ``out`` exists.
+    """
+    if Path(out).exists():
+        raise ForgettingError(f'{str(out)!r} exists already; give the name of a new file.')
 
 
 def write_checkpoint(

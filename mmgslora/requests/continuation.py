@@ -10,7 +10,6 @@ from mmengine.config import Config
 
 from mmgslora.errors import ForgettingError
 from mmgslora.preflight.resume import checkpoints_in
-from mmgslora.records.record import unfinished
 from mmgslora.requests.measure import config_of
 from mmgslora.requests.sequence import RequestSequence
 
@@ -40,15 +39,7 @@ def continued_config(
     sequence = RequestSequence(work_dir)
     if not forget:
         raise ForgettingError('No class is given; name at least one to forget.')
-    for name in forget:
-        for task in sequence.tasks:
-            if name in sequence.classes([task]):
-                raise ForgettingError(f'Class {name!r} was forgotten by request {task} already.')
-    if unfinished(sequence.run.record):
-        raise ForgettingError(
-            f'{unfinished(sequence.run.record)} Go on with it first: the same command with '
-            '--resume.'
-        )
+    sequence.refuse_unfinished()
     if sequence.taken_back:
         raise ForgettingError(
             f'Request {sequence.taken_back[-1]} was taken back, and the training checkpoint still '
@@ -63,9 +54,18 @@ def continued_config(
         )
     cfg = config_of(sequence) if cfg is None else copy.deepcopy(cfg)
     protocol = sequence.run.record['protocol']
-    cfg.train_cfg.protocol = dict(
-        tasks=[*protocol['tasks'], list(forget)], missing=protocol.get('missing') or []
-    )
+    tasks = list(protocol['tasks'])
+    # Killed when its last request was in the record and not yet in a checkpoint, it goes on.
+    epochs = cfg.train_cfg.epochs_per_task * len(tasks)
+    if list(forget) != tasks[-1] or saved[0].name == f'epoch_{epochs}.pth':
+        for name in forget:
+            for task in sequence.tasks:
+                if name in sequence.classes([task]):
+                    raise ForgettingError(
+                        f'Class {name!r} was forgotten by request {task} already.'
+                    )
+        tasks.append(list(forget))
+    cfg.train_cfg.protocol = dict(tasks=tasks, missing=protocol.get('missing') or [])
     cfg.work_dir = str(work_dir)
     cfg.resume, cfg.load_from = True, str(saved[0])
     return cfg

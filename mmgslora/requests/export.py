@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
 from mmgslora.lora import fingerprint
-from mmgslora.requests.checkpoint import read_checkpoint, write_checkpoint
+from mmgslora.requests.checkpoint import (
+    read_checkpoint,
+    refuse_to_overwrite,
+    write_checkpoint,
+)
 from mmgslora.requests.measure import config_of
 from mmgslora.requests.onnx_file import write_onnx
 from mmgslora.requests.sequence import RequestSequence
@@ -69,8 +73,7 @@ def export(
     out = Path(out)
     if form not in FORMS:
         raise ForgettingError(f'The form is {form!r}; it can be {", ".join(FORMS)}.')
-    if out.exists():
-        raise ForgettingError(f'{str(out)!r} exists already; give the name of a new file.')
+    refuse_to_overwrite(out)
     checkpoint = read_checkpoint(sequence.current_file)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     entry = next((e for e in reversed(sequence.ledger.entries) if 'result' in e), None)

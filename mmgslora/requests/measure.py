@@ -43,6 +43,7 @@ def config_of(sequence: RequestSequence) -> Config:
 def testing_config(cfg: Config) -> Config:
     """A forgetting config without its training side: no adapter is written, no loop is built."""
     cfg = copy.deepcopy(cfg)
+    cfg.resume = False  # as the config of a resumed run says in its work_dir
     cfg.custom_hooks = []
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg[key] = None
@@ -74,7 +75,7 @@ def measure(
         return pretrained
     full = config_of(sequence) if cfg is None else cfg
     cfg = testing_config(full)
-    cfg.update(load_from=str(checkpoint), resume=False, launcher='none')
+    cfg.update(load_from=str(checkpoint), launcher='none')
     # MMEngine writes the config there: a finished run's own must stay as it is.
     cfg.work_dir = str(sequence.work_dir / 'test')
     cfg.experiment_name = f'{sequence.work_dir.name}_{uuid.uuid4().hex}'

@@ -36,9 +36,10 @@ def revoke(
         The line of the ledger.
 
     Raises:
-        ForgettingError: The request was taken back already, the original is not here or is
-            another model, or a later request cannot do without this one.
+        ForgettingError: The run is unfinished, the request was taken back already, the original is
+            not here or is another model, or a later request cannot do without this one.
     """
+    sequence.refuse_unfinished()
     if task in sequence.taken_back:
         raise ForgettingError(f'Request {task} was taken back already.')
     classes = sequence.classes([task])

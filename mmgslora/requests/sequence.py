@@ -14,7 +14,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora.stored import StoredAdapter
 from mmgslora.records.finished_run import FinishedRun, find_file, sha256
 from mmgslora.records.ledger import Ledger
-from mmgslora.records.record import merged_file
+from mmgslora.records.record import merged_file, unfinished
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
 
 
@@ -50,13 +50,21 @@ class RequestSequence:
     @property
     def taken_back(self) -> list[int]:
         """Numbers of those that were taken back since."""
-        events = [e['task'] for e in self.ledger.entries if e['event'] == 'taken back']
-        return [task for task in self.tasks if task in events]
+        return [task for task in self.tasks if task in self.ledger.taken_back]
 
     @property
     def in_force(self) -> list[int]:
         """Numbers of those that the model of now must have forgotten."""
         return [task for task in self.tasks if task not in self.taken_back]
+
+    def refuse_unfinished(self) -> None:
+        """Nothing can be done with a sequence that is still being served.
+
+        Raises:
+            ForgettingError: A request was not served yet.
+        """
+        if left := unfinished(self.run.record):
+            raise ForgettingError(f'{left} Go on with it first: the same command with --resume.')
 
     def classes(self, tasks: Sequence[int]) -> list[str]:
         """What these requests asked to forget, in their order."""

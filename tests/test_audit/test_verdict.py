@@ -193,3 +193,24 @@ def test_classes_never_seen_must_find_the_original_out(original, probe, verdict)
     found = judge_request(record, record['tasks'][0], limits_of(None), audit)
     assert found.verdict == verdict
     assert ('the original itself would pass' in found.reason) == (verdict == OUTPUT_ONLY)
+
+
+def verdict_on(record):
+    return judge_request(record, record['tasks'][0], limits_of(None)).verdict
+
+
+def test_a_class_that_nothing_shows_is_not_forgotten():
+    """What is measured of the other class of the request says nothing of it."""
+    record = record_of(0.0)
+    assert verdict_on(record) == OUTPUT_ONLY
+    record['tasks'][0]['forget'].append('d')
+    assert verdict_on(record) == NOT_SHOWN
+
+
+@pytest.mark.parametrize(('kept', 'verdict'), [(76.0, OUTPUT_ONLY), (75.9, TOO_COSTLY)])
+def test_classes_without_training_data_must_stay_too(kept, verdict):
+    record = record_of(0.0)
+    record['tasks'][0].update(missing=['d'])
+    record['pretrained']['per_class']['d'] = 80.0
+    record['tasks'][0]['per_class']['d'] = kept
+    assert verdict_on(record) == verdict

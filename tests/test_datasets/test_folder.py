@@ -56,6 +56,13 @@ def test_some_classes_in_an_order_of_their_own(root):
     assert found == [(1, 0), (1, 1), (1, 2), (0, 5)]
     with pytest.raises(ForgettingError, match="classes names 'elk', which has no folder in .*ant,"):
         FolderDataset(str(root), 'train', classes=['elk'])
+    with pytest.raises(ForgettingError, match="classes names 'ant' 2 times"):
+        FolderDataset(str(root), 'train', classes=['ant', 'ant', 'cow'])
+    metainfo = dict(classes=('cow', 'ant'))
+    assert FolderDataset(str(root), 'train', metainfo=metainfo).metainfo['classes'] == (
+        'cow',
+        'ant',
+    )
     half = FolderDataset(str(root), 'train', classes=['bee', 'ant'], split=dict(train=1, val=1))
     assert {half.get_data_info(i)['gt_label'] for i in range(len(half))} == {0, 1}
 

@@ -194,6 +194,19 @@ def test_the_split_that_is_measured_on(run_cfg, shapes_root, tmp_path, split):
     assert set(record['tasks'][0]['per_class']) == {'circle', 'square'}
 
 
+def test_evaluators_in_a_list_and_a_batch_sampler(run_cfg):
+    """As MMDetection's COCO configs have them: pairs stay together, files stay MMDetection's."""
+    run_cfg.test_evaluator = [run_cfg.test_evaluator]
+    run_cfg.train_dataloader.batch_sampler = dict(type='AspectRatioBatchSampler')
+    run_cfg.train_cfg.update(protocol=dict(tasks=[['circle']]), epochs_per_task=1)
+    runner = Runner.from_cfg(run_cfg)
+    runner.train()
+    meta = torch.load(Path(runner.work_dir, 'merged/task_01.pth'))['meta']
+    assert 'mmgslora' not in meta['cfg'] and "type='CocoMetric'" in meta['cfg']
+    sides = [view.metainfo['view'] for view in next(iter(runner.train_dataloader))['data_samples']]
+    assert sides == ['forget', 'retain'] * 4
+
+
 def test_splits_that_cannot_be_measured_on(run_cfg):
     run_cfg.train_cfg.evaluate_on = 'train'
     with pytest.raises(ForgettingError, match="evaluate_on is 'train'; it can be test or val"):

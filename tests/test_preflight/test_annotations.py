@@ -10,7 +10,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 import mmgslora.register  # noqa: F401
-from mmgslora.preflight.annotations import dropped_boxes, parsed
+from mmgslora.preflight.annotations import dropped_boxes, image_problems, parsed
 from mmgslora.preflight.data import evaluated_files, files
 from mmgslora.preflight.plan import Plan
 
@@ -190,3 +190,12 @@ def test_files_that_cannot_be_used(dataset, tmp_path, change, words):
 def test_an_empty_image(dataset, tmp_path):
     (tmp_path / 'images/1.png').write_bytes(b'')
     assert re.search("1 of the 1 images .* are empty in .*'1.png'", said(dataset))
+
+
+def test_a_link_to_nothing_is_a_missing_image_where_it_is_listed(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'x')
+    (tmp_path / 'b.png').symlink_to(tmp_path / 'gone.png')
+    assert not list(image_problems(dict(images=[dict(file_name='a.png')]), tmp_path, Path('x')))
+    listed = dict(images=[dict(file_name='a.png'), dict(file_name='b.png')])
+    (sentence,) = image_problems(listed, tmp_path, Path('x'))
+    assert sentence.startswith("1 of the 2 images that 'x' lists are missing")

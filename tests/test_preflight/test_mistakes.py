@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmgslora.preflight.checkpoint import first_difference
+
 # Settings: what is given on the command line, and words of the answer.
 SETTINGS = {
     'misspelt key of sparsity': ('model.method.sparsity.alfa=0.3', "'alfa' .did you mean 'alpha'"),
@@ -54,6 +56,12 @@ SETTINGS = {
     'key of the optimizer': ('optim_wrapper.optimizer.weight_deacy=1', "did you mean 'weight_de"),
     'key of a hook': ('default_hooks.checkpoint.max_keep=3', "no setting 'max_keep'"),
     'no checkpoint kept': ('default_hooks.checkpoint.max_keep_ckpts=0', 'max_keep_ckpts is 0'),
+    'best of all': ('default_hooks.checkpoint.save_best=mAP', "save_best is 'mAP'; it can be N"),
+    'by steps': ('default_hooks.checkpoint.by_epoch=False', 'by_epoch is False; it can be True'),
+    'too few classes': (
+        'model.detector.bbox_head.num_classes=9',
+        'head of the model has 9 classes, the data set 10',
+    ),
     'unknown class': ('train_cfg.protocol.tasks=[[cirle]]', "did you mean 'circle'"),
     'class in two tasks': ('train_cfg.protocol.tasks=[[star],[star]]', 'can be forgotten once'),
     'empty task': ('train_cfg.protocol.tasks=[[star],[]]', 'Task 2 of the protocol is empty'),
@@ -113,6 +121,32 @@ def test_a_hook_left_out(command, cfg, name):
 def test_no_hooks(command, cfg):
     cfg.custom_hooks = []
     refused(command(), 'custom_hooks lacks MethodHook, AdapterHook, RecordHook')
+
+
+def test_an_average_that_would_not_be_saved(command, cfg):
+    cfg.custom_hooks.append(dict(type='EMAHook'))
+    refused(command(), 'EMAHook would have its average measured .* take AveragingHook')
+
+
+def test_a_data_set_that_wraps_another(command, cfg):
+    views = cfg.train_dataloader.dataset
+    views.dataset = dict(type='RepeatDataset', times=3, dataset=views.dataset)
+    refused(command(), 'is a RepeatDataset, which wraps others; give the innermost data set')
+
+
+def test_data_to_measure_on_of_fewer_classes(command, cfg):
+    dataset = cfg.test_dataloader.dataset
+    names = json.loads(Path(dataset.data_root, dataset.ann_file).read_text())['categories']
+    kept = tuple(category['name'] for category in names[:-1])
+    dataset.update(type='CocoDataset', metainfo=dict(classes=kept))
+    dataset.pop('generate')
+    refused(command(), 'test_dataloader.dataset has 9 classes, train_dataloader.dataset 10; both')
+
+
+def test_where_lists_of_classes_differ():
+    assert first_difference(['a', 'b'], ('a', 'b')) is None
+    assert first_difference(['a'], ['a', 'b']) == ('1 class', '2')
+    assert first_difference(['a', 'b', 'c'], ['a', 'c', 'b']) == ("'b' as class 1", "'c'")
 
 
 def test_a_name_that_a_config_sets_to_no_effect(command, cfg, tmp_path):
@@ -254,9 +288,10 @@ def test_images_that_cannot_be_read(command, own_images, content):
     refused(command('--check-data'), '000003.png')
 
 
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_an_image_that_fails_in_the_middle_of_a_run(command, own_images, cfg, split):
-    """Without --check-data it is found when it is needed, and named."""
+@pytest.mark.parametrize(('split', 'workers'), [('train', 0), ('train', 1), ('val', 0)])
+def test_an_image_that_fails_in_the_middle_of_a_run(command, own_images, cfg, split, workers):
+    """Without --check-data it is found when it is needed, and named, by a worker process too."""
+    cfg.train_dataloader.num_workers = workers
     for image in (own_images / split).iterdir():
         image.write_bytes(b'hello')
     cfg.train_cfg.epochs_per_task = 1
@@ -266,6 +301,9 @@ def test_an_image_that_fails_in_the_middle_of_a_run(command, own_images, cfg, sp
     assert result.code == 1
     lines = [line for line in result.err.splitlines() if line.startswith('error: ')]
     assert any(f'shapes/{split}/' in line for line in lines), result.err
+    if split == 'train':
+        (line,) = lines
+        assert 'Task 1, epoch 1, iteration 1: Image ' in line
 
 
 # Checkpoints: how one is broken, and words of the answer.

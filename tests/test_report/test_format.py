@@ -1,8 +1,9 @@
-"""How settings are written in one line."""
+"""How settings are written in one line, and names on the terminal."""
 
 import pytest
+from rich.table import Table
 
-from mmgslora.report.format import short
+from mmgslora.report.format import short, terminal
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,14 @@ from mmgslora.report.format import short
 )
 def test_settings_within_settings_stand_in_brackets(value, text):
     assert short(value) == text
+
+
+def test_names_are_no_markup(capsys):
+    names = 'left [left], closing [/left], :star:'
+    table = Table()
+    table.add_column('class')
+    table.add_row(names)
+    console = terminal()
+    console.print(names)
+    console.print(table)
+    assert capsys.readouterr().out.count(names) == 2

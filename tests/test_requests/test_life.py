@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint
 
 from mmgslora.errors import ForgettingError
+from mmgslora.preflight import examine
 from mmgslora.requests import Ledger, RequestSequence, continued_config, export, revoke, verify
 from mmgslora.requests.measure import measure
 
@@ -105,6 +106,18 @@ def test_the_next_request_in_a_copied_work_dir(moved):
         continued_config(work_dir, ['heart'])
 
 
+def test_killed_between_the_record_and_the_checkpoint_of_a_request(moved):
+    """The record has the request already, the checkpoint is one epoch behind: the same command."""
+    work_dir, _ = moved
+    (work_dir / 'epoch_4.pth').rename(work_dir / 'epoch_3.pth')
+    cfg = continued_config(work_dir, ['star'])
+    assert cfg.train_cfg.protocol.tasks == [['circle', 'square'], ['star']]
+    assert cfg.load_from == str(work_dir / 'epoch_3.pth')
+    (work_dir / 'epoch_3.pth').rename(work_dir / 'epoch_4.pth')
+    with pytest.raises(ForgettingError, match="Class 'star' was forgotten by request 2 already"):
+        continued_config(work_dir, ['star'])
+
+
 def test_what_cannot_be_continued(moved):
     work_dir, cfg = moved
     with pytest.raises(ForgettingError, match='No class is given'):
@@ -125,10 +138,12 @@ def test_what_cannot_be_continued(moved):
     (work_dir / 'forgetting.json').write_text(json.dumps(unfinished))
     with pytest.raises(ForgettingError, match='1 of its 2 requests is served.*--resume'):
         continued_config(work_dir, ['heart'])
+    with pytest.raises(ForgettingError, match='1 of its 2 requests is served.*--resume'):
+        revoke(RequestSequence(work_dir), 1)
 
 
 def test_taken_back_and_measured_again(moved):
-    work_dir, _ = moved
+    work_dir, cfg = moved
     tasks = record(work_dir)['tasks']
     again = measure(RequestSequence(work_dir), work_dir / 'merged/task_02.pth', [1, 2])
     for key in ('AP_f', 'AP_r', 'AP_o', 'Drop', 'H'):  # the very numbers of the run
@@ -140,6 +155,11 @@ def test_taken_back_and_measured_again(moved):
     assert any('Line 5: base and 1 adapter give merged/without_02' in s for s in verify(work_dir))
     with pytest.raises(ForgettingError, match='Request 2 was taken back.*load_from'):
         continued_config(work_dir, ['heart'])
+    longer = copy.deepcopy(cfg)
+    longer.train_cfg.protocol.tasks = [['circle', 'square'], ['star'], ['heart']]
+    longer.work_dir, longer.resume = str(work_dir), True
+    longer.load_from = str(work_dir / 'epoch_4.pth')
+    assert any('Request 2 was taken back' in s for s in examine(longer).sentences)
 
 
 def test_a_config_that_was_changed_is_not_executed(moved, tmp_path):

@@ -48,6 +48,21 @@ def test_merge_and_add(made, main, tmp_path):
     assert all(torch.equal(state[key], value) for key, value in made.weights[2].items())
 
 
+def test_nothing_is_written_over(made, main):
+    before = made.base.read_bytes()
+    with pytest.raises(ForgettingError, match='exists already; give the name of a new file'):
+        main('merge', made.work_dir, '--out', made.base)
+    with pytest.raises(ForgettingError, match='exists already; give the name of a new file'):
+        main('add', made.work_dir / 'adapters/task_01', made.base, '--out', made.base)
+    assert made.base.read_bytes() == before
+
+
+@pytest.mark.parametrize('through', [0, 4])
+def test_merging_through_a_request_that_there_is_not(made, main, tmp_path, through):
+    with pytest.raises(ForgettingError, match=f'--through is {through}; the run has .* 1, 2, 3'):
+        main('merge', made.work_dir, '--through', through, '--out', tmp_path / 'none.pth')
+
+
 def test_export_lists_what_must_be_destroyed(made, main, tmp_path, capsys):
     main('export', made.work_dir, '--out', tmp_path / 'out.pth', '--final')
     printed = capsys.readouterr().out

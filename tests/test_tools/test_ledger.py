@@ -27,3 +27,8 @@ def test_show_and_verify(tmp_path, main, capsys):
         main('verify', made.work_dir, '--head', '0' * 64)
     with pytest.raises(ForgettingError, match='Line 1 of .* another file than the one recorded'):
         main('verify', made.work_dir, '--base', made.work_dir / 'merged/task_01.pth')
+
+
+def test_a_folder_without_one(tmp_path, main):
+    with pytest.raises(ForgettingError, match='There is no .*ledger.jsonl'):
+        main('show', tmp_path)

@@ -157,7 +157,7 @@ def test_test_tool_regroups_by_task(call, run_cfg, served, tmp_path):
     shutil.copytree(served, tmp_path / 'run')
     _, tasks = numbers(tmp_path / 'run')
     run_cfg.log_level = 'INFO'
-    run_cfg.work_dir = str(tmp_path / 'run')
+    run_cfg.work_dir, run_cfg.resume = str(tmp_path / 'run'), True  # as after --resume
     of_run = (tmp_path / 'run/config.py').read_text()
     for number, task in enumerate(tasks, 1):
         merged = str(tmp_path / f'run/merged/task_0{number}.pth')
@@ -212,13 +212,14 @@ def test_a_stop_says_how_to_go_on(run, call, run_cfg, tmp_path, number, code):
     stop = dict(type='KillHook', after_iter=1, flag=str(tmp_path / 'stopped'), number=int(number))
     run_cfg.custom_imports = dict(imports=['mmgslora.register', 'kill_hook'])
     run_cfg.custom_hooks.append(stop)
-    result = run('--work-dir', str(tmp_path / 'run'))
+    options = ('--cfg-options', 'train_cfg.seal=True')  # not to be lost on the way
+    result = run('--work-dir', str(tmp_path / 'run'), *options)
     assert result.returncode == code and 'Traceback' not in result.stderr
     *_, last = result.stderr.strip().splitlines()
     assert last.startswith(
         'Stopped. No checkpoint was saved yet; go on with: python tools/train.py'
     )
-    assert last.endswith(f'--work-dir {tmp_path}/run --resume')
+    assert last.endswith(f'--work-dir {tmp_path}/run --cfg-options train_cfg.seal=True --resume')
     assert call('--work-dir', str(tmp_path / 'run'), '--resume').returncode == 0
 
 
