@@ -228,6 +228,12 @@ def hooks(plan: Plan) -> Iterator[str]:
     yield from wrong_values(
         _checkpoints, _dict(defaults.get('checkpoint')), 'default_hooks.checkpoint'
     )
+    interval = _dict(defaults.get('checkpoint')).get('interval', 1)
+    if isinstance(interval, int) and interval > 1:
+        plan.notes.append(
+            f'default_hooks.checkpoint.interval is {interval}: a run that is killed goes on from '
+            f'up to {interval} epochs before; 1 saves after each.'
+        )
     names = {base.__name__ for kind in there if kind for base in kind.__mro__}
     if 'EMAHook' in names:
         yield (

@@ -123,6 +123,12 @@ def test_no_hooks(command, cfg):
     refused(command(), 'custom_hooks lacks MethodHook, AdapterHook, RecordHook')
 
 
+def test_checkpoints_far_apart_are_worth_a_note(command, cfg):
+    cfg.default_hooks.checkpoint.interval = 10
+    result = command()
+    assert result.code == 0 and 'checkpoint.interval is 10: a run that is killed' in result.out
+
+
 def test_an_average_that_would_not_be_saved(command, cfg):
     cfg.custom_hooks.append(dict(type='EMAHook'))
     refused(command(), 'EMAHook would have its average measured .* take AveragingHook')
