@@ -224,11 +224,14 @@ class ForgettingModel(BaseModel):
 
     def _accept_plain_checkpoint(self, state: dict, prefix: str, *_) -> None:
         """Make a checkpoint, of the plain model or of this one, fit, or refuse it."""
-        own = f'{prefix}{self.model_key}.'
-        given = {key.removeprefix(own).removeprefix(prefix): value for key, value in state.items()}
-        model = f'{type(self.plain_model).__name__} of {self.num_classes} classes'
-        weights = fitting_weights(given, self.plain_model.state_dict(), model, self.tune.owns)
+        given = {key.removeprefix(prefix): value for key, value in state.items()}
+        plain = self.plain_model
+        model = f'{type(plain).__name__} of {self.num_classes} classes'
+        weights = fitting_weights(
+            given, plain.state_dict(), model, self.tune.owns, [self.model_key]
+        )
         state.clear()
+        own = f'{prefix}{self.model_key}.'
         state.update({f'{own}{key}': value for key, value in weights.items()})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -31,19 +31,23 @@ def class_names(checkpoint: Mapping) -> tuple[str, ...]:
     return ()
 
 
-def without_extras(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_extras(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wrappers: Iterable[str] = ()
+) -> dict[str, Tensor]:
     """The state dict of a file without what MMDetection would ignore in it, said in one log line.
 
     Ignored are ``data_preprocessor.*``, the copies ``ema_*`` of mmcv's EMAHook (MMEngine's has them
     outside the state dict) and counters ``num_batches_tracked`` of batch norm, unless the model has
     them; counters that the file lacks stay the model's. The prefix ``module.`` of a model trained
-    on several GPUs goes.
+    on several GPUs goes, and so does that of a wrapper where every weight has it.
 
     Args:
         state: State dict of the file.
         own: State dict of the plain model.
+        wrappers: Names that wrappers have for the plain model. Defaults to none.
     """
     state = {key.removeprefix('module.'): value for key, value in state.items()}
+    state = _unwrapped(state, own, wrappers)
     ignored: Counter[str] = Counter()
     for key in state.keys() - own.keys():
         found = _NO_WEIGHTS.fullmatch(key)
@@ -59,11 +63,24 @@ def without_extras(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> di
     return state
 
 
+def _unwrapped(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wrappers: Iterable[str]
+) -> dict[str, Tensor]:
+    """With the plain model's names. A network's own part may be called as a wrapper calls it."""
+    weights = {key for key in state if not _NO_WEIGHTS.fullmatch(key)}
+    for name in wrappers:
+        prefix = f'{name}.'
+        if all(key.startswith(prefix) for key in weights) and not weights <= own.keys():
+            return {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
+
+
 def fitting_weights(
     state: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     model: str,
     added: Callable[[str], bool],
+    wrappers: Iterable[str] = (),
 ) -> dict[str, Tensor]:
     """The weights of a file, checked to be just those that a model with adapters needs.
 
@@ -71,10 +88,11 @@ def fitting_weights(
     lacks stay as they are in the model.
 
     Args:
-        state: State dict of the file, with the plain model's names.
+        state: State dict of the file, of the plain model or of one of its wrappers.
         own: State dict of the plain model with what a tuner added.
         model: What the model is, for errors, such as 'DeformableDETR of 80 classes'.
         added: Whether an entry was added by a tuner, see :meth:`~mmgslora.tuning.Tuner.owns`.
+        wrappers: Names that wrappers have for the plain model. Defaults to none.
 
     Returns:
         A state dict with the keys of ``own``.
@@ -82,7 +100,7 @@ def fitting_weights(
     Raises:
         ForgettingError: A weight is missing, has another shape, or is of another architecture.
     """
-    state = without_extras(state, own)
+    state = without_extras(state, own, wrappers)
     for key in sorted(state.keys() - own.keys()):
         if added(key):
             raise ForgettingError(

@@ -39,10 +39,7 @@ def plain_state(checkpoint: Mapping[str, Any], like: Mapping[str, Tensor]) -> di
         ForgettingError: It is of another model.
     """
     state = checkpoint['state_dict']
-    for family in FAMILIES:  # a training checkpoint has the wrapper's names
-        if not any(key.startswith(f'{family}.') for key in like):
-            state = {key.removeprefix(f'{family}.'): value for key, value in state.items()}
-    return fitting_weights(state, like, 'model', added=lambda key: False)
+    return fitting_weights(state, like, 'model', added=lambda key: False, wrappers=FAMILIES)
 
 
 def refuse_to_overwrite(out: str | Path) -> None:

@@ -57,6 +57,27 @@ def test_a_model_keeps_names_that_look_like_extras(lines):
     assert lines == []
 
 
+# A network of another library has a part that is called as the wrapper calls the whole.
+ALEXNET = {
+    'features.0.weight': torch.ones(2, 3),
+    'classifier.1.bias': torch.ones(4),
+}
+ALL_CLASSIFIER = {'classifier.0.weight': torch.ones(2, 3)}
+
+
+def of_wrapper(state, before=''):
+    return {f'{before}classifier.{key}': value for key, value in state.items()}
+
+
+@pytest.mark.parametrize('plain', [ALEXNET, ALL_CLASSIFIER, NEEDED])
+@pytest.mark.parametrize('before', ['', 'module.'])
+def test_the_name_of_a_wrapper_goes_where_every_weight_has_it(plain, before):
+    wrappers = ('detector', 'classifier')
+    others = {f'{before}data_preprocessor.mean': torch.ones(3), f'{before}ema_x': torch.ones(3)}
+    for file in ({f'{before}{k}': v for k, v in plain.items()}, of_wrapper(plain, before)):
+        assert without_extras(file | others, plain, wrappers) == plain
+
+
 ADDED = LoRA().owns
 
 

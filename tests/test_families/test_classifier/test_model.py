@@ -134,6 +134,32 @@ def test_plain_checkpoints(partition):
         model.load_state_dict(state)
 
 
+class PartCalledClassifier(nn.Module):
+    """As torchvision's alexnet, vgg, densenet, mobilenet, efficientnet and convnext are."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3)
+        self.classifier = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+
+    def forward(self, images):
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+@pytest.mark.parametrize('around', [False, True])
+def test_a_network_with_a_part_called_classifier(partition, around):
+    """Its own file, and a training checkpoint of ours, load into the wrapper."""
+    classifier = dict(type='LibraryClassifier', net=PartCalledClassifier())
+    tune = dict(type='Full')
+    model, other = (ForgettingClassifier(classifier, dict(OURS), tune) for _ in range(2))
+    plain = PartCalledClassifier().state_dict()
+    model.load_state_dict(plain)
+    other.load_state_dict(model.state_dict() if around else model.plain_model.state_dict())
+    found = other.plain_model.state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(value, plain[key]) for key, value in found.items())
+
+
 def test_a_batch_without_one_side(partition):
     with pytest.raises(ForgettingError, match='no image of the forget view'):
         wrapped().views(*batch([0, 2], ['retain', 'retain']))
