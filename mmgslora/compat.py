@@ -205,7 +205,8 @@ def _deformable_attention(value: Tensor, shapes: Tensor) -> Callable[..., Tensor
     if value.dtype == torch.bfloat16:
         # By now mmcv has rounded the sampling locations, by up to 1/512 of the image.
         raise NotImplementedError(
-            'The operator of mmcv for deformable attention has no bfloat16: use float16 or float32.'
+            'The operator of mmcv for deformable attention has no bfloat16: use float16 or '
+            'float32, or import mmgslora.register, which has it run in float32.'
         )
     sizes = shapes.tolist()  # asks the GPU once, not for every number
 
