@@ -137,7 +137,8 @@ class GuidedGSLoRA(Method):
         gone = task.must_be_gone
         now, teacher = now[:, gone], teacher[:, gone]
         empty_sum = mean_over_processes(empty.sum()).clamp(min=1e-9)
-        level = mean_over_processes(empty @ teacher) / empty_sum
+        # Not a product of matrices: autocast would take that in half precision, up to 65504.
+        level = mean_over_processes((empty[:, None] * teacher).sum(0)) / empty_sum
         true = torch.zeros_like(teacher)
         true[forget.matched] = (forget.labels[:, None] == gone).to(true)
         weights = teacher.exp().square().maximum(true)

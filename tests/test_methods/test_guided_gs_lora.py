@@ -68,6 +68,21 @@ def test_hinge_is_weighted_by_the_teacher():
     assert loss == pytest.approx(expected)  # the sum of squares, .62, counts as 1
 
 
+def test_the_level_is_not_taken_in_half_precision():
+    """Nothing is in any of 16 x 900 predictions: minus 13 for each is beyond float16."""
+    method, objects = guided(beta=1.0, distill_weight=0.0), dict(of=[0], matched=[0])
+    views = sides(made_view('forget', 1.0, [[0.0]], **objects), made_view('retain', 1.0, [[0.0]]))
+    for side, count, now, teacher in (('forget', 1, -12.5, 20.0), ('retain', 14400, -20.0, -13.0)):
+        now, teacher = (
+            Outputs(torch.full((count, 1), x), torch.zeros(count, 4), kind='sigmoid')
+            for x in (now, teacher)
+        )
+        views[side].now, views[side].teachers = now, dict(original=teacher)
+    with torch.autocast('cpu', torch.float16):
+        loss = method.losses(views, context(names='a', forget=(0,)))['forget_loss_cls']
+    assert loss.item() == pytest.approx(1.5, rel=1e-3)  # -12.5 must come down to -14
+
+
 def test_an_object_counts_whatever_the_teacher_makes_of_it():
     """Predictions 0 and 2 are matched, to class 1 and to one that another view is about."""
     method = guided(beta=1.0, distill_weight=0.0)
