@@ -113,5 +113,6 @@ class Full(Tuner):
         return dict(super().state_dict(), start=self._start)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._start = state.get('start', {})
+        # MMEngine puts what it reads of a checkpoint onto the device of the run.
+        self._start = {name: value.cpu() for name, value in state.get('start', {}).items()}
         super().load_state_dict({k: v for k, v in state.items() if k != 'start'})

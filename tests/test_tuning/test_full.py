@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import apply_adapter
@@ -80,6 +81,16 @@ def test_the_file_holds_what_changed_and_rebuilds_the_model(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), plain.parameters()))
     with pytest.raises(ForgettingError, match="of '2.bias', which the model lacks"):
         apply_adapter(nn.Sequential(nn.Linear(2, 3)), tmp_path / 'task_01')
+
+
+def test_the_start_is_on_the_cpu_after_a_resume_on_a_gpu():
+    """There :meth:`save` compares with it, as in a run that was never killed."""
+    tuner = tuned(model())
+    with FakeTensorMode():  # says where a tensor would be, on machines without a GPU as well
+        start = {'0.bias': torch.zeros(3, device='cuda')}
+        tuner.load_state_dict(dict(start=start))
+        assert start['0.bias'].is_cuda
+        assert [x.device.type for x in tuner.state_dict()['start'].values()] == ['cpu']
 
 
 def test_gradients_and_numbers_are_checked():
