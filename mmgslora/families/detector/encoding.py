@@ -47,8 +47,8 @@ class Encoding:
     does all of a teacher: it is computed once per image, and once for all models with the same
     weights up to there. Images are run one by one for this, so that a value does not depend on the
     batch in which it was first asked for. What belongs to weights that were written to since is
-    dropped; so are maps of the trunk once the encoder is fixed, and what the encoder gives once
-    every layer's attention is.
+    dropped; so are maps of the trunk once the encoder of the model is fixed, and what the encoder
+    gives once every layer's attention is.
 
     Args:
         tune: What of the detector may change.
@@ -76,20 +76,20 @@ class Encoding:
         stages = self.stages.fixed(detector)
         # A two-stage detector chooses queries by what its encoder gives: another's are not its own.
         chosen = bool(queries) and getattr(detector, 'as_two_stage', False)
-        if chosen and queries.get('encoder') != stages.get('encoder', ()):
+        if chosen and queries['stages'].get('encoder') != stages.get('encoder', ()):
             stages = {name: key for name, key in stages.items() if name in ('trunk', 'encoder')}
         if 'head' in stages:
             known = [self._known(detector, image, stages, ['head']) for image in images.each()]
             return [tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))]
+        first = queries.setdefault('stages', stages)
         given: dict[nn.Module, Callable] = {}
         if 'encoder' in stages:
-            given, features = self._given(detector, images, stages)
+            given, features = self._given(detector, images, stages, first)
         elif 'trunk' in stages:
             rows = [self._trunk(detector, image, stages) for image in images.each()]
             features = tuple(torch.cat(level) for level in zip(*rows))
         else:
             features = detector.extract_feat(images.inputs)
-        queries.setdefault('encoder', stages.get('encoder'))
         with _shared_queries(detector, queries), standing_in(given):
             return _layers(detector, detector.forward_transformer(features, images.samples))
 
@@ -138,13 +138,25 @@ class Encoding:
         return known
 
     def _given(
-        self, detector: nn.Module, images: ImageBatch, stages: dict[str, tuple]
+        self,
+        detector: nn.Module,
+        images: ImageBatch,
+        stages: dict[str, tuple],
+        first: dict[str, tuple],
     ) -> tuple[dict[nn.Module, Callable], tuple[Tensor, ...]]:
-        """What fixed parts give for a batch, and maps that have the shapes of the neck's alone."""
+        """What fixed parts give for a batch, and maps that have the shapes of the neck's alone.
+
+        Args:
+            detector: The detector, or a teacher of it.
+            images: The batch.
+            stages: Its fixed stages, as far as they are used.
+            first: Those of the detector whose queries are decoded, which may still read the maps.
+        """
         *_, last = stages
         wanted = [n for n in stages if n == last or not n.endswith('.attention')]
         wanted.remove('trunk')
-        spent = ['trunk']  # the largest of all, and asked for no more
+        reads = 'encoder' not in first and first.get('trunk') == stages['trunk']
+        spent = [] if reads else ['trunk']  # the largest of all, and asked for no more
         final = len(detector.decoder.layers) - 1
         if last == f'decoder.{final}.attention' and not getattr(detector, 'as_two_stage', False):
             wanted.remove('encoder')  # nothing is left that would read it

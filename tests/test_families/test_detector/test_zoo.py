@@ -358,6 +358,25 @@ def test_teacher_answers_for_the_same_queries(zoo, name, monkeypatch):
     assert 'forward_decoder' not in vars(model.detector)
 
 
+@pytest.mark.parametrize('name', ['two_stage', 'dino', 'ddq'])
+def test_the_trunk_of_a_two_stage_detector_is_run_once_per_image(zoo, name):
+    """Its teacher, asked for the student's queries, gives of itself trunk and encoder alone."""
+    _, model = zoo(name)
+    images = []
+    model.detector.backbone.register_forward_pre_hook(lambda m, a: images.append(len(a[0])))
+    model.train()
+    for _ in range(3):
+        model(**prepared(model), mode='loss')
+    assert images == [1] * 4
+    assert 'trunk' in {key[0][0] for key in model._encoding.cache._kept}
+    for group in model.tune.groups('block'):
+        if group.name.startswith('encoder'):
+            group.hold()
+    model(**prepared(model), mode='loss')
+    assert images == [1] * 4
+    assert 'trunk' not in {key[0][0] for key in model._encoding.cache._kept}  # nobody reads it
+
+
 def test_no_object_is_not_a_class_of_softmax_heads(zoo):
     _, model = zoo('detr')
     assert model.detector.bbox_head.fc_cls.out_features == len(SHAPES) + 1
