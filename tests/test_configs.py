@@ -1,5 +1,6 @@
 """Every config of the repository: it resolves, and its header has the command that runs it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def test_config(path):
         assert cfg.train_dataloader.dataset and cfg.optim_wrapper
         # The loop ends a cosine with the task; other schedules must say where they end.
         if cfg.train_cfg.type == 'ContinualForgettingLoop':
+            measured = cfg.train_cfg.get('evaluate_on', 'test')
+            assert set(re.findall(r'(\w+)_evaluator\.', header)) <= {measured}
             epochs = cfg.train_cfg.epochs_per_task
             for schedule in cfg.get('param_scheduler') or ():
                 if 'Cosine' in schedule.type:

@@ -4,7 +4,7 @@
 #   python tools/train.py configs/face/gslora_casia100_forget.py
 # Data under data/casia_face100, see ../_base_/datasets/casia_face100.py. Awaits a run. The authors'
 # accuracy, which keeps the margin at test time:
-#   --cfg-options val_evaluator.margin_at_test=0.35
+#   --cfg-options test_evaluator.margin_at_test=0.35
 _base_ = [
     './face-transformer_casia100.py',
     '../_base_/forgetting.py',
