@@ -60,6 +60,7 @@ class ForgettingModel(BaseModel):
         self.method = build_method(method)
         self.tune = build_tuner(self.method.tune if tune is None else tune)
         self.tune.attach(plain, self.frozen_parts)
+        self.method.check(self.tune)
         self._register_load_state_dict_pre_hook(self._make_room_for_a_seal)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
         self.watchers: list[Callable[[Mapping[str, View], Context], None]] = []

@@ -17,6 +17,7 @@ from mmgslora.settings import build_from, settings_of
 
 if TYPE_CHECKING:  # the families build methods
     from mmgslora.families.base import ForgettingModel
+    from mmgslora.tuning import Tuner
 
 METHODS = Registry('method', scope='mmgslora')
 """Every method by the name of its class."""
@@ -178,6 +179,13 @@ class Method(Part, ABC):
     @abstractmethod
     def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """Named losses of one step; those with 'loss' in their name are summed."""
+
+    def check(self, tune: Tuner) -> None:
+        """See, when the model is built, that the method can drive this tuner. Defaults to any.
+
+        Raises:
+            ForgettingError: It cannot.
+        """
 
     def sides_of(self, context: Context) -> tuple[str, ...]:
         """The sides needed at this moment. Defaults to ``sides``."""

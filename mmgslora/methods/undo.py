@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from mmgslora.losses import box_iou, joint_weighted_mean
 from mmgslora.methods.base import METHODS, Context, Method, Task
 from mmgslora.methods.confusion import ClassConfusion
 from mmgslora.settings import NonNegative, Share, checked
+
+if TYPE_CHECKING:
+    from mmgslora.tuning import Tuner
 
 _SURE = 0.5
 """Probability of a class from which on the teacher counts as sure of it."""
@@ -68,8 +72,9 @@ class UNDO(Method):
         ramp: Defaults to 0.3.
 
     Raises:
-        ForgettingError: From :meth:`before_task`: the teacher cannot be read, does not fit, or
-            differs from the model in what is not trained; or a share is of nothing.
+        ForgettingError: From :meth:`check`: what is trained is not the model's own. From
+            :meth:`before_task`: the teacher cannot be read, does not fit, or differs from the model
+            in what is not trained; or a share is of nothing.
     """
 
     tune = dict(type='Full')
@@ -94,6 +99,15 @@ class UNDO(Method):
         self.confusion_weight, self.ramp = confusion_weight, ramp
         self._confusion = ClassConfusion()
         self.parts = [self._confusion] if confusion_weight else []
+
+    def check(self, tune: Tuner) -> None:
+        """See :class:`Method`."""
+        names = [name for name, p in tune.model.named_parameters() if p.requires_grad]
+        if any(map(tune.owns, names)):
+            raise ForgettingError(
+                f"tune.type is {type(tune).__name__!r}; UNDO adds noise to the model's own "
+                "parameters and trains them, so it can be 'Full'."
+            )
 
     def before_task(self, context: Context) -> None:
         """See :class:`Method`: the teacher is read and kept, the model becomes its noised copy."""

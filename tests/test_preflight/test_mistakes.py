@@ -91,6 +91,13 @@ def test_a_file_of_the_method(command):
     refused(command('--cfg-options', *options), words)
 
 
+def test_a_tuner_that_the_method_cannot_drive(command):
+    """Before anything is measured."""
+    options = 'model.method.type=UNDO', 'model.method.teacher=forgot.pth', 'model.tune.type=LoRA'
+    words = "tune.type is 'LoRA'; UNDO adds noise to .* it can be 'Full'"
+    refused(command('--cfg-options', *options), words)
+
+
 def refused(result, words):
     """One sentence or more, exit code 1, and no file."""
     assert result.code == 1
