@@ -27,6 +27,8 @@ class Classifier(BaseModel):
 
     is_pretrained = False
     """Whether the model has published weights, head included, so that no checkpoint is due."""
+    may_be_trained = False
+    """Whether weights that were trained may be in the model as it is built."""
 
     def __init__(self, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
         super().__init__(copy.deepcopy(data_preprocessor), copy.deepcopy(init_cfg))
@@ -167,7 +169,17 @@ class ImageClassifier(Classifier):
     @property
     def is_pretrained(self) -> bool:
         """See :class:`Classifier`."""
-        return all(getattr(part, 'weights', None) for part in (self.backbone, self.head))
+        return all(self._published)
+
+    @property
+    def may_be_trained(self) -> bool:
+        """See :class:`Classifier`."""
+        return any(self._published)
+
+    @property
+    def _published(self) -> list[bool]:
+        """Whether backbone and head say the name of published weights."""
+        return [isinstance(getattr(x, 'weights', None), str) for x in (self.backbone, self.head)]
 
     def read(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`Classifier`."""

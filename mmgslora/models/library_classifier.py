@@ -66,6 +66,7 @@ class LibraryClassifier(Classifier):
         for parts in ('_parameters', '_buffers', '_non_persistent_buffers_set', '_modules'):
             self.__dict__[parts] = network.__dict__[parts]
         self._last = _last_linear(network, last)
+        self.may_be_trained = True  # nobody knows what a function of another library loads
 
     @property
     def num_classes(self) -> int:
@@ -149,6 +150,7 @@ class TorchvisionClassifier(LibraryClassifier):
         fresh = _give_rows(network, num_classes)
         super().__init__(network, last, data_preprocessor, init_cfg)
         self.is_pretrained = weights is not None and not fresh
+        self.may_be_trained = weights is not None
 
 
 @MODELS.register_module()

@@ -1,12 +1,10 @@
 import numpy as np
-import pytest
 import torch
 from mmengine.registry import MODELS
 from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 from torch import nn
 
 from mmgslora.families.audited_model import Images, _passes, same_inside, without_rows
-from mmgslora.families.untrained import _without_weights
 
 
 class Several(Images):
@@ -104,24 +102,6 @@ def test_global_random_state_is_left_alone():
     for _ in original().relearn(data, range(4), [0], (2,), 0.1, 4, seed=0):
         pass
     assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize('kind', [dict, list])
-def test_no_weights_are_left_in_a_config(kind):
-    config = dict(
-        type='X',
-        parts=kind(dict(a=dict(weights='V1', depth=3)).items())
-        if kind is dict
-        else [dict(weights='V1', depth=3)],
-        backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x')),
-        neck=dict(init_cfg=dict(type='Xavier')),
-    )
-    found = _without_weights(config)
-    part = found['parts']['a'] if kind is dict else found['parts'][0]
-    assert part == dict(depth=3)
-    assert found['backbone'] == dict(init_cfg=None)
-    assert found['neck'] == config['neck']
-    assert config['backbone']['init_cfg']['type'] == 'Pretrained'
 
 
 def test_untrained_model_is_drawn_from_its_seed():
