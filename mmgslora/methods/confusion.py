@@ -114,11 +114,13 @@ class ClassConfusion(Part):
             self._layers = [_Sums.empty(count + 1, x.detach()) for x in wide]
         self._layers = [sums.beside(x) for sums, x in zip(self._layers, wide)]
         seen = torch.cat([classes, classes.new_full((len(others[0]),), count)])
-        for sums, embeddings, beside in zip(self._layers, wide, others):
-            if self._steps >= _WARM_UP and several:
-                told = sums.told(embeddings, classes)
-                total = total + joint_weighted_mean(told, torch.ones_like(told))
-            sums.add(torch.cat([embeddings.detach(), beside]), seen)
+        # Squares of what autocast would take in half precision leave its range.
+        with torch.autocast(wide[0].device.type, enabled=False):
+            for sums, embeddings, beside in zip(self._layers, wide, others):
+                if self._steps >= _WARM_UP and several:
+                    told = sums.told(embeddings, classes)
+                    total = total + joint_weighted_mean(told, torch.ones_like(told))
+                sums.add(torch.cat([embeddings.detach(), beside]), seen)
         self._steps += 1
         return total / len(wide)
 

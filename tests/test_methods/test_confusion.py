@@ -114,3 +114,14 @@ def test_what_it_knows_survives_a_kill():
     other.load_state_dict(part.state_dict())
     embeddings, classes = shown([[-1, 0, 0], [1, 0, 0]], 77)
     assert other.loss([embeddings], classes, 2) == part.loss([embeddings], classes, 2) > 0
+
+
+def test_half_precision_of_the_network_is_not_that_of_the_sums():
+    """Embeddings of a norm as large as a face recogniser's scale, of squares beyond float16."""
+    part, plain = ClassConfusion(), ClassConfusion()
+    for seed in range(_WARM_UP + 1):
+        embeddings, classes = shown([[-40, 0, 0], [40, 0, 0]], seed)
+        expected = plain.loss([embeddings.float() * 8], classes, 2)
+        with torch.autocast('cpu', dtype=torch.float16):
+            found = part.loss([embeddings.float() * 8], classes, 2)
+    assert found.isfinite() and found.item() == pytest.approx(expected.item())
