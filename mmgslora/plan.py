@@ -117,7 +117,7 @@ def make_plan(cfg: Config, timed_steps: int = _TIMED_STEPS) -> Plan:
             'ContinualForgettingLoop.'
         )
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=_nearest_folder(cfg)) as folder,
         DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')),
     ):
         quiet, notes = _rehearsal(cfg, Path(folder))
@@ -165,6 +165,12 @@ def _rehearsal(cfg: Config, folder: Path) -> tuple[Config, list[str]]:
         model.init_weights()
         torch.save(dict(state_dict=model.state_dict(), meta={}), cfg.load_from)
     return cfg, notes
+
+
+def _nearest_folder(cfg: Config) -> Path:
+    """Where the work_dir will be, as far as it is there: whose disk must have room for the run."""
+    path = Path(cfg.get('work_dir') or '.').absolute()
+    return next(x for x in (path, *path.parents) if x.is_dir())
 
 
 def _forget_downloads(config: Any) -> None:

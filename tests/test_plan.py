@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,14 @@ def listing():
     return sorted(path for path in Path().iterdir() if path.name != '.hypothesis')
 
 
-def test_plan_is_what_the_run_then_takes(run_cfg):
+def test_plan_is_what_the_run_then_takes(run_cfg, tmp_path, monkeypatch):
     """Images, steps and bytes against a finished run; the plan itself leaves nothing behind."""
     before = listing(), run_cfg.pretty_text
+    usage, disks = shutil.disk_usage, []
+    monkeypatch.setattr('shutil.disk_usage', lambda path: (disks.append(path), usage(path))[1])
     plan = make_plan(run_cfg, timed_steps=0)
+    assert disks and all(disk.is_relative_to(tmp_path) for disk in disks)  # the work_dir's own
+    assert not list(tmp_path.iterdir())
     assert (listing(), run_cfg.pretty_text) == before
     assert not Path(run_cfg.work_dir).exists()
     assert plan.memory is None and plan.tasks[0].seconds is None and not plan.notes

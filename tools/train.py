@@ -14,7 +14,7 @@ from mmengine.device import get_device
 import mmgslora  # noqa: F401  puts compat in place
 from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
-from mmgslora.preflight import examine, prepare
+from mmgslora.preflight import prepare
 from mmgslora.preflight.config import add_config_arguments, load_config
 from mmgslora.preflight.plan import reason
 from mmgslora.preflight.resume import checkpoints_in, resume_in
@@ -101,9 +101,7 @@ def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
 
 def what_happened(error: Exception, cfg: Config, args: argparse.Namespace) -> list[str]:
     """Sentences on an error of another library in the middle of a run."""
-    broken = examine(cfg, every_image=True).problems.get('images')
-    what = broken or [f'{reason(error)} (--debug shows where).']
-    return [*what, how_to_go_on(cfg, args)]
+    return [f'{reason(error)} (--debug shows where).', how_to_go_on(cfg, args)]
 
 
 def main(arguments: list[str] | None = None) -> None:

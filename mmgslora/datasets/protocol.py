@@ -225,6 +225,12 @@ class Protocol:
                 f'Class {entry!r} in {where} is unknown; did you mean {near[0]!r}? '
                 f'The model knows: {", ".join(self.classes)}.'
             )
+        padded = [name for name in self.classes if name.isdecimal() and name != str(int(name))]
+        if padded:  # YAML reads 0000045 as an octal number
+            raise ForgettingError(
+                f'{entry} in {where} is a number, and classes are called by numbers, such as '
+                f'{padded[0]!r}; give the name, in quotes where it is written in a file.'
+            )
         if self.category_ids is None:
             raise ForgettingError(
                 f'Category id {entry} in {where} means nothing, for the data set is not in COCO '

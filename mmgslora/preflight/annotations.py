@@ -162,10 +162,10 @@ def dropped_boxes(content: Mapping[str, Any], classes: Sequence[str]) -> Counter
     return dropped
 
 
-def image_problems(content: Mapping[str, Any], folder: Path, file: Path) -> Iterator[str]:
-    """Listed images that are missing or empty, found by listing their folders."""
+def image_problems(images: Sequence[Mapping[str, Any]], folder: Path, file: Path) -> Iterator[str]:
+    """Images of a file that are missing or empty, found by listing their folders."""
     there: dict[str, int] = {}
-    for inner in {os.path.dirname(image['file_name']) for image in content['images']}:  # noqa: PTH120
+    for inner in {os.path.dirname(image['file_name']) for image in images}:  # noqa: PTH120
         if (folder / inner).is_dir():
             with os.scandir(folder / inner) as entries:
                 there.update(
@@ -173,14 +173,14 @@ def image_problems(content: Mapping[str, Any], folder: Path, file: Path) -> Iter
                     for x in entries
                     if x.is_file()  # and no link to what is gone
                 )
-    sizes = {image['file_name']: there.get(image['file_name']) for image in content['images']}
+    sizes = {image['file_name']: there.get(image['file_name']) for image in images}
     for what, names in (
         ('missing', [name for name, size in sizes.items() if size is None]),
         ('empty', [name for name, size in sizes.items() if size == 0]),
     ):
         if names:
             yield (
-                f'{len(names)} of the {len(sizes)} images that {str(file)!r} lists are {what} in '
+                f'{len(names)} of the {len(sizes)} images of {str(file)!r} are {what} in '
                 f'{str(folder)!r}, the first is {names[0]!r}; put them there, or take them out of '
                 'the file.'
             )

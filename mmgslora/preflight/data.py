@@ -28,9 +28,12 @@ from mmgslora.report.certificate import requests_of
 def files(plan: Plan) -> Iterator[str]:
     """Annotation files, image folders and images that a data set's config names.
 
-    Wrapped data sets (``dataset=dict(...)``) are followed; remote paths are left to MMEngine.
+    Wrapped data sets (``dataset=dict(...)``) are followed; remote paths are left to MMEngine. Test
+    data of a run that measures on 'val' are never read.
     """
     for split, loader in plan.loaders.items():
+        if split == 'test' != plan.measured_on:
+            continue
         dataset = _innermost(loader['dataset'])
         kind = find_class(dataset['type'], DATASETS)
         made = getattr(kind, 'makes_its_files', False)
@@ -48,7 +51,11 @@ def files(plan: Plan) -> Iterator[str]:
             _note_dropped(plan, split, file, dropped_boxes(content, classes))
             folder = Path(dataset.get('data_root') or '', *dataset.get('data_prefix', {}).values())
             if folder.is_dir():
-                yield from image_problems(content, folder, file)
+                listed = content['images']
+                if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+                    shown = {item['image_id'] for item in content['annotations']}
+                    listed = [image for image in listed if image['id'] in shown]
+                yield from image_problems(listed, folder, file)
 
 
 def evaluated_files(plan: Plan) -> Iterator[str]:
@@ -159,5 +166,10 @@ def _decodes(path: str) -> bool:
         data = np.fromfile(path, np.uint8)
     except OSError:
         return False
-    whole = data.size and (data[-2:].tobytes() == b'\xff\xd9' or data[:2].tobytes() != b'\xff\xd8')
-    return bool(whole) and cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
+    if not data.size:
+        return False
+    # A JPEG that was cut off decodes, grey from there on: no end comes after its last scan. What
+    # some cameras write behind the end does not matter, nor does a small one in its header.
+    text = data.tobytes()
+    cut = text.startswith(b'\xff\xd8') and text.rfind(b'\xff\xd9') < text.rfind(b'\xff\xda')
+    return not cut and cv2.imdecode(data, cv2.IMREAD_COLOR) is not None

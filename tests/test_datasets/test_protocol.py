@@ -79,6 +79,17 @@ def test_category_ids_stand_for_names():
     assert mixed.tasks == (('hen', 'pig'),)
 
 
+def test_a_number_where_classes_are_called_by_numbers():
+    """YAML reads 0000045 as 37, and 45 is a place: nobody can know which was meant."""
+    names = [f'{n:07}' for n in range(45, 145)]
+    ids = dict(enumerate(names))
+    assert Protocol(names, category_ids=ids, tasks=[['0000045']]).tasks == (('0000045',),)
+    with pytest.raises(
+        ForgettingError, match="45 in task 1 is a number, .*'0000045'; give the nam"
+    ):
+        Protocol(names, category_ids=ids, tasks=[[45]])
+
+
 def test_tasks_come_before_file_before_order(tmp_path):
     file = tmp_path / 'protocol.json'
     file.write_text('{"tasks": [["pig"]]}')

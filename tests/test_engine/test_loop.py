@@ -207,6 +207,20 @@ def test_evaluators_in_a_list_and_a_batch_sampler(run_cfg):
     assert sides == ['forget', 'retain'] * 4
 
 
+def test_the_rate_is_scaled_with_the_batch_in_every_task(run_cfg):
+    run_cfg.auto_scale_lr = dict(enable=True, base_batch_size=32)
+    run_cfg.train_cfg.update(protocol=dict(tasks=[['circle'], ['star']]), epochs_per_task=1)
+    runner = Runner.from_cfg(run_cfg)
+    rates = []
+    step = runner.train_loop.run_iter
+    runner.train_loop.run_iter = lambda *batch: (
+        step(*batch),
+        rates.append(runner.optim_wrapper.param_groups[0]['initial_lr']),
+    )
+    runner.train()
+    assert set(rates) == {run_cfg.optim_wrapper.optimizer.lr * 8 / 32}
+
+
 def test_splits_that_cannot_be_measured_on(run_cfg):
     run_cfg.train_cfg.evaluate_on = 'train'
     with pytest.raises(ForgettingError, match="evaluate_on is 'train'; it can be test or val"):

@@ -5,13 +5,15 @@ import json
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 import mmgslora.register  # noqa: F401
 from mmgslora.preflight.annotations import dropped_boxes, image_problems, parsed
-from mmgslora.preflight.data import evaluated_files, files
+from mmgslora.preflight.data import _decodes, evaluated_files, files
 from mmgslora.preflight.plan import Plan
 
 IMAGE = dict(id=1, file_name='1.png', width=20, height=10)
@@ -195,7 +197,43 @@ def test_an_empty_image(dataset, tmp_path):
 def test_a_link_to_nothing_is_a_missing_image_where_it_is_listed(tmp_path):
     (tmp_path / 'a.png').write_bytes(b'x')
     (tmp_path / 'b.png').symlink_to(tmp_path / 'gone.png')
-    assert not list(image_problems(dict(images=[dict(file_name='a.png')]), tmp_path, Path('x')))
-    listed = dict(images=[dict(file_name='a.png'), dict(file_name='b.png')])
+    assert not list(image_problems([dict(file_name='a.png')], tmp_path, Path('x')))
+    listed = [dict(file_name='a.png'), dict(file_name='b.png')]
     (sentence,) = image_problems(listed, tmp_path, Path('x'))
-    assert sentence.startswith("1 of the 2 images that 'x' lists are missing")
+    assert sentence.startswith("1 of the 2 images of 'x' are missing")
+
+
+def test_images_that_are_never_read_may_be_missing(tmp_path):
+    """Those without objects where these are filtered, and test data of a run that has others."""
+    (tmp_path / 'a.png').write_bytes(b'x')
+    images = [dict(IMAGE, id=number, file_name=f'{name}.png') for number, name in enumerate('ab')]
+    box = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 5, 5], area=25, iscrowd=0)
+    content = dict(images=images, annotations=[box], categories=[dict(id=1, name='cat')])
+    file = tmp_path / 'file.json'
+    file.write_text(json.dumps(content))
+    dataset = dict(type='CocoDataset', ann_file=str(file), data_prefix=dict(img=str(tmp_path)))
+    dataset['metainfo'] = dict(classes=('cat',))
+    assert '1 of the 2 images of' in said(dataset, train_cfg={})
+    assert said(dict(dataset, filter_cfg=dict(filter_empty_gt=True)), train_cfg={}) == ''
+    nowhere = dict(test_dataloader=dict(dataset=dict(dataset, ann_file='nowhere.json')))
+    filtered = dict(dataset, filter_cfg=dict(filter_empty_gt=True))
+    assert 'does not exist' in said(filtered, train_cfg={}, **nowhere)
+    assert said(filtered, train_cfg=dict(evaluate_on='val'), **nowhere) == ''
+
+
+@pytest.mark.parametrize(
+    ('change', 'whole'),
+    [
+        (lambda jpeg: jpeg, True),
+        (lambda jpeg: jpeg + b'SEFT\0', True),  # as some cameras do
+        (lambda jpeg: jpeg[: len(jpeg) // 2], False),
+        # A header with a picture of its own, which is whole.
+        (lambda jpeg: jpeg[:2] + b'\xff\xe1\0\x08\xff\xda\xff\xd9\0\0' + jpeg[2:-9], False),
+        (lambda jpeg: b'', False),
+    ],
+)
+def test_a_jpeg_that_was_cut_off(tmp_path, change, whole):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(change(cv2.imencode('.jpg', noise)[1].tobytes()))
+    assert _decodes(str(path)) == whole
