@@ -8,6 +8,7 @@ from copy import copy
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCOeval
+from pycocotools import mask
 
 
 def match_every_query(
@@ -36,10 +37,9 @@ def match_every_query(
     ranked._dts, ranked.ious = {}, {}
     matches = {i: _match(ranked, i, cat_id, *found.get(i, _NOTHING)) for i in _holding(ranked)}
     matched = [
-        score
+        match['dtScores'][i]
         for match in matches.values()
-        for score, hit in zip(match['dtScores'], match['dtMatches'].any(0))
-        if hit
+        for i in np.flatnonzero(match['dtMatches'].any(0))
     ]
     lowest = min(matched, default=math.inf)
     for image in params.imgIds:
@@ -62,16 +62,32 @@ def _holding(coco_eval: COCOeval) -> list:
 def _match(
     coco_eval: COCOeval, image: int | str, cat_id: int, boxes: np.ndarray, scores: np.ndarray
 ) -> dict:
+    """What :meth:`COCOeval.evaluateImg` says of one image with all its detections.
+
+    It takes them one by one, for every threshold. Nearly all of many queries overlap no object
+    enough for the lowest threshold: they take no object from another, and need not be asked about.
+    """
+    params, objects = coco_eval.params, coco_eval._gts[image, cat_id]
     rows = np.flatnonzero(scores > 0)
-    boxes = boxes[rows].astype(np.float64)
+    rows = rows[np.argsort(-scores[rows], kind='mergesort')]  # COCO's own order of ties
+    boxes, scores = boxes[rows].astype(np.float64), scores[rows].tolist()
     boxes[:, 2:] -= boxes[:, :2]
+    areas = boxes[:, 2] * boxes[:, 3]
+    truth = np.array([one['bbox'] for one in objects], np.float64)
+    ious = mask.iou(boxes, truth, [int(one['iscrowd']) for one in objects])
+    ious = np.reshape(ious, (len(rows), len(objects)))
+    near = np.flatnonzero(~(ious < params.iouThrs.min()).all(1))
     coco_eval._dts[image, cat_id] = [
-        dict(id=int(row) + 1, score=float(scores[row]), bbox=box, area=box[2] * box[3])
-        for row, box in zip(rows, boxes.tolist())
+        dict(id=int(rows[i]) + 1, score=scores[i], area=areas[i]) for i in near
     ]
-    coco_eval.ious[image, cat_id] = coco_eval.computeIoU(image, cat_id)
-    params = coco_eval.params
-    return coco_eval.evaluateImg(image, cat_id, params.areaRng[0], params.maxDets[-1])
+    coco_eval.ious[image, cat_id] = ious[near]
+    smallest, largest = params.areaRng[0]
+    match = coco_eval.evaluateImg(image, cat_id, params.areaRng[0], params.maxDets[-1])
+    matches = np.zeros((len(params.iouThrs), len(rows)))
+    ignored = np.tile((areas < smallest) | (areas > largest), (len(params.iouThrs), 1))
+    matches[:, near], ignored[:, near] = match['dtMatches'], match['dtIgnore']
+    every = dict(dtIds=(rows + 1).tolist(), dtScores=scores, dtMatches=matches, dtIgnore=ignored)
+    return {**match, **every}
 
 
 def _all_false(scores: np.ndarray, coco_eval: COCOeval) -> dict:

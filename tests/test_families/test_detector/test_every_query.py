@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.evaluation import publish_tasks, remember_pretrained
 from mmgslora.families.detector import ForgettingCocoMetric
+from mmgslora.families.detector.every_query import match_every_query
 
 CLASSES = ('cat', 'dog', 'cup')
 DOG_GOES = ClassPartition(1, forget=('dog',), retain=('cup',), old=('cat',), classes=CLASSES)
@@ -98,9 +99,8 @@ def measure(folder, truth, given):
     return metric.evaluate(len(given))
 
 
-def without_a_limit(truth, found):
-    """(AP, recall at IoU .5) of each class by plain pycocotools with all detections, in percent."""
-    detections = [
+def detections_of(found):
+    return [
         dict(
             image_id=image,
             category_id=label + 1,
@@ -112,6 +112,11 @@ def without_a_limit(truth, found):
         for label in range(3)
         if scores[query, label] > 0
     ]
+
+
+def without_a_limit(truth, found):
+    """(AP, recall at IoU .5) of each class by plain pycocotools with all detections, in percent."""
+    detections = detections_of(found)
     values = {}
     with redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -143,6 +148,47 @@ def test_equals_pycocotools_without_a_limit(tmp_path_factory, seed, queries, tie
             assert metrics[key] == pytest.approx(expected[name][0], abs=1e-9)
         else:
             assert key not in metrics
+
+
+def test_matches_are_those_of_pycocotools():
+    """Of each image, boxes of negative area too; only queries near an object are asked about."""
+    truth, found = scene(9, images=20, queries=60, tied=True)
+    for boxes, _ in found:
+        boxes[::9, 2] = boxes[::9, 0] - 1  # ignored as outside of the area range
+    with redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = annotations(truth)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections_of(found)), 'bbox')
+        evaluation.params.catIds, evaluation.params.maxDets = [2], [10**6]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ['all']
+        evaluation.evaluate()
+    asked = []
+
+    class Counting(COCOeval):
+        def evaluateImg(self, image, category, *args):  # noqa: N802
+            asked.append(len(self._dts[image, category]))
+            return super().evaluateImg(image, category, *args)
+
+    expected, evaluation.__class__ = evaluation.evalImgs, Counting
+    ranked = match_every_query(
+        evaluation, 2, {i: (boxes, scores[:, 1]) for i, (boxes, scores) in enumerate(found)}
+    )
+    pairs = [pair for pair in zip(ranked.evalImgs, expected) if len(pair[1]['gtIds'])]
+    assert len(pairs) == len(asked) > 5
+    for ours, theirs in pairs:
+        for key in ('dtScores', 'gtIds', 'gtIgnore', 'dtMatches', 'dtIgnore'):
+            assert np.array_equal(ours[key], theirs[key]), key
+        assert np.array_equal(_places(ours), _places(theirs))
+    all_queries = sum(len(theirs['dtIds']) for _, theirs in pairs)
+    assert 0 < sum(asked) < all_queries / 3
+    assert any(theirs['dtIgnore'].any() and theirs['dtMatches'].any() for _, theirs in pairs)
+
+
+def _places(match):
+    """Which detection took each object, by its place in the ranking; -1 for none."""
+    ids = list(match['dtIds'])
+    return [[ids.index(x) if x else -1 for x in row] for row in match['gtMatches']]
 
 
 def test_free_slots_do_not_matter(tmp_path):
