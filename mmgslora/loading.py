@@ -15,8 +15,9 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -91,6 +92,22 @@ def read_checkpoint(path: str, what: str = 'The checkpoint') -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ForgettingError(f'{name} holds a {type(content).__name__} and no checkpoint.')
     return content
+
+
+def local_path(path: str) -> str:
+    """Where a checkpoint lies once MMEngine has loaded it.
+
+    Args:
+        path: A path, or an address.
+
+    Returns:
+        str: For http and https the file in torch's cache, which need not be there yet; anything
+        else as it is.
+    """
+    address = urlparse(path)
+    if address.scheme not in ('http', 'https'):
+        return path
+    return str(Path(torch.hub.get_dir(), 'checkpoints', PurePosixPath(address.path).name))
 
 
 def read_results(path: str) -> Any:

@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmgslora.errors import ForgettingError
-from mmgslora.loading import load_restricted, read_checkpoint, read_results
+from mmgslora.loading import load_restricted, local_path, read_checkpoint, read_results
 
 
 class Attack:
@@ -134,3 +134,16 @@ def test_results_that_are_none(tmp_path, content):
     (tmp_path / 'results.pkl').write_bytes(content)
     with pytest.raises(ForgettingError, match='results.pkl. cannot be read'):
         read_results(str(tmp_path / 'results.pkl'))
+
+
+def test_where_an_address_is_kept(monkeypatch, tmp_path):
+    """Where torch would look for it, so that nothing is fetched."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    address = 'https://nowhere.invalid/v3.0/some%20detr.pth?x=/y.pth#part'
+    path = local_path(address)
+    assert path == str(tmp_path / 'checkpoints/some%20detr.pth')
+    (tmp_path / 'checkpoints').mkdir()
+    torch.save(dict(meta=3), path)
+    assert read_checkpoint(address) == dict(meta=3)
+    for as_it_is in ('./a/../b.pth', '/c.pth', 'torchvision://resnet50'):
+        assert local_path(as_it_is) == as_it_is

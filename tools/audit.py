@@ -22,13 +22,13 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from rich.table import Table
 
 import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.measures import MEASURES, MORE, Audit, Settings
 from mmgslora.audit.record import AuditRecord
-from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, Spread, is_oracle
-from mmgslora.audit.sentences import sentence, text_of
+from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
+from mmgslora.audit.sentences import sentence
+from mmgslora.audit.table import audit_table
 from mmgslora.audit.verdict import limits_of
 from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
@@ -56,6 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='where there is no oracle: a config whose unseen.train and unseen.held_out are data '
         'sets of other classes, under the labels of the forgotten ones',
     )
+    parser.add_argument('--base', help='the original model, if it is not where it was')
     parser.add_argument('--task', type=int, help='forgetting task, from 1; the last by default')
     parser.add_argument('--seeds', type=int, nargs='+', help='repetitions; 0 1 2 by default')
     parser.add_argument(
@@ -106,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     cfg = Config.fromfile(run.config_path)
     settings = _settings(cfg.get('audit'), args.cfg_options, args.seeds)
-    paths = _paths(run, task, args.oracle)
+    paths = _paths(run, task, args.oracle, args.base)
     files = {role: dict(path=str(path), sha256=sha256(path)) for role, path in paths.items()}
-    _check_merged(run, task, files)
+    _check_files(run, task, files)
     files['config'] = dict(path=str(run.config_path), sha256=sha256(run.config_path))
     if args.unseen:
         files[UNSEEN] = dict(path=args.unseen, sha256=sha256(Path(args.unseen)))
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in filter(lambda m: m in (UNLEARNED, UNSEEN) or is_oracle(m), asked):
             measure(f'{unit}{MORE}', model)
     record.write()
-    console.print(_table(record))
+    console.print(audit_table(record))
     for kind in record.rows.kinds():
         console.print(f'{kind.capitalize().replace("_", " ")}: {sentence(record.rows, kind)}')
     for line in record.cannot_conclude():
@@ -184,13 +185,16 @@ def _settings(
     return replace(Settings(), **wishes)
 
 
-def _paths(run: FinishedRun, task: Mapping, oracles: Sequence[str]) -> dict[str, Path]:
-    if run.original is None:
+def _paths(
+    run: FinishedRun, task: Mapping, oracles: Sequence[str], base: str | None
+) -> dict[str, Path]:
+    original = base or run.original
+    if original is None:
         raise ForgettingError(
             f'The record in {str(run.work_dir)!r} names no original model (load_from), which the '
-            'audit compares with.'
+            'audit compares with; name it with --base.'
         )
-    wanted = {UNLEARNED: merged_file(task['task']), ORIGINAL: run.original}
+    wanted = {UNLEARNED: merged_file(task['task']), ORIGINAL: original}
     for number, path in enumerate(oracles, 1):
         wanted[ORACLE if number == 1 else f'{ORACLE} {number}'] = path
     found = {role: find_file(path, run.work_dir) for role, path in wanted.items()}
@@ -198,17 +202,24 @@ def _paths(run: FinishedRun, task: Mapping, oracles: Sequence[str]) -> dict[str,
         if path is None:
             raise ForgettingError(
                 f'The {"forgotten" if role == UNLEARNED else role} model {wanted[role]!r} does not '
-                'exist; a relative path starts in the work_dir or in the current folder.'
+                'exist; a relative path starts in the work_dir or in the current folder'
+                f'{", and --base names another file" if role == ORIGINAL else ""}.'
             )
     return found
 
 
-def _check_merged(run: FinishedRun, task: Mapping, files: Mapping[str, Mapping]) -> None:
+def _check_files(run: FinishedRun, task: Mapping, files: Mapping[str, Mapping]) -> None:
+    """Refuse files that are not those of the run."""
     recorded = (task.get('merged') or {}).get('sha256')
     if recorded not in (None, files[UNLEARNED]['sha256']):
         raise ForgettingError(
             f'{merged_file(task["task"])!r} in {str(run.work_dir)!r} was changed after the run had '
             'measured it: its hash is not that of forgetting.json; put the file of the run back.'
+        )
+    if run.record.get('original_sha256') not in (None, files[ORIGINAL]['sha256']):
+        raise ForgettingError(
+            f'{files[ORIGINAL]["path"]!r} is not the original that the run began with: its hash is '
+            'not that of forgetting.json; name the file with --base.'
         )
 
 
@@ -366,30 +377,6 @@ def _check_oracle(rows: Sequence[Mapping], path: str, audit: Audit, original: fl
             f'{path!r} is no oracle: its {metric} is {found:.1f} %, the original has '
             f'{original:.1f} %; give a model trained without these classes.'
         )
-
-
-def _table(record: AuditRecord) -> Table:
-    """Means over the seeds with half the range, one row per measure, per-class values left out."""
-    rows = record.rows
-    table = Table(title=f'Audit of task {rows.task}: {", ".join(rows.forgotten)}')
-    table.add_column('measure')
-    oracles = [model for model in rows.files if is_oracle(model)]
-    models = [m for m in (ORIGINAL, UNLEARNED, HEAD_ONLY, *oracles, UNSEEN) if m in rows.files]
-    for model in models:
-        table.add_column(model, justify='right')
-    for kind, measures in rows.kinds().items():
-        for measure in measures:
-            if '/per_class/' not in measure:
-                values = (rows.value(measure, model) for model in models)
-                table.add_row(measure, *(_cell(kind, value) for value in values))
-    return table
-
-
-def _cell(kind: str, value: Spread | None) -> str:
-    if value is None:
-        return ''
-    half = f' ± {text_of(kind, (value.high - value.low) / 2)}' if value.seeds > 1 else ''
-    return text_of(kind, value.mean) + half
 
 
 if __name__ == '__main__':

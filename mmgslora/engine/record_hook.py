@@ -16,6 +16,7 @@ from mmgslora.audit.verdict import limits_of
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.datasets.views import ForgettingViews
 from mmgslora.env import versions
+from mmgslora.loading import local_path
 from mmgslora.lora import trainable_share
 from mmgslora.methods.base import Method
 from mmgslora.records.finished_run import sha256
@@ -112,12 +113,17 @@ class RecordHook(Hook):
     def before_run(self, runner) -> None:
         requests_of(runner.cfg.get('requests'), len(runner.train_loop.protocol))
         limits_of(runner.cfg.get('thresholds'))
-        # A run that is resumed has a checkpoint of its own to start from.
+
+    def before_train(self, runner) -> None:
+        # What load_from names is loaded, and therefore here, even if it was at an address. A run
+        # that is resumed has a checkpoint of its own to start from.
         if runner.cfg.get('load_from') and not runner.cfg.get('resume'):
-            original = str(runner.cfg.load_from)
-            runner.message_hub.update_info('original', original)
-            runner.message_hub.update_info('original_sha256', _hash(Path(original)))
-            runner.message_hub.update_info('original_training', training_cost(original))
+            named, hub = str(runner.cfg.load_from), runner.message_hub
+            original = local_path(named)
+            hub.update_info('original', original)
+            hub.update_info('original_url', None if named == original else named)
+            hub.update_info('original_sha256', _hash(Path(original)))
+            hub.update_info('original_training', training_cost(original))
 
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
@@ -173,6 +179,7 @@ class RecordHook(Hook):
             split=runner.train_loop.evaluate_on,
             seal=runner.train_loop.seal,
             original=runner.message_hub.get_info('original'),
+            original_url=runner.message_hub.get_info('original_url'),
             original_sha256=runner.message_hub.get_info('original_sha256'),
             original_training=runner.message_hub.get_info('original_training'),
             protocol=dict(tasks=list(map(list, protocol.tasks)), missing=list(protocol.missing)),

@@ -69,6 +69,7 @@ class Record(_Strict):
     config: str | None = None
     seed: int | None = None
     original: str | None = None
+    original_url: str | None = None
     original_sha256: str | None = None
     original_training: dict[str, Any] | None = None
     split: str | None = None

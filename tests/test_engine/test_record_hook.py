@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.runner import Runner
 
 from mmgslora.engine import record_hook
@@ -13,10 +15,19 @@ from mmgslora.records.finished_run import FinishedRun
 from mmgslora.report.page import report_page
 
 
-def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monkeypatch, pictures):
+def test_a_run_whose_figure_fails_has_its_record(
+    run_cfg, tiny_checkpoint, monkeypatch, pictures, tmp_path
+):
     run_cfg.train_cfg.update(epochs_per_task=1, protocol=dict(tasks=[['circle'], ['star']]))
     run_cfg.requests = [None, dict(requested_by='Ann', date='2026-01-31')]
     run_cfg.thresholds = dict(forgotten_max=5)
+    run_cfg.load_from = 'https://nowhere.invalid/v3/original.pth?download=1'
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    monkeypatch.setattr(
+        torch.hub,
+        'download_url_to_file',
+        lambda _, to, *more, **_2: shutil.copy(tiny_checkpoint, to),
+    )
 
     def fail(*_):
         raise ValueError('no\nfont')
@@ -38,6 +49,8 @@ def test_a_run_whose_figure_fails_has_its_record(run_cfg, tiny_checkpoint, monke
         path = f'merged/task_{task["task"]:02d}.pth'
         assert task['merged'] == dict(path=path, sha256=hash_of(work_dir / path))
     assert record['original_sha256'] == hash_of(tiny_checkpoint)
+    assert record['original'] == str(tmp_path / 'hub/checkpoints/original.pth')
+    assert record['original_url'] == run_cfg.load_from
     assert record['protocol']['tasks'] == [['circle'], ['star']]
     assert record['requests'][1]['requested_by'] == 'Ann'
     # The record is all that a report needs.

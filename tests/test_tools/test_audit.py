@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from mmgslora.datasets.shapes import SHAPES
 from mmgslora.errors import ForgettingError
+from mmgslora.records.finished_run import sha256
 
 GONE = ['circle', 'square']
 QUICK = dict(
@@ -54,6 +55,23 @@ def oracle(tmp_path, tiny_checkpoint):
     return tmp_path / 'oracle.pth'
 
 
+def record_from(original):
+    """What the run of a task says that started from this file."""
+    stay = [name for name in SHAPES if name not in GONE]
+    task = dict(task=1, forget=GONE, old=[], retain=stay, missing=[])
+    task['per_class'] = {**dict.fromkeys(GONE, 0.0), **dict.fromkeys(stay, 20.0)}
+    task['metrics'] = dict(AP_f=0.0, AP_r=20.0)
+    return dict(
+        config='run.py',
+        seed=0,
+        original=original,
+        pretrained=dict(per_class=dict.fromkeys(SHAPES, 20.0)),
+        tasks=[task],
+        # The oracle is nearly the same model: what it lacks is chance.
+        thresholds=dict(relearning_gap_max=5),
+    )
+
+
 @pytest.fixture
 def finished(tmp_path, tiny_cfg, tiny_checkpoint):
     """A work_dir with what the audit reads: config, record, merged model."""
@@ -64,20 +82,7 @@ def finished(tmp_path, tiny_cfg, tiny_checkpoint):
     cfg.audit = QUICK
     cfg.dump(work_dir / 'run.py')
     torch.save(changed(tiny_checkpoint), work_dir / 'merged/task_01.pth')
-    stay = [name for name in SHAPES if name not in GONE]
-    task = dict(task=1, forget=GONE, old=[], retain=stay, missing=[])
-    task['per_class'] = {**dict.fromkeys(GONE, 0.0), **dict.fromkeys(stay, 20.0)}
-    task['metrics'] = dict(AP_f=0.0, AP_r=20.0)
-    record = dict(
-        config='run.py',
-        seed=0,
-        original=str(tiny_checkpoint),
-        pretrained=dict(per_class=dict.fromkeys(SHAPES, 20.0)),
-        tasks=[task],
-        # The oracle is nearly the same model: what it lacks is chance.
-        thresholds=dict(relearning_gap_max=5),
-    )
-    (work_dir / 'forgetting.json').write_text(json.dumps(record))
+    (work_dir / 'forgetting.json').write_text(json.dumps(record_from(str(tiny_checkpoint))))
     return work_dir
 
 
@@ -223,6 +228,34 @@ def test_a_file_that_the_run_did_not_measure_is_not_audited(tool, finished):
     (finished / 'forgetting.json').write_text(json.dumps(record))
     with pytest.raises(ForgettingError, match='was changed after the run had measured it'):
         tool.main([str(finished)])
+
+
+def test_the_original_is_elsewhere(tool, tmp_path, tiny_cfg, monkeypatch):
+    """The record names an address, as those of earlier runs do, and the hash of what was there."""
+    work_dir, base = tmp_path / 'run', tmp_path / 'fetched.pth'
+    (work_dir / 'merged').mkdir(parents=True)
+    for path in (work_dir / 'merged/task_01.pth', base):
+        path.write_text(path.name)
+    tiny_cfg.dump(work_dir / 'run.py')
+    record = record_from('https://nowhere.invalid/original.pth')
+    record['original_sha256'] = sha256(base)
+    (work_dir / 'forgetting.json').write_text(json.dumps(record))
+    with pytest.raises(ForgettingError, match="'https.*' does not exist; .*--base names another"):
+        tool.main([str(work_dir)])
+    with pytest.raises(ForgettingError, match="original model 'no.pth' does not exist"):
+        tool.main([str(work_dir), '--base', 'no.pth'])
+    other = str(work_dir / 'merged/task_01.pth')
+    with pytest.raises(ForgettingError, match=f'{other}. is not the original that the run began'):
+        tool.main([str(work_dir), '--base', other])
+
+    class ReachedError(Exception): ...
+
+    def models(cfg, paths, *_):
+        raise ReachedError(paths[tool.ORIGINAL])
+
+    monkeypatch.setattr(tool, '_audit', models)
+    with pytest.raises(ReachedError, match=str(base)):
+        tool.main([str(work_dir), '--base', str(base)])
 
 
 @pytest.mark.parametrize(
