@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmgslora.errors import ForgettingError
 from mmgslora.families.untrained import untrained
 from mmgslora.models import seal_layer
 
@@ -210,6 +211,9 @@ class AuditedModel(ABC):
 
         Yields:
             The number of steps and the copy as it is then. It is trained on afterwards.
+
+        Raises:
+            ForgettingError: The accelerator's memory does not hold a step on so many images.
         """
         student = copy.copy(self)
         student.model = copy.deepcopy(self.model).requires_grad_(True)
@@ -219,15 +223,36 @@ class AuditedModel(ABC):
             torch.manual_seed(seed)
             for step in range(max(steps) + 1):
                 if step:
-                    _training_mode(student.model)
-                    loss = student.loss(data, next(order), labels)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(student.model.parameters(), self.clip_norm)
-                    optimizer.step()
+                    student._learn(data, next(order), labels, optimizer)
                 if step in steps:
                     student.model.eval()
                     yield step, student
+
+    def _learn(
+        self,
+        data: Images,
+        images: Sequence[int],
+        labels: Sequence[int],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """One step of relearning.
+
+        All images at once: a detector's loss is divided by the objects of its batch, so that
+        gradients gathered over parts of it would be others.
+        """
+        _training_mode(self.model)
+        try:
+            loss = self.loss(data, images, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            optimizer.step()
+        except torch.cuda.OutOfMemoryError as error:
+            raise ForgettingError(
+                f'Relearning trains all weights on {len(images)} images at once, which is more '
+                'than the memory holds; take fewer, the same for every model of the audit: '
+                f'--cfg-options relearning_batch={max(1, len(images) // 4)}.'
+            ) from error
 
     def untrained(self, seed: int) -> AuditedModel:
         """The same architecture with random weights, a model that never saw any data."""

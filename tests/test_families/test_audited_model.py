@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from mmengine.registry import MODELS
 from test_audit.flat import FlatImages, FlatModel, make_objects, oracle, original
 from torch import nn
 
+from mmgslora.errors import ForgettingError
 from mmgslora.families.audited_model import Images, _passes, same_inside, without_rows
 
 
@@ -92,6 +94,18 @@ def test_relearning_shows_the_same_images_in_the_same_order():
             pass
     assert seen['one'] == seen['other']
     assert len(seen['one']) == 6
+
+
+def test_a_step_that_the_memory_does_not_hold_names_the_setting():
+    class Large(FlatModel):
+        def loss(self, data, images, labels):
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')
+
+    steps = Large([1.0, 1.0]).relearn(FlatImages(8, 0), range(32), [0], (0, 1), 0.1, 16, seed=0)
+    assert next(steps)[0] == 0
+    with pytest.raises(ForgettingError, match='on 16 images .* relearning_batch=4') as raised:
+        next(steps)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_global_random_state_is_left_alone():
