@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import Dataset
 
+from mmgslora.datasets.protocol import Protocol
 from mmgslora.families.drawing import BeforeAfter, Drawing, Found
 from mmgslora.families.registry import FAMILIES
 from mmgslora.report.charts import write_image
@@ -25,7 +27,9 @@ class ImageHook(Hook):
 
     They come from the split that the loop measures on; which they are and how they are drawn is
     the family's (:class:`mmgslora.families.drawing.Drawing`). What was found in them before any
-    forgetting is kept in the message hub, where a resumed run finds it.
+    forgetting is kept in the message hub, where a resumed run finds it. Where that run serves
+    further tasks, images of their classes take half of the places, with what the model finds at
+    that time.
 
     Args:
         num_images: How many images. Defaults to None: what the family draws well, 6 for detectors
@@ -42,17 +46,30 @@ class ImageHook(Hook):
 
     @master_only
     def before_forget_task(self, runner) -> None:
-        if _KEY in runner.message_hub.runtime_info:
+        kept = runner.message_hub.runtime_info.get(_KEY, dict(indices=[], found=[], tasks=0))
+        protocol = runner.train_loop.protocol
+        # A checkpoint that does not say for how many tasks its images were chosen keeps them.
+        done = kept.get('tasks', len(protocol))
+        if done == len(protocol):
             return
-        drawing, loop = self._drawing(runner), runner.train_loop
+        drawing, split = self._drawing(runner), runner.train_loop.evaluate_on
+        known = dict(zip(kept['indices'], kept['found']))
+        count = self.num_images or drawing.num_images
         chosen = drawing.choose(
             _dataset(runner),
-            loop.protocol,
-            lambda index: _look(runner, drawing, index),
-            self.num_images or drawing.num_images,
+            _without(protocol, done),
+            lambda index: known.get(index) or _look(runner, drawing, index),
+            count,
         )
-        rule = f'The first {loop.evaluate_on} {drawing.rule}'
-        kept = dict(indices=list(chosen), found=list(chosen.values()), rule=rule)
+        rule = f'The first {split} {drawing.rule}'
+        if done:
+            names = ', '.join(name for task in protocol.tasks[done:] for name in task)
+            rule = f'{kept["rule"]}; for {names}, asked for later, as found just before that'
+        # Images of before and of now in turn, so that there are some of both.
+        in_turn = [index for pair in zip_longest(known, chosen) for index in pair]
+        indices = [index for index in dict.fromkeys(in_turn) if index is not None][:count]
+        found = [known.get(index) or chosen[index] for index in indices]
+        kept = dict(indices=indices, found=found, rule=rule, tasks=len(protocol))
         runner.message_hub.update_info(_KEY, kept)
 
     @master_only
@@ -74,6 +91,17 @@ class ImageHook(Hook):
 
     def _drawing(self, runner) -> Drawing:
         return FAMILIES[runner.train_loop.model.model_key].drawing(self.score_thr)
+
+
+def _without(protocol: Protocol, done: int) -> Protocol:
+    """The protocol of a model that has served the first ``done`` tasks."""
+    gone = [name for task in protocol.tasks[:done] for name in task]
+    return Protocol(
+        protocol.classes,
+        protocol.tasks[done:],
+        protocol.missing,
+        forgotten=[*protocol.forgotten, *gone],
+    )
 
 
 def _dataset(runner) -> Dataset:

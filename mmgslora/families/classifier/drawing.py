@@ -29,7 +29,8 @@ class LabelDrawing(Drawing):
     ) -> dict[int, Found]:
         """The first image of each class to forget and of each class that stays, in turn."""
         asked = [protocol.classes.index(name) for task in protocol.tasks for name in task]
-        stay = [label for label in range(len(protocol.classes)) if label not in asked]
+        gone = {*asked, *map(protocol.classes.index, protocol.forgotten)}
+        stay = [label for label in range(len(protocol.classes)) if label not in gone]
         first: dict[int, int] = {}
         for index in range(len(dataset)):
             first.setdefault(int(dataset.get_data_info(index)['gt_label']), index)

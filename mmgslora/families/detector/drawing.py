@@ -34,7 +34,7 @@ class DetectionDrawing(Drawing):
     num_images = 6
     rule = (
         'images in which the model found, before any forgetting, a class to forget and one that '
-        'stays'
+        'stays, or, where no image shows both, a class to forget'
     )
 
     def choose(
@@ -42,26 +42,14 @@ class DetectionDrawing(Drawing):
     ) -> dict[int, Found]:
         """The first images in which an object of both sides is found with an IoU of .5.
 
-        Where these are too few, the first that show both sides.
+        Where these are too few, the first that show both sides. Where none does, the same with the
+        side to forget alone.
         """
         asked = {protocol.classes.index(name) for task in protocol.tasks for name in task}
         gone = {protocol.classes.index(name) for name in protocol.forgotten}
         stay = set(range(len(protocol.classes))) - asked - gone
-        seen: dict[int, Found] = {}
-        good: list[int] = []
-        for index in range(len(dataset)):
-            instances = dataset.get_data_info(index)['instances']
-            labels = {item['bbox_label'] for item in instances}
-            if labels & asked and labels & stay:
-                seen[index] = look(index)
-                labels = _found_labels(seen[index], instances)
-                if labels & asked and labels & stay:
-                    good.append(index)
-            # A detector that finds little must not be asked about the whole data set.
-            if len(good) == count or len(seen) == _TRIES * count:
-                break
-        chosen = [*good, *(index for index in seen if index not in good)][:count]
-        return {index: seen[index] for index in sorted(chosen)}
+        both = _first(dataset, (asked, stay), look, count)
+        return both or _first(dataset, (asked,), look, count)
 
     def found(self, sample: DetDataSample) -> Found:
         instances = sample.pred_instances
@@ -107,6 +95,27 @@ class DetectionDrawing(Drawing):
         text = as_text('\n'.join(legend))
         figure.text(_GAP / width, _GAP / height, text, va='bottom', fontsize=8, color=INK)
         return figure
+
+
+def _first(
+    dataset: Dataset, sides: Sequence[set[int]], look: Callable[[int], Found], count: int
+) -> dict[int, Found]:
+    """Indices of the images with objects of all sides; first come those that ``look`` finds."""
+    seen: dict[int, Found] = {}
+    good: list[int] = []
+    for index in range(len(dataset)):
+        instances = dataset.get_data_info(index)['instances']
+        labels = {item['bbox_label'] for item in instances}
+        if all(labels & side for side in sides):
+            seen[index] = look(index)
+            labels = _found_labels(seen[index], instances)
+            if all(labels & side for side in sides):
+                good.append(index)
+        # A detector that finds little must not be asked about the whole data set.
+        if len(good) == count or len(seen) == _TRIES * count:
+            break
+    chosen = [*good, *(index for index in seen if index not in good)][:count]
+    return {index: seen[index] for index in sorted(chosen)}
 
 
 def _drawn(

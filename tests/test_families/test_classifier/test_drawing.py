@@ -55,3 +55,6 @@ def test_the_first_image_of_each_class_in_turn():
     chosen = LabelDrawing(0.3).choose(dataset, protocol, lambda i: looked.append(i) or i, 3)
     # To forget b, stays c, to forget a; stays d comes too late.
     assert list(chosen) == looked == [4, 0, 1]
+    # What went before is no class that stays.
+    protocol = Protocol(('a', 'b', 'c', 'd'), [['b']], forgotten=['c'])
+    assert list(LabelDrawing(0.3).choose(dataset, protocol, lambda i: i, 6)) == [4, 1, 3]
