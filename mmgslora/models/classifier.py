@@ -110,7 +110,9 @@ def one_size(inputs: Tensor | Sequence[Tensor], network: nn.Module) -> Tensor:
     Raises:
         ForgettingError: The images differ in size, or are not of the network's.
     """
-    sizes = {tuple(image.shape[-2:]) for image in inputs}
+    # Of a tensor at once: an exporter must not see how many images there are.
+    images = [inputs] if isinstance(inputs, Tensor) else inputs
+    sizes = {tuple(image.shape[-2:]) for image in images}
     wanted = getattr(network, 'image_size', None)
     wrong = [size for size in sizes if wanted is not None and size != (wanted, wanted)]
     if wrong or len(sizes) > 1:

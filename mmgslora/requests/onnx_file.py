@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmgslora.atomic import replacing
 from mmgslora.errors import ForgettingError
+from mmgslora.models import LibraryClassifier
 
 NEEDED = ('onnx', 'onnxscript')
 CHECKER = 'onnxruntime'
@@ -29,10 +30,16 @@ class _Classifier(nn.Module):
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
-        self.model = model
+        self.network = _network(model)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.head(self.model.backbone(images))
+        output = self.network(images)
+        output = getattr(output, 'logits', output)
+        return output[0] if isinstance(output, tuple) else output
+
+    def expected(self, model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+        """What the classifier itself gives."""
+        return model(images)[:1]
 
 
 class _Detector(nn.Module):
@@ -55,6 +62,10 @@ class _Detector(nn.Module):
         found = self.model.predict(images, [sample], rescale=False)[0].pred_instances
         return found.bboxes, found.scores, found.labels
 
+    def expected(self, model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+        """What the detector itself predicts."""
+        return self(images)
+
 
 _READERS = dict(classifier=_Classifier, detector=_Detector)
 
@@ -68,7 +79,8 @@ def write_onnx(
         model: The plain model.
         family: 'classifier' (any number of images at once) or 'detector' (one image).
         out: The file.
-        size: (H, W) of the images in pixels, fixed in the file. Defaults to the classifier's own.
+        size: (H, W) of the images in pixels, fixed in the file. Defaults to the classifier's own,
+            where its network says it.
 
     Returns:
         Whether onnxruntime is installed; the file was then run on two images that the exporter
@@ -86,17 +98,23 @@ def write_onnx(
             )
     if torch.__version__ < (2, 6):
         raise ForgettingError(f'Writing ONNX needs torch 2.6; this is {torch.__version__}.')
-    own = getattr(getattr(model, 'backbone', None), 'image_size', None)
+    network = _network(model)
+    own = getattr(getattr(network, 'backbone', network), 'image_size', None)
     if size is None and own is None:
         raise ForgettingError('An ONNX file of this model is for one size of image; give --size.')
     size = tuple(size) if size is not None else (own, own)
-    reader = _READERS[family](model, size).eval()
+    reader = _READERS[family](model.eval(), size).eval()
     with replacing(out) as draft:
         _export(reader, size, draft)
         checked = importlib.util.find_spec(CHECKER) is not None
         if checked:
-            _check(reader, draft, size)
+            _check(reader, model, draft, size)
     return checked
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """A library's network without its wrapper, whose hook no exporter follows; else the model."""
+    return model.network if isinstance(model, LibraryClassifier) else model
 
 
 def _export(reader: nn.Module, size: tuple[int, int], path: Path) -> None:
@@ -121,14 +139,13 @@ def _export(reader: nn.Module, size: tuple[int, int], path: Path) -> None:
 
 
 @torch.no_grad()
-def _check(reader: nn.Module, path: Path, size: tuple[int, int]) -> None:
+def _check(reader: nn.Module, model: nn.Module, path: Path, size: tuple[int, int]) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     for seed in (1, 2):
         images = _images(1, size, seed)
-        expected = reader(images)
-        expected = (expected,) if isinstance(expected, Tensor) else expected
+        expected = reader.expected(model, images)
         given = session.run(None, {'images': images.numpy()})
         for name, theirs, ours in zip(reader.outputs, given, expected):
             worst = (torch.from_numpy(theirs).double() - ours.double()).abs().max().item()

@@ -6,8 +6,8 @@ import torchvision
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.stored import StoredAdapter
-from mmgslora.models import ImageClassifier
-from mmgslora.requests import RequestSequence, add, contents, export, merge
+from mmgslora.models import ImageClassifier, LibraryClassifier
+from mmgslora.requests import RequestSequence, add, contents, export, merge, onnx_file
 from mmgslora.requests.export import files_to_destroy
 from mmgslora.requests.onnx_file import write_onnx
 
@@ -45,8 +45,7 @@ def test_merge_and_add_leave_the_base_as_it_is(made, tmp_path):
 def test_the_form_of_torchvision(made, tmp_path):
     """torchvision's own VisionTransformer loads it and gives the same logits."""
     export(RequestSequence(made.work_dir), tmp_path / 'out.pth', form='torchvision')
-    sizes = {k: v for k, v in CLASSIFIER['backbone'].items() if k != 'type'}
-    theirs = torchvision.models.VisionTransformer(num_classes=5, **sizes).eval()
+    theirs = vit_of_torchvision().eval()
     theirs.load_state_dict(torch.load(tmp_path / 'out.pth', weights_only=True))
     ours = ImageClassifier(**copy.deepcopy(CLASSIFIER)).eval()
     ours.load_state_dict(made.weights[3])
@@ -105,16 +104,78 @@ def test_what_an_adapter_holds(made):
     assert second.parameters == 2 * 2 * (16 + 24)  # two Linears, rank 2
 
 
-@pytest.mark.parametrize('kind', ['VisionTransformer', 'FaceTransformer'])
+class Parts(torch.nn.Module):
+    """What mmpretrain's networks are like: a neck between backbone and head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.neck = torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.BatchNorm2d(4)
+        self.head = torch.nn.Linear(4, 5)
+        torch.nn.init.uniform_(self.neck.running_mean)
+
+    def forward(self, images):
+        return self.head(self.neck(self.backbone(images)).mean((2, 3)))
+
+
+def vit_of_torchvision():
+    sizes = {k: v for k, v in CLASSIFIER['backbone'].items() if k != 'type'}
+    network = torchvision.models.VisionTransformer(num_classes=5, **sizes)
+    torch.nn.init.normal_(network.heads.head.weight)  # torchvision's starts at zero
+    return network
+
+
+def classifier(kind):
+    if kind == 'Parts':
+        return LibraryClassifier(Parts()).eval()
+    if kind == 'torchvision':
+        return LibraryClassifier(vit_of_torchvision()).eval()
+    head = dict(type='CosineMarginHead', embed_dims=16, num_classes=5)
+    model = ImageClassifier(dict(CLASSIFIER['backbone'], type=kind), head).eval()
+    model.head.seal([3])
+    return model
+
+
+KINDS = ('VisionTransformer', 'FaceTransformer', 'torchvision', 'Parts')
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason='writing ONNX needs torch 2.6')
+@pytest.mark.parametrize('kind', ['VisionTransformer', 'torchvision', 'Parts'])
+def test_what_is_written_as_onnx(kind):
+    """What torch's exporter makes of a classifier, without the packages that write the file."""
+    model = classifier(kind)
+    reader = onnx_file._READERS['classifier'](model, (16, 16)).eval()
+    examples, images = torch.randn(2, 3, 16, 16), torch.randn(3, 3, 16, 16)
+    batch = [{0: torch.export.Dim('batch')}]
+    written = torch.export.export(reader, (examples,), dynamic_shapes=batch, strict=False).module()
+    torch.testing.assert_close(written(images), model(images)[0])
+    (logits,) = reader.expected(model, images)
+    assert torch.equal(logits, model(images)[0]) and logits.std() > 0.01
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_size_of_images_for_onnx(tmp_path, monkeypatch, kind):
+    found = []
+    packages = dict.fromkeys(onnx_file.NEEDED, True)
+    monkeypatch.setattr('importlib.util.find_spec', packages.get)
+    monkeypatch.setattr(onnx_file.torch, '__version__', torch.torch_version.TorchVersion('2.6'))
+    monkeypatch.setattr(
+        onnx_file, '_export', lambda _, size, path: (found.append(size), path.touch())
+    )
+    if kind == 'Parts':
+        with pytest.raises(ForgettingError, match='give --size'):
+            write_onnx(classifier(kind), 'classifier', tmp_path / 'a.onnx')
+    else:
+        write_onnx(classifier(kind), 'classifier', tmp_path / 'a.onnx')
+        assert found == [(16, 16)]
+
+
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_classifier_as_onnx(tmp_path, kind):
     """Any number of images, and the logits of PyTorch."""
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')
-    backbone = dict(CLASSIFIER['backbone'], type=kind)
-    head = dict(type='CosineMarginHead', embed_dims=16, num_classes=5)
-    model = ImageClassifier(backbone, head).eval()
-    model.head.seal([3])
-    assert write_onnx(model, 'classifier', tmp_path / 'a.onnx')
+    model = classifier(kind)
+    assert write_onnx(model, 'classifier', tmp_path / 'a.onnx', (16, 16))
     session = runtime.InferenceSession(str(tmp_path / 'a.onnx'), providers=['CPUExecutionProvider'])
     images = torch.randn(3, 3, 16, 16)
     (logits,) = session.run(None, {'images': images.numpy()})
