@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if record.has(unit, model):
             return
         started = time.perf_counter()
-        rows = audit.measure(unit, model)
+        rows = audit.measure(unit, model, record.rate(unit, model))
         if unit == 'output' and is_oracle(model):
             path = str(paths[model])
             _check_oracle(rows, path, audit, mean_before(run.record, gone, gone=True))

@@ -142,20 +142,25 @@ class Audit:
                     if model in self.models and (model != UNSEEN or measure in _OF_UNSEEN):
                         yield unit, model
 
-    def measure(self, unit: str, model: str) -> list[dict]:
+    def measure(self, unit: str, model: str, lr: float | None = None) -> list[dict]:
         """The rows ``{'model', 'seed', 'measure', 'value'}`` of one unit for one model.
 
         ``seed`` is None where nothing is drawn. Rows of an attack say its learning rate, ``lr``,
         too. A unit of relearning or a new head that ends in :data:`MORE` has further draws.
+
+        Args:
+            unit: One of :meth:`units`, or of further draws.
+            model: The model.
+            lr: Of an attack; further draws need that of the first. Defaults to None: the best.
         """
         name, _, k = unit.removesuffix(MORE).partition('/k')
         seeds = self.settings.seeds
         if unit.endswith(MORE):
             seeds = tuple(max(seeds) + 1 + i for i in range(_FURTHER))
         if name == 'relearning':
-            return list(self._relearning(model, int(k), seeds))
+            return list(self._relearning(model, int(k), seeds, lr))
         if name == 'new_head':
-            return list(self._new_head(model, seeds))
+            return list(self._new_head(model, seeds, lr))
         return [
             dict(model=model, seed=seed, measure=measure, value=value)
             for measure, seed, value in getattr(self, f'_{name}')(model)
@@ -241,20 +246,22 @@ class Audit:
         images = np.unique(self.objects(UNLEARNED, 'held_out').images)
         return self.models[UNLEARNED].untrained(seed).objects(self.held_out, images)
 
-    def _relearning(self, model: str, images: int, seeds: Sequence[int]) -> Iterator[dict]:
+    def _relearning(
+        self, model: str, images: int, seeds: Sequence[int], lr: float | None
+    ) -> Iterator[dict]:
         steps = self.settings.relearning_steps
         subjects = self._with_new_rows(model, seeds)
         if model != UNSEEN:  # whose rows are those of the forgotten classes
             subjects = dict.fromkeys(seeds, self.models[model])
-        for row in self._attack(f'relearning/k{images}', model, subjects, images, steps):
+        for row in self._attack(f'relearning/k{images}', model, subjects, images, steps, lr):
             if row['measure'].endswith('/step0') and model != UNSEEN:
                 self._at_start[model] = row['value']
             yield row
 
-    def _new_head(self, model: str, seeds: Sequence[int]) -> Iterator[dict]:
+    def _new_head(self, model: str, seeds: Sequence[int], lr: float | None) -> Iterator[dict]:
         """Relearning as the verdict compares it, by an attacker who starts the rows anew."""
         subjects, name = self._with_new_rows(model, seeds), f'new_head/k{NEW_HEAD_IMAGES}'
-        yield from self._attack(name, model, subjects, NEW_HEAD_IMAGES, (NEW_HEAD_STEPS,))
+        yield from self._attack(name, model, subjects, NEW_HEAD_IMAGES, (NEW_HEAD_STEPS,), lr)
 
     def _with_new_rows(self, model: str, seeds: Sequence[int]) -> dict[int, AuditedModel]:
         return {seed: self.models[model].with_new_rows(self.labels, seed) for seed in seeds}
@@ -266,8 +273,9 @@ class Audit:
         subjects: Mapping[int, AuditedModel],
         images: int,
         steps: Sequence[int],
+        lr: float | None,
     ) -> Iterator[dict]:
-        """Rows of every draw at the learning rate that is best for the attacker in the first."""
+        """Rows of every draw, at ``lr`` or the rate that is best for the attacker in the first."""
 
         def curve(seed: int, lr: float) -> Curve:
             return relearning_curve(
@@ -283,7 +291,7 @@ class Audit:
                 at_start=self._at_start.get(model),
             )
 
-        rates = self.settings.relearning_lr
+        rates = self.settings.relearning_lr if lr is None else lr
         rates = rates if isinstance(rates, Sequence) else (rates,)
         first = next(iter(subjects))
         tried = {lr: curve(first, lr) for lr in rates}

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from mmgslora.atomic import write_text
-from mmgslora.audit.measures import Settings
+from mmgslora.audit.measures import MORE, Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
 from mmgslora.audit.rows import (
     ORACLE,
@@ -172,9 +172,18 @@ class AuditRecord:
         return derived
 
     def close_calls(self) -> list[str]:
-        """Units of the attacks that decide, where further draws might decide otherwise."""
-        measures = (RELEARNING_MEASURE, *FURTHER_MEASURES)
-        return [_unit_of(m) for m in measures if self.rows.is_close(m)]
+        """Units of the attacks that decide, where further draws might decide otherwise.
+
+        Also those of which a model has further draws already: the others must have them, too.
+        """
+        units = {_unit_of(m): m for m in (RELEARNING_MEASURE, *FURTHER_MEASURES)}
+        begun = {name.rpartition(':')[0].removesuffix(MORE) for name in self.units if MORE in name}
+        return [unit for unit, m in units.items() if unit in begun or self.rows.is_close(m)]
+
+    def rate(self, unit: str, model: str) -> float | None:
+        """The learning rate of the draws that a unit of further ones adds to; None of others."""
+        name = f'{unit.removesuffix(MORE)}:{model}'
+        return next((row.get('lr') for row in self._measured if row['unit'] == name), None)
 
     def verdict(self) -> Verdict | None:
         """The worst on the requests up to the audited task; None before the output was measured."""

@@ -155,6 +155,8 @@ def test_further_draws_where_the_spread_is_wider_than_the_gap(tmp_path):
     more = audit.measure('new_head/more', 'unlearned')
     assert [row['seed'] for row in more] == [3, 4]
     assert {row['measure'] for row in more} == {'new_head/k16/step20'}
+    slow = audit.measure('relearning/k16/more', 'unlearned', 1e-4)
+    assert {(row['seed'], row['lr']) for row in slow} == {(3, 1e-4), (4, 1e-4)}
     assert 'relearning/k16' not in record.close_calls()  # 0 to 3 points against some ten
     for seed, value in enumerate((0.0, 100.0)):
         row = dict(model='oracle', seed=seed, measure='relearning/k16/step20', value=value)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmgslora.audit.measures import Settings
+from mmgslora.audit.measures import MORE, Settings
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import AuditRows
 from mmgslora.audit.verdict import limits_of
@@ -215,3 +215,18 @@ def test_an_audit_of_an_unfinished_run_says_so(record_at):
     assert 'unfinished' not in record_at().cannot_conclude()[0]
     record = record_at(protocol=dict(tasks=[['a'], ['z']]))
     assert record.cannot_conclude()[0].startswith('The run is unfinished: 1 of its 2 requests')
+
+
+def test_further_draws_are_completed(record_at):
+    """One process made them for the oracle alone; with them the two are no longer close."""
+    record = record_at()
+    attack, measure = 'relearning/k16', 'relearning/k16/step20'
+    for model, values in (('unlearned', (14.0, 14.0, 14.0)), ('oracle', (0.0, 9.0, 9.0))):
+        draws = [dict(row(model, measure, v, seed), lr=0.5) for seed, v in enumerate(values)]
+        record.add(attack, model, draws, 0.0)
+    assert record.close_calls() == [attack]  # 9 apart, 8 the gap
+    assert record.rate(attack + MORE, 'oracle') == 0.5 and record.rate('probe', 'oracle') is None
+    further = [row('oracle', measure, 0.0, seed) for seed in (3, 4)]
+    record.add(attack + MORE, 'oracle', further, 0.0)
+    assert not record.rows.is_close(measure)  # 10.4 by now
+    assert record_at().close_calls() == [attack]

@@ -162,7 +162,7 @@ def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
     assert 'Without an oracle' in before['cannot_conclude'][0]
     assert before['nearest']
 
-    def measured(self, unit, model):
+    def measured(self, unit, model, lr):
         raise AssertionError(f'{unit} of {model} is there already')
 
     monkeypatch.setattr(tool.Audit, 'measure', measured)
