@@ -38,6 +38,9 @@ _TELLING = {
     'before_after.png': 'images of forgotten classes with what the original saw in them',
     'report.html': 'images of forgotten classes with what the original saw in them',
 }
+_ORIGINAL = 'the original model: it knows every class'
+_BEFORE = 'the model before this run; the run that made it has a list of its own'
+_TEACHER = 'a model that this one learnt from: inside it the classes may be left'
 
 
 def export(
@@ -121,7 +124,8 @@ def files_to_destroy(sequence: RequestSequence, sealed: bool = False) -> dict[st
     """
     found = {}
     if sequence.run.original:
-        found[sequence.run.original] = 'the original model: it knows every class'
+        found[sequence.run.original] = _BEFORE if sequence.gone_before else _ORIGINAL
+    found.update(_teachers(sequence))
     for pattern, why in _TELLING.items():
         found.update(dict.fromkeys(sequence.below(pattern), why))
     current = sequence.current_file.relative_to(sequence.work_dir).as_posix()
@@ -134,6 +138,20 @@ def files_to_destroy(sequence: RequestSequence, sealed: bool = False) -> dict[st
     for path in sequence.below('sealed/*.pth'):
         if path != last:
             found[path] = 'a model from before a later request'
+    return found
+
+
+def _teachers(sequence: RequestSequence) -> dict[str, str]:
+    """The models that a run of UNDO has read, and what the runs that made them have left."""
+    teacher = (sequence.run.record.get('method') or {}).get('teacher')
+    found = {}
+    for task in sequence.tasks if teacher else ():
+        path = Path(teacher.format(task=task))
+        found[path.as_posix()] = _TEACHER
+        run = path.parent.parent
+        if (run / 'forgetting.json').is_file():
+            for pattern, why in {'*/*.pth': _TEACHER, **_TELLING}.items():
+                found.update(dict.fromkeys((p.as_posix() for p in sorted(run.glob(pattern))), why))
     return found
 
 

@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -88,7 +89,47 @@ def test_files_to_destroy(made):
         'merged/task_01.pth',
         'merged/task_02.pth',
     }
+    assert found[str(made.base)] == 'the original model: it knows every class'
     assert 'merged/task_03.pth' in files_to_destroy(RequestSequence(made.work_dir), sealed=True)
+
+
+def change_record(made, change):
+    path = made.work_dir / 'forgetting.json'
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_files_to_destroy_of_a_run_that_went_on_from_another(made):
+    def without_tree(record):
+        for task in record['tasks']:
+            task['old'].append('tree')
+            task['retain'].remove('tree')
+
+    change_record(made, without_tree)
+    why = files_to_destroy(RequestSequence(made.work_dir))[str(made.base)]
+    assert why.startswith('the model before this run') and 'list of its own' in why
+
+
+@pytest.mark.parametrize('teacher', ['merged/task_03.pth', 'merged/task_{task:02d}.pth'])
+def test_files_to_destroy_after_learning_from_a_teacher(made, tmp_path, teacher):
+    first = make_run(tmp_path / 'first').work_dir
+    (first / 'epoch_3.pth').write_bytes(b'')
+    method = dict(type='UNDO', teacher=f'{first}/{teacher}', noise=0.5)
+    before = files_to_destroy(RequestSequence(made.work_dir)).keys()
+    change_record(made, lambda record: record.update(method=method))
+    found = files_to_destroy(RequestSequence(made.work_dir))
+    names = ('adapters', 'merged')
+    theirs = [f'{kind}/task_{n:02d}' for kind in names for n in (1, 2, 3)]
+    assert found.keys() - before == {
+        f'{first}/epoch_3.pth',
+        *(f'{first}/{name}{".pth" if "merged" in name else ""}' for name in theirs),
+    }
+    assert 'inside it the classes' in found[f'{first}/merged/task_03.pth']
+    elsewhere = dict(method, teacher='gone/{task}.pth')
+    change_record(made, lambda record: record.update(method=elsewhere))
+    found = files_to_destroy(RequestSequence(made.work_dir))
+    assert found.keys() - before == {'gone/1.pth', 'gone/2.pth', 'gone/3.pth'}
 
 
 def test_what_an_adapter_holds(made):
