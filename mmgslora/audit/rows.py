@@ -71,19 +71,18 @@ class AuditRows:
         self.forgotten: list[str] = content.get('forgotten_classes') or []
         self.nearest: dict[str, str] = content.get('nearest') or {}
         self.files: dict[str, dict] = content.get('files') or {}
-        self._values: dict[str, dict[str, list[float]]] = {}
+        self._values: dict[str, dict[str, list[float | None]]] = {}
         for row in content.get('rows') or []:
             try:
                 value = number(row['value'])
                 values = self._values.setdefault(row['measure'], {}).setdefault(row['model'], [])
+                values.append(value)
                 row['measure'].split('/'), row['model'].split()
             except (AttributeError, KeyError, TypeError) as error:
                 raise ForgettingError(
                     f'A row of {name!r} is {row!r}; it must have a model, a measure and a value '
                     'that is a number or null.'
                 ) from error
-            if value is not None:
-                values.append(value)
         names = dict.fromkeys(m for of_models in self._values.values() for m in of_models)
         self.models: list[str] = sorted(names, key=lambda m: 3 if is_oracle(m) else _RANK.get(m, 2))
 
@@ -104,9 +103,13 @@ class AuditRows:
         return {kind: measures for kind, measures in found.items() if measures}
 
     def value(self, measure: str, model: str) -> Spread | None:
-        """Mean, lowest and highest over the seeds; None where nothing was measured."""
+        """Mean, lowest and highest over the seeds; None where nothing was measured.
+
+        Nor is there a mean where a seed has no value, as of steps to what was never reached: that
+        of the others would be another thing.
+        """
         values = self._values.get(measure, {}).get(model)
-        if not values:
+        if not values or None in values:
             return None
         return Spread(fmean(values), min(values), max(values), len(values))
 

@@ -22,6 +22,12 @@ def test_what_was_not_measured_is_none():
     assert audit.gap('a/b') is None and audit.gap('nothing') is None and not audit.has_oracle
 
 
+def test_a_seed_without_a_value_leaves_no_mean():
+    """Ten steps and twice never are not ten steps."""
+    audit = rows(*(('unlearned', 'relearning/k16/steps_to_oracle', v) for v in (10, None, None)))
+    assert audit.value('relearning/k16/steps_to_oracle', 'unlearned') is None
+
+
 def test_models_stand_from_before_to_oracle():
     audit = rows(*((model, 'a', 1) for model in ('oracle', 'other', 'unlearned', 'original')))
     assert audit.models == ['original', 'unlearned', 'other', 'oracle']
