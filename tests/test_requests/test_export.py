@@ -54,6 +54,13 @@ def test_the_form_of_torchvision(made, tmp_path):
     torch.testing.assert_close(theirs(images), ours(images)[0])
 
 
+def test_a_network_of_torchvision_in_the_form_of_torchvision(tmp_path):
+    made = make_run(tmp_path, plain=LibraryClassifier(vit_of_torchvision()).eval())
+    export(RequestSequence(made.work_dir), tmp_path / 'out.pth', form='torchvision')
+    vit_of_torchvision().load_state_dict(load(tmp_path / 'out.pth'))
+    assert same(load(tmp_path / 'out.pth'), made.weights[3])
+
+
 def test_what_cannot_be_handed_out(made, tmp_path):
     sequence = RequestSequence(made.work_dir)
     with pytest.raises(ForgettingError, match="form is 'zip'; it can be checkpoint"):
