@@ -24,7 +24,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora.stored import StoredAdapter
 from mmgslora.report.format import terminal
 from mmgslora.requests import RequestSequence, add, contents, export, merge, revoke
-from mmgslora.requests.contents import weight_file_size
+from mmgslora.requests.contents import held_whole, weight_file_size
 from mmgslora.requests.export import FORMS, HIDES, files_to_destroy
 
 
@@ -122,15 +122,17 @@ def _requests(sequence: RequestSequence) -> Table:
         table.add_column(column)
     for place, task in enumerate(sequence.tasks):
         adapter = sequence.adapter(task)
-        groups = contents(adapter)
+        groups, whole = contents(adapter), held_whole(adapter).values()
+        tensors, numbers = map(sum, zip((0, 0), *whole))
+        changed = f'{sum(group.norm_b > 0 for group in groups)}/{len(groups)}'
         size = weight_file_size(adapter)
         model = sequence.work_dir / sequence.merged(place)
         table.add_row(
             str(task),
             ', '.join(sequence.classes([task])),
             'taken back' if task in sequence.taken_back else 'in force',
-            f'{sum(group.norm_b > 0 for group in groups)}/{len(groups)}',
-            f'{sum(group.norm_update**2 for group in groups) ** 0.5:.3f}',
+            changed if groups else f'{tensors} tensors, {numbers:,} numbers',
+            f'{sum(group.norm_update**2 for group in groups) ** 0.5:.3f}' if groups else '',
             f'{size:,}',
             f'{100 * size / model.stat().st_size:.2f} %' if model.is_file() else '',
         )
@@ -151,10 +153,9 @@ def _groups(adapter: StoredAdapter) -> Table:
             f'{group.norm_update:.3f}' if group.kept else 'zero',
             f'{group.parameters:,}',
         )
-    for name in adapter.modules:
-        whole = {k: v for k, v in adapter.whole.items() if k.startswith(f'{name}.')}
-        numbers = sum(value.numel() for value in whole.values())
-        table.add_row(f'{name} (whole)', '', '', '', f'{numbers:,}')
+    for name, (tensors, numbers) in held_whole(adapter).items():
+        what = f'{name or "trained themselves"} ({tensors} tensors, whole)'
+        table.add_row(what, '', '', '', f'{numbers:,}')
     base, result = (str(metadata.get(key) or 'unknown')[:12] for key in ('base', 'result'))
     table.caption = f'{weight_file_size(adapter):,} bytes; base {base}, result {result}'
     return table

@@ -24,6 +24,11 @@ CHANGED = 'changed.safetensors'
 METADATA = 'metadata.json'
 
 
+def weights_of(folder: Path) -> str:
+    """Name of the file with the tensors in a task's folder."""
+    return CHANGED if (folder / CHANGED).is_file() else WEIGHTS
+
+
 def write_folder(
     folder: str | Path,
     files: Mapping[str, bytes],

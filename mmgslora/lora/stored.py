@@ -22,7 +22,7 @@ from torch import Tensor
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.adapter import merged_weight
 from mmgslora.lora.fingerprint import fingerprint
-from mmgslora.lora.folder import CHANGED, CONFIG, METADATA, WEIGHTS
+from mmgslora.lora.folder import CHANGED, CONFIG, METADATA, weights_of
 
 PREFIX = 'base_model.model.'
 SEALED = 'sealed'
@@ -74,9 +74,10 @@ class StoredAdapter:
         try:
             path = folder / METADATA
             metadata = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-            names = (CHANGED,) if (folder / CHANGED).is_file() else (WEIGHTS, CONFIG)
+            weights = weights_of(folder)
+            names = (weights,) if weights == CHANGED else (weights, CONFIG)
             files = {name: (folder / name).read_bytes() for name in names}
-            tensors, config = load(files[names[0]]), json.loads(files.get(CONFIG, b'{}'))
+            tensors, config = load(files[weights]), json.loads(files.get(CONFIG, b'{}'))
             if not isinstance(config, dict) or not isinstance(metadata, dict):
                 raise ValueError('one of its JSON files holds no object')
         except (OSError, ValueError, SafetensorError) as error:

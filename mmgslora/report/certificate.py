@@ -25,6 +25,7 @@ from pydantic import AfterValidator, Field
 from mmgslora.atomic import replacing
 from mmgslora.audit.verdict import limits_of
 from mmgslora.errors import ForgettingError
+from mmgslora.lora.folder import weights_of
 from mmgslora.records.finished_run import FinishedRun
 from mmgslora.records.ledger import Ledger
 from mmgslora.records.record import merged_file, unfinished, values_before
@@ -115,7 +116,7 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
             run=dict(config=run.record.get('config'), seed=run.record.get('seed')),
             files=dict(
                 original=run.original_file,
-                adapter=run.file(f'adapters/task_{n:02d}/adapter_model.safetensors'),
+                adapter=_adapter(run, n),
                 merged=run.file(merged_file(n)),
                 latest=run.file(merged_file(last['task'])),
                 record=run.file('forgetting.json'),
@@ -144,6 +145,12 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
         )
         found.append(_without_nan(certificate))
     return found
+
+
+def _adapter(run: FinishedRun, task: int) -> dict[str, str | None]:
+    """What a task changed: the matrices of LoRA, or the parameters that were trained."""
+    folder = f'adapters/task_{task:02d}'
+    return run.file(f'{folder}/{weights_of(run.work_dir / folder)}')
 
 
 def _taken_back(run: FinishedRun) -> dict[int, dict[str, Any]]:

@@ -48,6 +48,19 @@ def contents(adapter: StoredAdapter) -> list[GroupContent]:
     return found
 
 
+def held_whole(adapter: StoredAdapter) -> dict[str, tuple[int, int]]:
+    """How many tensors and numbers the file holds whole, by the module that was replaced.
+
+    Those of no such module, parameters that were trained themselves, are under ''.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for key, value in adapter.whole.items():
+        module = next((name for name in adapter.modules if key.startswith(f'{name}.')), '')
+        tensors, numbers = found.get(module, (0, 0))
+        found[module] = tensors + 1, numbers + value.numel()
+    return found
+
+
 def weight_file_size(adapter: StoredAdapter) -> int:
     """Bytes of the adapter's weights on disk."""
     return sum(path.stat().st_size for path in adapter.folder.glob('*.safetensors'))

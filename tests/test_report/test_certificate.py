@@ -46,6 +46,15 @@ def test_it_says_what_was_asked_and_which_files_it_is_about(tmp_path):
     assert first['per_class']['star'] == {'before': 80.0, 'after': 80.0, 'latest': 1.0}
 
 
+def test_parameters_that_were_trained_themselves_are_its_file(tmp_path):
+    work_dir = make_run(tmp_path, shapes_record())
+    folder = work_dir / 'adapters/task_01'
+    (folder / 'adapter_model.safetensors').rename(folder / 'changed.safetensors')
+    first, second = (c['files']['adapter'] for c in certificates_of(FinishedRun(work_dir)))
+    assert first == {'path': 'adapters/task_01/changed.safetensors', 'sha256': ABC}
+    assert second == {'path': 'adapters/task_02/adapter_model.safetensors', 'sha256': ABC}
+
+
 def test_what_the_user_wrote_of_a_request_stands_in_its_certificate(tmp_path):
     requests = [None, dict(requested_by='Ann', date='2026-01-31', reference=7)]
     _, (first, second) = certify(tmp_path, requests=requests)

@@ -2,6 +2,7 @@ import importlib.util
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_requests.made_run import make_run
 
 from mmgslora.errors import ForgettingError
@@ -33,6 +34,21 @@ def test_show(made, main, capsys):
     main('show', made.work_dir / 'adapters/task_02')
     printed = ' '.join(capsys.readouterr().out.split())  # a long path breaks its line
     assert 'task 2, forgets dog' in printed and 'zero' in printed
+
+
+def test_show_what_was_trained_itself(made, main, capsys):
+    """Two parameters of the first task, as a Full tuner leaves them: 5 x 16 and 5 numbers."""
+    folder = made.work_dir / 'adapters/task_01'
+    for path in folder.iterdir():
+        path.unlink()
+    changed = {f'head.{part}': made.weights[1][f'head.{part}'] for part in ('weight', 'bias')}
+    save_file(changed, folder / 'changed.safetensors')
+    main('show', made.work_dir)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if 'cat' in line]
+    assert '2 tensors, 85 numbers' in ' '.join(row.split()) and '0.000' not in row
+    main('show', folder)
+    printed = ' '.join(capsys.readouterr().out.replace('│', '').split())
+    assert 'trained themselves (2 tensors, whole) 85' in printed
 
 
 def test_merge_and_add(made, main, tmp_path):
