@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from filelock import FileLock
@@ -14,7 +15,6 @@ from mmgslora.atomic import write_text
 from mmgslora.audit.measures import MORE, Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
 from mmgslora.audit.rows import (
-    ORACLE,
     ORIGINAL,
     UNLEARNED,
     UNSEEN,
@@ -152,7 +152,10 @@ class AuditRecord:
         return derived
 
     def _leads(self) -> list[dict]:
-        """What each relearning curve is ahead of the oracle's with the same images."""
+        """What each relearning curve is ahead of an oracle's with the same images.
+
+        Of several oracles it is the one that ends highest, as for the verdict.
+        """
         points: dict[tuple, list[tuple[int, float]]] = {}
         for row in self._measured:
             if row['measure'].startswith('relearning/'):
@@ -160,9 +163,14 @@ class AuditRecord:
                 key = row['model'], row['seed'], images
                 points.setdefault(key, []).append((step, row['value']))
         curves = {key: Curve(*map(tuple, zip(*sorted(of)))) for key, of in points.items()}
+        ends: dict[int, dict[str, list[float]]] = {}
+        for (model, _, k), curve in curves.items():
+            if is_oracle(model):
+                ends.setdefault(k, {}).setdefault(model, []).append(curve.values[-1])
+        highest = {k: max(of.items(), key=lambda item: fmean(item[1]))[0] for k, of in ends.items()}
         derived = []
         for (model, seed, k), curve in curves.items():
-            oracle = curves.get((ORACLE, seed, k))
+            oracle = curves.get((highest.get(k), seed, k))
             if is_oracle(model) or oracle is None or oracle.steps != curve.steps:
                 continue
             lead, steps = area_between(curve, oracle), steps_to_oracle(curve, oracle)

@@ -136,6 +136,26 @@ def test_comparisons_follow_from_the_rows(record_at):
     assert mean(record, 'relearning/k16/steps_to_oracle', 'unlearned') == 10
 
 
+def test_relearning_is_ahead_of_the_oracle_that_ends_highest(record_at):
+    """By the mean over the seeds: of the second oracle, though the first ends higher in seed 1."""
+    record = record_at(files={**FILES, 'oracle 2': dict(path='2.pth', sha256='2')})
+    ends = {'unlearned': (50.0, 50.0), 'oracle': (10.0, 45.0), 'oracle 2': (40.0, 30.0)}
+    for model, values in ends.items():
+        rows = [
+            row(model, f'relearning/k16/step{step}', share * value, seed)
+            for seed, value in enumerate(values)
+            for step, share in ((0, 0.0), (10, 0.7), (20, 1.0))
+        ]
+        record.add('relearning/k16', model, rows, 0.0)
+    derived = [r for r in record.rows.content['rows'] if 'unit' not in r]
+    assert [(r['model'], r['seed'], r['measure'][15:], r['value']) for r in derived] == [
+        ('unlearned', 0, 'lead', pytest.approx(8.5)),  # (7 + 10) / 2
+        ('unlearned', 0, 'steps_to_oracle', 20),  # 35 at step 10, 40 needed
+        ('unlearned', 1, 'lead', pytest.approx(17.0)),
+        ('unlearned', 1, 'steps_to_oracle', 10),
+    ]
+
+
 def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
     record = record_at()
     for model, value in (('unlearned', 5.0), ('oracle', 9.0)):
