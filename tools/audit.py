@@ -181,7 +181,6 @@ def _settings(
         raise ForgettingError(
             f'The audit has no setting {unknown[0]!r}; allowed are {", ".join(known)}.'
         )
-    wishes = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in wishes.items()}
     return replace(Settings(), **wishes)
 
 

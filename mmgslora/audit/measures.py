@@ -33,6 +33,8 @@ _OF_UNSEEN = ('probe', 'relearning', 'new_head')
 class Settings:
     """What an audit's numbers depend on, apart from models and data.
 
+    A list, as configs have it, stands for a tuple; one seed, k or step for a tuple of one.
+
     Attributes:
         seeds: One repetition per seed: other images to relearn from, other training objects for
             probes and membership, another random model.
@@ -59,6 +61,17 @@ class Settings:
     relearning_measured_on: int = 100
     working_score: float = WORKING_SCORE
     low_score: float = LOW_SCORE
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).copy().items():
+            if isinstance(value, int) and name in (
+                'seeds',
+                'relearning_images',
+                'relearning_steps',
+            ):
+                object.__setattr__(self, name, (value,))
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
 
 
 class Audit:

@@ -127,6 +127,15 @@ def test_units_come_in_order_and_only_those_asked_for():
         list(audit.units(['relearning/k8']))
 
 
+def test_one_number_where_several_may_stand():
+    """As --cfg-options relearning_images=32 gives it, or a config."""
+    one = Settings(seeds=3, relearning_images=32, relearning_steps=[0, 5], relearning_lr=1e-3)
+    assert (one.seeds, one.relearning_images, one.relearning_steps) == ((3,), (32,), (0, 5))
+    assert one.relearning_lr == 1e-3 and Settings(relearning_lr=[1, 2]).relearning_lr == (1, 2)
+    audit = Audit(dict(original=original(), unlearned=oracle()), TRAIN, HELD_OUT, GONE, one)
+    assert ('relearning/k32', 'unlearned') in audit.units()
+
+
 def test_images_of_the_forgotten_classes_are_needed():
     bare = FlatImages(0, seed=0)
     with pytest.raises(ForgettingError, match='No held-out image shows a, c;'):
