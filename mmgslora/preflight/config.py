@@ -37,8 +37,9 @@ class Options(DictAction):
         """A number, True, False, None, text, or what stands in brackets or between commas."""
         bare = text.strip().strip('\'"')
         ends = bare[:1] + bare[-1:]
-        parts = _between_commas(bare[1:-1] if ends in ('[]', '()') else bare)
-        if ends in ('[]', '()') or len(parts) > 1:
+        bracketed = ends in ('[]', '()')
+        if bracketed or ',' in bare:
+            parts = _between_commas(bare[1:-1] if bracketed else bare)
             values = [Options._parse_iterable(part) for part in parts]
             return tuple(values) if ends == '()' else values
         parsed = DictAction._parse_int_float_bool(bare)

@@ -143,6 +143,7 @@ def test_no_hooks(command, cfg):
         ('true', True),
         ('None', None),
         ("'a, b'", ['a', 'b']),
+        (r'decoder\.[^(]*', r'decoder\.[^(]*'),
         ('person', 'person'),
     ],
 )
