@@ -33,7 +33,8 @@ from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
 from mmgslora.methods.prototypes import Prototypes
-from mmgslora.preflight.config import Options, load_config
+from mmgslora.preflight.config import load_config
+from mmgslora.preflight.options import Options
 from mmgslora.report.format import DASH, terminal
 
 try:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mmgslora.preflight.checkpoint import first_difference
-from mmgslora.preflight.config import Options
 
 # Settings: what is given on the command line, and words of the answer.
 SETTINGS = {
@@ -129,26 +128,6 @@ def test_a_hook_left_out(command, cfg, name):
 def test_no_hooks(command, cfg):
     cfg.custom_hooks = []
     refused(command(), 'custom_hooks lacks MethodHook, AdapterHook, RecordHook')
-
-
-@pytest.mark.parametrize(
-    ('text', 'value'),
-    [
-        ('[[traffic light],[ stop sign ,car]]', [['traffic light'], ['stop sign', 'car']]),
-        ("[['0000045'],[0000046]]", [['0000045'], ['0000046']]),
-        ('[[45, -1],(1_2, +3)]', [[45, -1], ('1_2', '+3')]),
-        ('1e-4', 1e-4),
-        ('0.015,0.03', [0.015, 0.03]),
-        ('[]', []),
-        ('true', True),
-        ('None', None),
-        ("'a, b'", ['a', 'b']),
-        (r'decoder\.[^(]*', r'decoder\.[^(]*'),
-        ('person', 'person'),
-    ],
-)
-def test_values_of_options(text, value):
-    assert Options._parse_iterable(text) == value
 
 
 def test_checkpoints_far_apart_are_worth_a_note(command, cfg):
