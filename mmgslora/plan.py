@@ -35,6 +35,7 @@ from mmgslora.families.registry import family_of
 from mmgslora.methods.prototypes import Prototypes
 from mmgslora.preflight.config import load_config
 from mmgslora.preflight.options import Options
+from mmgslora.preflight.work_dir import nearest_there
 from mmgslora.report.format import DASH, terminal
 
 try:
@@ -117,8 +118,9 @@ def make_plan(cfg: Config, timed_steps: int = _TIMED_STEPS) -> Plan:
             f'The config {cfg.filename!r} does not forget anything: its train_cfg is not a '
             'ContinualForgettingLoop.'
         )
+    disk = nearest_there(Path(cfg.get('work_dir') or '.'))  # which must have room for the run
     with (
-        tempfile.TemporaryDirectory(dir=_nearest_folder(cfg)) as folder,
+        tempfile.TemporaryDirectory(dir=disk) as folder,
         DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')),
     ):
         quiet, notes = _rehearsal(cfg, Path(folder))
@@ -166,12 +168,6 @@ def _rehearsal(cfg: Config, folder: Path) -> tuple[Config, list[str]]:
         model.init_weights()
         torch.save(dict(state_dict=model.state_dict(), meta={}), cfg.load_from)
     return cfg, notes
-
-
-def _nearest_folder(cfg: Config) -> Path:
-    """Where the work_dir will be, as far as it is there: whose disk must have room for the run."""
-    path = Path(cfg.get('work_dir') or '.').absolute()
-    return next(x for x in (path, *path.parents) if x.is_dir())
 
 
 def _forget_downloads(config: Any) -> None:

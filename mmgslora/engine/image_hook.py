@@ -58,7 +58,7 @@ class ImageHook(Hook):
         chosen = drawing.choose(
             _dataset(runner),
             _without(protocol, done),
-            lambda index: known.get(index) or _look(runner, drawing, index),
+            lambda index: known[index] if index in known else _look(runner, drawing, index),
             count,
         )
         rule = f'The first {split} {drawing.rule}'
@@ -68,7 +68,7 @@ class ImageHook(Hook):
         # Images of before and of now in turn, so that there are some of both.
         in_turn = [index for pair in zip_longest(known, chosen) for index in pair]
         indices = [index for index in dict.fromkeys(in_turn) if index is not None][:count]
-        found = [known.get(index) or chosen[index] for index in indices]
+        found = [{**chosen, **known}[index] for index in indices]
         kept = dict(indices=indices, found=found, rule=rule, tasks=len(protocol))
         runner.message_hub.update_info(_KEY, kept)
 

@@ -210,7 +210,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         model = self.model
         model.tune.begin_task(self._generator(), self.task == 1, model.method.teachers)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
-        runner.param_schedulers = None  # those of the task before would keep its rate
+        runner.param_schedulers = None  # MMEngine scales no rate that a schedule has begun with
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.cfg.get('param_scheduler'):
             schedulers = _over_a_task(runner.cfg.param_scheduler, self.epochs_per_task)

@@ -34,7 +34,7 @@ def work_dir(plan: Plan) -> Iterator[str]:
     if folder.exists() and not folder.is_dir():
         yield f'The work_dir {str(folder)!r} is a file; give a folder.'
         return
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = nearest_there(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield f'The work_dir {str(folder)!r} cannot be written to: {str(there)!r} is read-only.'
         return
@@ -48,6 +48,11 @@ def work_dir(plan: Plan) -> Iterator[str]:
         return
     if not plan.cfg.get('resume'):
         yield from _another_run(plan, holder)
+
+
+def nearest_there(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(x for x in (path, *path.absolute().parents) if x.exists())
 
 
 def is_first(cfg: Config) -> bool:
@@ -68,8 +73,7 @@ def disk_space(plan: Plan) -> Iterator[str]:
     tasks = len(plan.protocol)
     epochs = tasks * loop['epochs_per_task']
     files = tasks * (2 if loop.get('seal') else 1) + (epochs if kept < 0 else min(kept, epochs)) + 1
-    there = next(p for p in (plan.work_dir, *plan.work_dir.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest_there(plan.work_dir)).free
     if files * weights > free:
         yield (
             f'The run writes about {files * weights / 1e9:.1f} GB, and the disk of '
