@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Hashable
 
-import torch
 from torch import Tensor
 
 
@@ -63,9 +61,3 @@ class FeatureCache:
 def _bytes(tensors: tuple[Tensor, ...]) -> int:
     """What they take in memory; an expanded tensor takes what it was expanded from."""
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
-
-def content_of(image: Tensor) -> bytes:
-    """What identifies an image as a model sees it, whichever file and augmentation it came from."""
-    data = image.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(data.numpy()).digest()

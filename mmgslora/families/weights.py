@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 from torch import Tensor, nn
 
-from mmgslora.families.cache import content_of
+from mmgslora.families.content import content_of
 
 
 def weights_version(

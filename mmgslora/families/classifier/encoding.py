@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mmgslora.families.cache import FeatureCache, content_of
+from mmgslora.families.cache import FeatureCache
 from mmgslora.families.classifier.blocks import after_blocks, block_modules
+from mmgslora.families.content import content_of
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Part, Stages
 from mmgslora.families.view import Outputs

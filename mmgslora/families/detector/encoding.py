@@ -10,7 +10,8 @@ import torch
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from mmgslora.families.cache import FeatureCache, content_of
+from mmgslora.families.cache import FeatureCache
+from mmgslora.families.content import content_of
 from mmgslora.families.detector.stages import decoder_stages, detector_stages
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Stages
