@@ -1,0 +1,122 @@
+"""The baselines on a linear softmax model, against the steps of their papers worked out by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmgslora.families.view import Matching, Outputs, View
+from mmgslora.methods import SCRUB, Context, NegGradPlus, SalUn
+
+from . import reference_steps as reference
+from .views import context as made_context
+from .views import labels
+
+NO_BOUND = 1e6
+FORGET, RETAIN = (1, 2), (0, 3, 4)
+
+
+class Linear(nn.Module):
+    """Five classes, three numbers to tell them by, and one batch of data."""
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+
+        def normal(*shape):
+            return torch.randn(*shape, dtype=torch.float64, generator=draw)
+
+        self.plain_model = nn.Linear(3, 5, bias=False).double()
+        self.plain_model.weight.data, self.teacher = normal(5, 3), normal(5, 3)
+        self.forget = normal(4, 3), labels([1, 2, 1, 1])
+        self.retain = normal(6, 3), labels([0, 3, 4, 4, 0, 3])
+
+    @property
+    def weight(self):
+        return self.plain_model.weight
+
+    def data_preprocessor(self, batch, training):
+        return dict(noise=batch())
+
+    def views(self, noise=0.0, sides=('forget', 'retain'), teachers=()):
+        return {side: self._view(side, *getattr(self, side), noise) for side in sides}
+
+    def _view(self, side, inputs, true, noise):
+        logits = (inputs + noise) @ self.weight.T
+        rows, terms = torch.arange(len(true)), dict(loss_ce=F.cross_entropy(logits, true))
+        original = Outputs(inputs @ self.teacher.T, inputs)
+        return View(
+            side,
+            Outputs(logits, inputs),
+            lambda: Matching(true, rows, terms),
+            dict(original=original),
+        )
+
+
+@pytest.fixture
+def context() -> Context:
+    made = made_context(names=tuple('abcde'), forget=FORGET)
+    made.model = Linear()
+    return made
+
+
+def stepped(method, context, sides):
+    """The weight after a step of SGD with a learning rate of 1."""
+    losses = method.losses(context.model.views(sides=sides), context)
+    (gradient,) = torch.autograd.grad(sum(losses.values()), context.model.weight)
+    return context.model.weight.detach() - gradient
+
+
+def test_neg_grad_plus(context):
+    model = context.model
+    found = stepped(NegGradPlus(beta=0.3, bound=NO_BOUND), context, ('forget', 'retain'))
+    expected = reference.neg_grad_plus_step(
+        model.weight.detach(), model.forget, model.retain, alpha=0.7, lr=1
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_salun(context):
+    model, method = context.model, SalUn(saliency=0.4, alpha=0.5)
+    context.loader = [lambda: 0.0]
+    method.before_task(context)
+    weight = model.weight.detach().clone()
+    mask = reference.salun_mask(weight, model.forget, share=0.4)
+    # As MethodHook does it, with weight decay, which moves what has no gradient as well.
+    model.forget = model.forget[0], labels([0, 3, 3, 4])
+    optimizer = torch.optim.SGD([model.weight], lr=1, weight_decay=0.1)
+    sum(method.losses(model.views(), context).values()).backward()
+    method.before_step(context)
+    optimizer.step()
+    method.after_step(context)
+    expected = reference.salun_step(weight, mask, model.forget, model.retain, 2, 0.5)
+    torch.testing.assert_close(model.weight.detach(), expected - 0.1 * mask * weight)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 4.0])
+def test_scrub(context, temperature):
+    """Away from the teacher on all classes; back to it on those that stay."""
+    model = context.model
+    weight = model.weight.detach()
+    method = SCRUB(alpha=2, gamma=0.5, temperature=temperature, bound=NO_BOUND)
+    assert method.sides_of(context) == ('forget',)
+    expected = reference.scrub_max_step(weight, model.teacher, model.forget[0], 1, temperature)
+    torch.testing.assert_close(stepped(method, context, ('forget',)), expected)
+
+    context.epoch = 1
+    assert method.sides_of(context) == ('retain',)
+    inputs, stay = model.retain[0], list(RETAIN)
+    found = stepped(SCRUB(alpha=2, gamma=0, temperature=temperature), context, ('retain',))
+    # Of what the teacher gives to the classes that stay, image by image.
+    sure = reference.probabilities(model.teacher, inputs, temperature)[:, stay].sum(-1)
+    student, wanted = (
+        reference.probabilities(w[stay], inputs, temperature) for w in (weight, model.teacher)
+    )
+    gradient = torch.zeros_like(weight)
+    apart = sure[:, None] * (student - wanted)
+    gradient[stay] = 2 * temperature * apart.T @ inputs / sure.sum()
+    torch.testing.assert_close(found, weight - gradient)
+    kept = stepped(SCRUB(alpha=0, gamma=0.5), context, ('retain',))
+    torch.testing.assert_close(
+        kept, weight - 0.5 * reference.cross_entropy_gradient(weight, model.retain)
+    )
