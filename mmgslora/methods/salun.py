@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.runner import set_random_seed
 from torch import Tensor
 
 from mmgslora.families.view import View
@@ -49,6 +50,8 @@ class SalUn(Method):
         trained = _trained(context)
         sums = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
         context.model.eval()
+        # The pipeline's variations: a run resumed between two tasks finds the same mask.
+        set_random_seed(context.seed, diff_rank_seed=True)
         for views in context.views(sides=['forget']):
             classification = next(iter(views['forget'].terms.values()))
             found = torch.autograd.grad(classification, trained.values(), allow_unused=True)

@@ -93,6 +93,18 @@ def test_salun(context):
     torch.testing.assert_close(model.weight.detach(), expected - 0.1 * mask * weight)
 
 
+def test_saluns_mask_is_the_same_whatever_was_drawn_before(context):
+    """As of a run that is resumed between two tasks."""
+    masks = []
+    context.loader = [lambda: torch.randn(3, dtype=torch.float64)] * 3
+    for drawn in range(4):
+        torch.rand(drawn)
+        method = SalUn()
+        method.before_task(context)
+        masks.append(method.state_dict()['masks']['weight'])
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+
+
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
 def test_scrub(context, temperature):
     """Away from the teacher on all classes; back to it on those that stay."""
