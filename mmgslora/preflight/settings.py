@@ -27,7 +27,7 @@ from mmengine.runner import Runner
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.datasets.views import ForgettingViews, PairedSampler
 from mmgslora.families.registry import family_of
-from mmgslora.methods.base import METHODS
+from mmgslora.methods.base import METHODS, Method
 from mmgslora.methods.served import Served
 from mmgslora.methods.sparsity import Sparsity
 from mmgslora.preflight.plan import Plan, find_class
@@ -200,6 +200,11 @@ def _served(plan: Plan, limits: Any) -> Iterator[str]:
         yield (
             f'train_cfg.served compares with the teacher of the method, and {kind} has none; leave '
             'train_cfg.served=None.'
+        )
+    elif method is not None and method.sides_of is not Method.sides_of:
+        yield (
+            f'train_cfg.served compares both views over a pass, and {kind} is shown one at a time; '
+            'leave train_cfg.served=None.'
         )
 
 

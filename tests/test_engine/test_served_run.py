@@ -94,3 +94,6 @@ def test_settings_that_cannot_be(run_cfg):
     run_cfg.model.method = dict(type='NegGradPlus')
     (problem,) = examine(run_cfg).problems['training_settings']
     assert problem.startswith('train_cfg.served compares with the teacher of the method')
+    run_cfg.model.method = dict(type='SCRUB')  # one view in a pass: never served
+    (problem,) = examine(run_cfg).problems['training_settings']
+    assert problem.startswith('train_cfg.served compares both views over a pass, and SCRUB is')
