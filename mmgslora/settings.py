@@ -30,6 +30,10 @@ PerTask = Annotated[
     NonNegative | Annotated[Sequence[NonNegative], Field(min_length=1)],
     Field(description='a number from 0 up, or a list of them, one per task'),
 ]
+SharePerTask = Annotated[
+    Share | Annotated[Sequence[Share], Field(min_length=1)],
+    Field(description='a number from 0 to 1, or a list of them, one per task'),
+]
 
 _CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _PLAIN = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}

@@ -10,7 +10,7 @@ from mmgslora.families.view import View
 from mmgslora.losses.bounded_ascent import bounded_ascent
 from mmgslora.losses.over_processes import joint_value
 from mmgslora.methods.base import METHODS, Context, Method, of_task, task_terms
-from mmgslora.settings import NonNegative, PerTask, checked
+from mmgslora.settings import NonNegative, SharePerTask, checked
 
 
 @METHODS.register_module()
@@ -33,7 +33,7 @@ class NegGradPlus(Method):
 
     @checked
     def __init__(
-        self, beta: PerTask = 0.05, bound: NonNegative = 15.0, dropout: bool = True
+        self, beta: SharePerTask = 0.05, bound: NonNegative = 15.0, dropout: bool = True
     ) -> None:
         super().__init__(dropout)
         self.beta, self.bound = beta, bound

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmgslora.errors import ForgettingError
 from mmgslora.families.view import Matching, Outputs, View
 from mmgslora.methods import SCRUB, Context, NegGradPlus, SalUn
 
@@ -74,6 +75,12 @@ def test_neg_grad_plus(context):
         model.weight.detach(), model.forget, model.retain, alpha=0.7, lr=1
     )
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('beta', [1.5, [0.1, 2]])
+def test_neg_grad_plus_never_ascends_on_what_stays(beta):
+    with pytest.raises(ForgettingError, match='beta is .*; it can be a number from 0 to 1, or a'):
+        NegGradPlus(beta=beta)
 
 
 def test_salun(context):
