@@ -282,6 +282,11 @@ class PairedSampler(Sampler):
         self.seed = seed or 0
         self.epoch = 0
 
+    @property
+    def parts(self) -> int:
+        """Epochs, from the first, in which every retain item comes once."""
+        return 1 if self.whole else -(-self.num_retain // (self.pairs * self.world_size))
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass (MMEngine's ``DistSamplerSeedHook`` calls this)."""
         self.epoch = epoch

@@ -91,10 +91,23 @@ class Context:
         """Whether another pass shows the images as they were not seen before."""
         return getattr(getattr(self.loader, 'dataset', None), 'redraw', True)
 
+    @property
+    def parts(self) -> int:
+        """Epochs in which every image to retain comes once."""
+        return getattr(getattr(self.loader, 'sampler', None), 'parts', 1)
+
     def views(
-        self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = ()
+        self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = (), part: int = 0
     ) -> Iterator[dict[str, View]]:
-        """The views of every batch of one pass, for what a method finds out before a task."""
+        """The views of every batch of one epoch, for what a method finds out before a task.
+
+        Args:
+            sides: Which are wanted.
+            teachers: Whose outputs are wanted as well. Defaults to none.
+            part: The epoch, from 0 up to ``parts``. Defaults to the first.
+        """
+        if self.parts > 1:
+            self.loader.sampler.set_epoch(part)
         for batch in self.loader:
             data = self.model.data_preprocessor(batch, True)
             yield self.model.views(**data, sides=sides, teachers=teachers)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
+from mmgslora.datasets import PairedSampler
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import Matching, Outputs, View
 from mmgslora.lora import adapters_disabled, inject_lora, lora_layers
@@ -70,6 +72,22 @@ def test_means_of_the_original(context):
     assert prototypes.values[2].isnan().all()
     kept = load_file(context.work_dir / FILE)['prototypes']
     torch.testing.assert_close(kept, prototypes.values, equal_nan=True)
+
+
+def test_a_pass_is_over_all_images_where_a_task_has_fewer_steps(context):
+    """An epoch of two pairs is then a part of the five images to retain, each another one."""
+    views = SimpleNamespace(num_forget=2, num_retain=5, forget_items=[[0, 1]])
+    sampler = PairedSampler(views, pairs=2)
+    context.loader = DataLoader(range(7), batch_size=2, sampler=sampler)
+    seen = []
+
+    def data_preprocessor(batch, training):
+        seen.extend(item for item in batch.tolist() if item >= views.num_forget)
+        return dict(batch=0.0)
+
+    context.model.data_preprocessor = data_preprocessor
+    Prototypes('embeddings', passes=2).before_task(context)
+    assert set(seen) == {2, 3, 4, 5, 6} and len(seen) == 2 * 3 * 2
 
 
 def test_the_file_is_open_to_others(context):
