@@ -13,7 +13,7 @@ from mmgslora.methods.retain_only import RetainOnly
 
 @METHODS.register_module()
 class HeadOnly(RetainOnly):
-    """Learn nothing: every gradient is zero, and the model stays bit for bit what it was.
+    """Learn nothing: no step moves anything, and the model stays bit for bit what it was.
 
     A control for tables. What ``train_cfg.seal=True`` then leaves has lost the head's rows of the
     classes and nothing else; numbers that it reaches too are no evidence of forgetting.
@@ -22,3 +22,7 @@ class HeadOnly(RetainOnly):
     def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """See :class:`Method`."""
         return dict(loss_nothing=0 * views['retain'].now.logits.sum())
+
+    def before_step(self, context: Context) -> None:
+        """See :class:`Method`; weight decay would move what has a gradient, zero or not."""
+        context.optimizer.zero_grad(set_to_none=True)
