@@ -63,14 +63,14 @@ class Prototypes(Part):
         original = fingerprint(context.model.plain_model)
         names = '\n'.join(context.task.names)
         if self.file is not None:
-            self.values = _load(Path(self.file), original, names)
+            self.values = _load(Path(self.file), original, names, self.source)
         elif self.source == 'head':
             self.values = context.model.classifier_weight.detach().clone()
         else:
             self.values = self._mean_embeddings(context)
         if is_main_process() and context.work_dir is not None:
             tensors = dict(prototypes=self.values.cpu().contiguous())
-            content = save(tensors, dict(original=original, classes=names))
+            content = save(tensors, dict(original=original, classes=names, source=self.source))
             with replacing(context.work_dir / FILE) as draft:
                 draft.write_bytes(content)  # save_file would shut others out
 
@@ -110,7 +110,7 @@ class Prototypes(Part):
         return sums / counts[:, None]  # NaN where a class has no data
 
 
-def _load(path: Path, original: str, names: str) -> Tensor:
+def _load(path: Path, original: str, names: str, source: str) -> Tensor:
     try:
         with safe_open(path, framework='pt') as file:
             metadata, prototypes = file.metadata() or {}, file.get_tensor('prototypes')
@@ -123,5 +123,11 @@ def _load(path: Path, original: str, names: str) -> Tensor:
         raise ForgettingError(
             f'Prototypes {str(path)!r} were computed from another model or other classes; remove '
             'prototype_file from the method to have them computed from this one.'
+        )
+    made_of = metadata.get('source', source)  # files of earlier versions do not say it
+    if made_of != source:
+        raise ForgettingError(
+            f'Prototypes {str(path)!r} are of {made_of!r} and method.prototypes is {source!r}; '
+            f'make it {made_of!r}, or remove prototype_file.'
         )
     return prototypes

@@ -134,6 +134,8 @@ def test_prototypes_of_a_different_model(context, tmp_path):
     file = tmp_path / 'other.safetensors'
     Path(context.work_dir, FILE).rename(file)
     Prototypes('embeddings', str(file)).before_task(context)  # its own model
+    with pytest.raises(ForgettingError, match="of 'embeddings' and method.prototypes is 'head'"):
+        Prototypes('head', str(file)).before_task(context)
     with torch.no_grad():
         context.model.plain_model[0].weight[0, 0] += 1
     with pytest.raises(ForgettingError, match=r'other\.safetensors.*another model'):
