@@ -18,7 +18,7 @@ _KEY = 'averaged_adapters'
 class AveragingHook(Hook):
     r"""Averages the adapters of a task; the averaged model is what is merged, measured and kept.
 
-    After every iteration, from the share ``begin`` of a task's epochs on,
+    After every iteration, from the share ``begin`` of a task on,
 
     .. math:: \bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta
 
@@ -28,7 +28,8 @@ class AveragingHook(Hook):
     end of their selection.
 
     Args:
-        begin: Share of a task's epochs after which averaging begins, [0, 1). Defaults to 0.5.
+        begin: Share of a task after which averaging begins, in the middle of an epoch too, [0, 1).
+            Defaults to 0.5.
         decay: d, [0, 1). Defaults to 0.95.
 
     Raises:
@@ -50,7 +51,8 @@ class AveragingHook(Hook):
     @torch.no_grad()
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         loop = runner.train_loop
-        if loop.epoch_in_task < self.begin * loop.epochs_per_task:
+        epochs = loop.epoch_in_task + batch_idx / len(loop.dataloader)
+        if epochs < self.begin * loop.epochs_per_task:
             return
         for name, parameter in _adapters(loop.model):
             if name in self._average:

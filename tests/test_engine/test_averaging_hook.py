@@ -13,18 +13,18 @@ from mmgslora.errors import ForgettingError
 
 
 def steps(hook, values, epochs=4):
-    """Let a parameter take these values, one a step, one step an epoch; what is merged then."""
+    """Let a parameter take these values, one a step; what is merged then."""
     model = nn.Linear(1, 1, bias=False)
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
     model.frozen = frozen
-    runner = SimpleNamespace(
-        train_loop=SimpleNamespace(model=model, epochs_per_task=epochs, epoch_in_task=0)
-    )
+    length = len(values) // epochs
+    loop = SimpleNamespace(model=model, epochs_per_task=epochs, dataloader=range(length))
+    runner = SimpleNamespace(train_loop=loop)
     hook.before_forget_task(runner)
-    for epoch, value in enumerate(values):
-        runner.train_loop.epoch_in_task = epoch
+    for step, value in enumerate(values):
+        loop.epoch_in_task, batch = divmod(step, length)
         nn.init.constant_(model.weight, value)
-        hook.after_train_iter(runner, 0)
+        hook.after_train_iter(runner, batch)
     hook.before_merge(runner)
     assert frozen.item() == 1
     return model.weight.item()
@@ -35,6 +35,11 @@ def test_by_hand():
     # begins at epoch 2 with 8, then 0.75 * 8 + 0.25 * 4
     assert steps(hook, [100.0, 50.0, 8.0, 4.0]) == 7
     assert steps(hook, [0.0, 0.0, 1.0, 1.0]) == 1  # nothing is left of the task before
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 4])
+def test_it_begins_at_its_share_however_few_epochs_a_task_has(epochs):
+    assert steps(AveragingHook(begin=0.5, decay=0.75), [100.0, 50.0, 8.0, 4.0], epochs) == 7
 
 
 def test_no_decay_is_the_last_step():
