@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS
+from mmengine.registry import HOOKS
 
 from mmgslora.datasets.protocol import ClassPartition
+from mmgslora.families.registry import FAMILIES
 from mmgslora.requests.checkpoint import write_checkpoint
 
 
@@ -69,16 +69,5 @@ def _plain_config(runner) -> str:
     cfg, key = runner.cfg, runner.train_loop.model.model_key
     keys = ('default_scope', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer')
     plain = copy.deepcopy({key: cfg[key] for key in keys if key in cfg})
-    if key == 'detector':
-        given = plain.get('test_evaluator') or []
-        for evaluator in [given] if isinstance(given, Mapping) else given:
-            if evaluator['type'] == 'ForgettingCocoMetric':
-                evaluator['type'] = 'CocoMetric'
-        dataset = (plain.get('test_dataloader') or {}).get('dataset')
-        if dataset and getattr(DATASETS.get(dataset['type']), 'makes_its_files', False):
-            classes = tuple(runner.train_loop.views.classes)
-            dataset.update(type='CocoDataset', metainfo=dict(classes=classes))
-            dataset.pop('generate', None)
-    else:
-        plain['custom_imports'] = dict(imports=['mmgslora.register'])
+    FAMILIES[key].plain_config(plain, runner.train_loop.views.classes)
     return Config(dict(model=cfg.model[key], **plain)).pretty_text

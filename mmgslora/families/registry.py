@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,11 @@ FAMILIES: dict[str, Family] = {}
 """Every family by its name."""
 
 
+def with_package(config: dict[str, Any], classes: Sequence[str]) -> None:
+    """Let the config of a plain model import this package, without which it is not built."""
+    config['custom_imports'] = dict(imports=['mmgslora.register'])
+
+
 @dataclass(frozen=True)
 class Family:
     """What is being trained: the classes that know it.
@@ -31,6 +36,9 @@ class Family:
         images: The data that an audit shows it.
         drawing: What is drawn of its answers.
         metric: What measures every class of it by itself.
+        plain_config: Makes of what a run's config says of its data and measuring, in place, what a
+            merged file says of the plain model; it gets that and the names of the classes.
+            Defaults to :func:`with_package`.
     """
 
     name: str
@@ -39,6 +47,7 @@ class Family:
     images: type[Images]
     drawing: type[Drawing]
     metric: type[BaseMetric]
+    plain_config: Callable[[dict[str, Any], Sequence[str]], None] = with_package
 
 
 def register_family(family: Family) -> Family:

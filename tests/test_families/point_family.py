@@ -151,6 +151,10 @@ class PointDrawing(Drawing):
         return figure
 
 
+def plain_config(config, classes):
+    config['test_dataloader']['dataset']['metainfo']['classes'] = tuple(classes)
+
+
 register_family(
     Family(
         'points',
@@ -159,5 +163,6 @@ register_family(
         PointImages,
         PointDrawing,
         ForgettingAccuracyMetric,
+        plain_config,
     )
 )

@@ -96,7 +96,10 @@ def test_a_whole_request(finished, repo_root, monkeypatch):
     model.load_state_dict(torch.load(work_dir.parent / 'plain.pth')['state_dict'])
     for task in (1, 2):
         apply_adapter(model, work_dir / f'adapters/task_0{task}')
-    merged = torch.load(work_dir / 'merged/task_02.pth')['state_dict']
+    merged = torch.load(work_dir / 'merged/task_02.pth')
+    plain = Config.fromstring(merged['meta']['cfg'], '.py')  # says what the family says
+    assert plain.test_dataloader.dataset.metainfo.classes == point_family.CLASSES
+    merged = merged['state_dict']
     assert all(torch.equal(value, merged[name]) for name, value in model.state_dict().items())
 
     monkeypatch.syspath_prepend(str(repo_root / 'tools'))

@@ -5,6 +5,7 @@ from mmgslora.families.detector.audited import AuditedDetector, DetectionImages
 from mmgslora.families.detector.drawing import DetectionDrawing
 from mmgslora.families.detector.metric import ForgettingCocoMetric
 from mmgslora.families.detector.model import ForgettingDetector
+from mmgslora.families.detector.plain_config import without_package
 from mmgslora.families.registry import Family, register_family
 
 attend_in_float32()
@@ -16,6 +17,7 @@ register_family(
         DetectionImages,
         DetectionDrawing,
         ForgettingCocoMetric,
+        without_package,
     )
 )
 
