@@ -17,7 +17,7 @@ from mmgslora.report import charts
 from mmgslora.report.page import report_page, write_report
 
 from .records import COCO_TASKS, detr_groups, make_record, shapes_record
-from .runs import ABC, CONFIG, ORACLE, audit_of, make_run, take_back
+from .runs import ABC, CONFIG, ORACLE, audit_of, make_run, take_back, with_units
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
@@ -262,6 +262,20 @@ def test_an_audit_without_an_oracle_concludes_nothing(tmp_path):
     assert 'This audit has no oracle to compare with.' in page.says
     assert 'without an oracle it is not known how many would be too many' in page.says
     assert 'above the oracle' not in page.table('audit-table')[0]
+
+
+def test_without_an_oracle_classes_never_seen_are_what_is_compared_with(tmp_path):
+    audit = audit_of(shapes_record())
+    for row in audit['rows']:
+        if row['model'] == 'oracle':
+            row.update(model='unseen', unit=row['unit'] and row['unit'].replace('oracle', 'unseen'))
+    page = read(tmp_path, audit=with_units(audit))
+    assert 'This audit has no oracle' not in page.says and 'had no oracle' not in page.says
+    assert any(
+        'probe, above classes never seen' in title for title in page.table('checks-table')[0]
+    )
+    assert page.table('audit-table')[0][-1] == 'above classes never seen'
+    assert '20.5 points of lead are knowledge that was left behind' in page.says
 
 
 def test_an_audit_of_another_file_does_not_count(tmp_path):
