@@ -13,7 +13,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return mean
 
 
-def joint_value(value: Tensor) -> Tensor:
+def mean_with_local_grad(value: Tensor) -> Tensor:
     """The mean over all processes, with the gradient of this one's value (ours).
 
     A function of the joint batch, such as a hinge on its mean, is then the same in every process,
@@ -30,4 +30,4 @@ def joint_weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
         weights: (n,) from 0 up. Where all are 0 the mean is 0.
     """
     total = mean_over_processes(weights.sum()).clamp(min=1e-9)
-    return joint_value((weights * values).sum() / total)
+    return mean_with_local_grad((weights * values).sum() / total)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmgslora.families.view import View
-from mmgslora.losses import bounded_ascent, joint_value
+from mmgslora.losses import bounded_ascent, mean_with_local_grad
 from mmgslora.methods.base import METHODS, Context, Method, of_task, task_terms
 from mmgslora.methods.sparsity import Sparsity
 from mmgslora.settings import NonNegative, PerTask, checked
@@ -61,6 +61,6 @@ class GSLoRA(Method):
         losses = {**task_terms(views['retain']), **self.sparsity.losses(context)}
         beta = of_task(self.beta, context.task)
         (name, classification), *others = task_terms(views['forget']).items()
-        losses[name] = beta * bounded_ascent(joint_value(classification), self.bound)
+        losses[name] = beta * bounded_ascent(mean_with_local_grad(classification), self.bound)
         losses.update({name: beta * value for name, value in others})
         return losses

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmgslora.families.view import View
 from mmgslora.losses.bounded_ascent import bounded_ascent
-from mmgslora.losses.over_processes import joint_value
+from mmgslora.losses.over_processes import mean_with_local_grad
 from mmgslora.methods.base import METHODS, Context, Method, of_task, task_terms
 from mmgslora.settings import NonNegative, SharePerTask, checked
 
@@ -43,5 +43,5 @@ class NegGradPlus(Method):
         beta = of_task(self.beta, context.task)
         losses = {name: (1 - beta) * value for name, value in task_terms(views['retain']).items()}
         name, classification = next(iter(task_terms(views['forget']).items()))
-        losses[name] = beta * bounded_ascent(joint_value(classification), self.bound)
+        losses[name] = beta * bounded_ascent(mean_with_local_grad(classification), self.bound)
         return losses

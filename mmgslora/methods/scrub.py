@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mmgslora.families.view import View
-from mmgslora.losses import bounded_ascent, joint_value
+from mmgslora.losses import bounded_ascent, mean_with_local_grad
 from mmgslora.methods.base import METHODS, Context, Method, task_terms
 from mmgslora.settings import NonNegative, NonNegativeCount, Positive, checked
 
@@ -66,6 +66,8 @@ class SCRUB(Method):
         gone = task.old if side == 'forget' else task.must_be_gone
         apart = view.now.divergence(original, without=gone, temperature=self.temperature)
         if side == 'forget':
-            return dict(forget_loss_divergence=bounded_ascent(joint_value(apart), self.bound))
+            return dict(
+                forget_loss_divergence=bounded_ascent(mean_with_local_grad(apart), self.bound)
+            )
         terms = {name: self.gamma * value for name, value in task_terms(view).items()}
         return {**terms, 'retain_loss_divergence': self.alpha * apart}

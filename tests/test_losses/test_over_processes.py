@@ -1,6 +1,6 @@
 import torch
 
-from mmgslora.losses import joint_value, mean_over_processes
+from mmgslora.losses import mean_over_processes, mean_with_local_grad
 
 
 def test_one_process_is_the_mean():
@@ -16,7 +16,7 @@ def test_the_value_is_that_of_all_and_the_gradient_ones_own(monkeypatch):
 
     monkeypatch.setattr('mmgslora.losses.over_processes.all_reduce', other_has_seven)
     value = torch.tensor(1.0, requires_grad=True)
-    joint = joint_value(3 * value)
+    joint = mean_with_local_grad(3 * value)
     assert joint.item() == 5
     joint.backward()
     assert value.grad == 3 and value.item() == 1
