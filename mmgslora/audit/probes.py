@@ -12,8 +12,6 @@ from sklearn.preprocessing import StandardScaler
 
 from mmgslora.families.audited_model import Objects
 
-PROBES = ('probe', 'prototype')
-
 
 def fit_probe(objects: Objects, layer: str, kind: str = 'probe') -> Pipeline:
     """Learn to name every class from the features of a layer, standardised.
