@@ -54,3 +54,11 @@ def test_loop_and_hooks_name_no_family():
     for path, text in FILES.items():
         if path.parent.name == 'engine':
             assert 'families.detector' not in text and 'families.classifier' not in text, path
+
+
+def test_a_source_distribution_has_what_its_setup_reads(tmp_path):
+    code = [sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', str(tmp_path)]
+    subprocess.run(code, cwd=PACKAGE.parent, capture_output=True, check=True)
+    sources = (tmp_path / 'mmgslora.egg-info/SOURCES.txt').read_text().splitlines()
+    read = [f'requirements/{name}.txt' for name in ('runtime', 'onnx', 'signing', 'test')]
+    assert {*read, 'mmgslora/report/page.html.j2', 'mmgslora/report/page.css'} <= {*sources}
