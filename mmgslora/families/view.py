@@ -39,6 +39,8 @@ class Outputs:
             'softmax_background', which has the additional column.
         earlier: What the layers before the last say of the same predictions, row by row, first
             layer first: of the model that learns, where it has heads there. Defaults to none.
+        states: (m, D) each, what the blocks before the last of a classifier give, where its
+            classes can be read off as well. Defaults to none.
     """
 
     logits: Tensor
