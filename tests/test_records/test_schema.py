@@ -82,6 +82,14 @@ def test_what_no_run_writes_is_refused(place, value, message):
         check_consistency(change(shapes_record(), place, value), 'forgetting.json')
 
 
+def test_a_class_does_not_come_back_among_those_that_stay():
+    record = shapes_record()
+    record['tasks'][1]['old'].remove('circle')
+    record['tasks'][1]['retain'].append('circle')
+    with pytest.raises(ForgettingError, match='other old classes in task 2 than the tasks before'):
+        check_consistency(record, 'forgetting.json')
+
+
 def test_what_a_run_writes_is_accepted():
     check_consistency(shapes_record(missing=('ring',)), 'forgetting.json')
     record = shapes_record()
