@@ -262,6 +262,10 @@ def test_a_sealed_head_of_cosines(tmp_path):
     save_adapter(model, tmp_path / 'a', {}, modules_to_save=['head'], base=fingerprint(plain))
     apply_adapter(plain, tmp_path / 'a')
     assert plain['head'].sealed.tolist() == [0, 1, 0, 0]
+    # Of a model with such a module it is not known what it was, unless it is said.
+    save_adapter(model, tmp_path / 'b', {}, modules_to_save=['head'])
+    assert json.loads((tmp_path / 'b/metadata.json').read_text())['base'] is None
+    assert json.loads((tmp_path / 'a/metadata.json').read_text())['base'] is not None
 
 
 def test_a_model_that_holds_one_module_in_two_places(tmp_path):

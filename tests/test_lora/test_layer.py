@@ -125,6 +125,14 @@ def test_merge_leaves_the_output_and_the_adapter_is_fresh(dtype, tolerance):
     assert layer.lora_A.any()
 
 
+def test_a_group_that_was_held_learns_again_in_the_next_task():
+    layer = LoRALinear(4, 4, rank=2)
+    layer.held = True
+    assert not layer.learns
+    layer.merge()
+    assert layer.learns
+
+
 def test_merge_can_be_undone():
     layer = trained(dtype=torch.float64)
     weight, update = layer.weight.clone(), layer.delta().detach()

@@ -106,6 +106,20 @@ def test_progress_is_told(context, monkeypatch, capsys):
     assert said[1:] == [f'Prototypes: batch {n} of 4' for n in (1, 2, 3, 4)]
 
 
+def test_one_pass_over_images_that_are_not_drawn_anew(context, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmgslora.methods.prototypes.print_log', lambda text, logger: said.append(text)
+    )
+
+    class Loader(list):
+        dataset = SimpleNamespace(redraw=False)
+
+    context.loader = Loader(context.loader)
+    Prototypes('embeddings', passes=2).before_task(context)
+    assert said == ['Prototypes: one pass of 2 batches']
+
+
 def test_rows_of_the_head(context):
     prototypes = Prototypes('head')
     prototypes.before_task(context)
