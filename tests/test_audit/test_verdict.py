@@ -214,3 +214,13 @@ def test_classes_without_training_data_must_stay_too(kept, verdict):
     record['pretrained']['per_class']['d'] = 80.0
     record['tasks'][0]['per_class']['d'] = kept
     assert verdict_on(record) == verdict
+
+
+def test_what_missing_classes_kept_and_nobody_measured_is_not_shown():
+    record = record_of(forgotten=0)
+    record['tasks'][0].update(missing=['d'])
+    record['pretrained']['per_class']['d'] = 50.0
+    audit = AuditRows(dict(task=1, rows=rows_of(oracle=0, **NEAR)))
+    verdict = judge_request(record, record['tasks'][0], limits_of(None), audit)
+    assert verdict.verdict == NOT_SHOWN
+    assert 'kept by 1 missing classes: the run did not record it' in verdict.reason
