@@ -31,9 +31,17 @@ from mmgslora.records.ledger import Ledger
 from mmgslora.records.record import merged_file, unfinished, values_before
 from mmgslora.settings import problems
 
+
+def _day(text: str) -> str:
+    # From Python 3.11 on, 20260131 and 2026-W05-6 are read as well.
+    if date.fromisoformat(text).isoformat() != text:
+        raise ValueError
+    return text
+
+
 Day = Annotated[
     str,
-    AfterValidator(date.fromisoformat),
+    AfterValidator(_day),
     Field(description='a day of the calendar, written as 2026-01-31'),
 ]
 SEALED_NOTE = 'Rows removed from what is handed out; not evidence of forgetting.'

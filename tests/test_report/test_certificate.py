@@ -78,6 +78,10 @@ def test_what_the_user_wrote_of_a_request_stands_in_its_certificate(tmp_path):
             "date is '31.13.2026'; it can be a day of",
         ),
         (
+            dict(requests=[dict(date='20260131'), dict(date='2026-W05-6')]),
+            "date is '20260131'; it can be .* date is '2026-W05-6'; it can be a day of",
+        ),
+        (
             dict(requests=[dict(date='2026-02-30')]),
             "date is '2026-02-30'; it can be a day of",
         ),
