@@ -46,6 +46,15 @@ def test_it_says_what_was_asked_and_which_files_it_is_about(tmp_path):
     assert first['per_class']['star'] == {'before': 80.0, 'after': 80.0, 'latest': 1.0}
 
 
+def test_of_what_is_asked_to_go_every_query_counts_before_too(tmp_path):
+    record = shapes_record()
+    record['pretrained']['every_query/per_class'] = dict(circle=84.0, star=91.0, cross=99.0)
+    _, (first, _) = certify(tmp_path, record)
+    before = {name: values['before'] for name, values in first['per_class'].items()}
+    assert (before['circle'], before['star']) == (84.0, 91.0)
+    assert (before['square'], before['cross']) == (80.0, 60.0)
+
+
 def test_parameters_that_were_trained_themselves_are_its_file(tmp_path):
     work_dir = make_run(tmp_path, shapes_record())
     folder = work_dir / 'adapters/task_01'

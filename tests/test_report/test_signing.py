@@ -61,6 +61,11 @@ def test_no_byte_can_be_changed(signed):
         path.write_bytes(changed)
         with pytest.raises(ForgettingError, match='not signed|changed after|not the file that was'):
             verify(path)
+    # What JSON does not see: more room, and a key whose second value counts.
+    for changed in (content + b'\n', content.replace(b'{', b'{"task": 7,', 1)):
+        path.write_bytes(changed)
+        with pytest.raises(ForgettingError, match='byte for byte'):
+            verify(path)
     path.write_bytes(content)
     verify(path)
 
