@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mmgslora.preflight.resume import checkpoints_in
-from mmgslora.preflight.work_dir import LOCK, hold, release
+from mmgslora.preflight.work_dir import LOCK, disk_space, hold, release
 
 MADE = dict(tasks=[], settings={}, missing=[], classes=[])
 
@@ -98,3 +101,25 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(command, held, cfg):
     (folder / LOCK).unlink()
     result = command('--resume')
     assert result.code == 1 and 'it has no checkpoint to resume' in result.err
+
+
+@pytest.mark.parametrize(
+    ('seal', 'keep', 'files'),
+    [(False, 2, 2 + 2 + 1), (True, 2, 4 + 2 + 1), (False, -1, 2 + 6 + 1), (False, 9, 2 + 6 + 1)],
+)
+def test_the_disk_must_hold_every_file_of_the_run(tmp_path, monkeypatch, seal, keep, files):
+    """Two tasks of three epochs: models, checkpoints that are kept, and one more while it is."""
+    plan = SimpleNamespace(
+        model=SimpleNamespace(plain_model=torch.nn.Linear(24, 10)),  # 250 numbers, 1000 bytes
+        plain=dict(
+            train_cfg=dict(epochs_per_task=3, seal=seal),
+            default_hooks=dict(checkpoint=dict(max_keep_ckpts=keep)),
+        ),
+        protocol=[1, 2],
+        work_dir=tmp_path,
+    )
+    usage = shutil.disk_usage('.')
+    for free, fits in ((files * 1000, True), (files * 1000 - 1, False)):
+        left = usage._replace(free=free)
+        monkeypatch.setattr(shutil, 'disk_usage', lambda _, left=left: left)
+        assert (not list(disk_space(plan))) == fits
