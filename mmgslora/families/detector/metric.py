@@ -89,6 +89,8 @@ class ForgettingCocoMetric(CocoMetric):
             )
         with redirect_stdout(io.StringIO()):
             super().__init__(ann_file, **kwargs)
+            if self._coco_api is not None:
+                _as_evaluated(self._coco_api)
         if self.metrics != ['bbox']:
             raise ForgettingError(f"metric is {self.metrics}; only 'bbox' is measured.")
         self.recall_scores = tuple(recall_scores)
@@ -280,3 +282,12 @@ class ForgettingCocoMetric(CocoMetric):
 
     def _name(self, cat_id: int) -> str:
         return self._coco_api.cats[cat_id]['name']
+
+
+def _as_evaluated(coco: COCO) -> None:
+    """Give boxes the ids and keys that COCOeval needs: to it the id 0 means "not found"."""
+    for number, box in enumerate(coco.dataset['annotations'], 1):
+        box['id'] = number
+        box.setdefault('iscrowd', 0)
+    coco.createIndex()
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs

@@ -489,6 +489,20 @@ def test_image_ids_may_be_strings(tmp_path, name_of):
     assert measure(tmp_path, named) == pytest.approx(measure(tmp_path, images))
 
 
+@pytest.mark.parametrize('id_of', [lambda n: n, lambda n: f'box-{n}', None])
+def test_ids_of_boxes_may_begin_at_0_be_text_or_lack_iscrowd(tmp_path, id_of):
+    """COCOeval would count what finds the box of id 0 as a false alarm."""
+    images = [(1, [('dog', 10, 10, 50, 50)], [('dog', 10, 10, 50, 50, 0.9)])]
+    truth = coco_dict(images)
+    for number, box in enumerate(truth['annotations']):
+        if id_of is None:
+            del box['iscrowd']
+        else:
+            box['id'] = id_of(number)
+    assert measure(tmp_path, images, truth=truth) == measure(tmp_path, images)
+    assert measure(tmp_path, images)['per_class/dog'] == pytest.approx(100)
+
+
 def test_category_ids_in_any_order(tmp_path):
     PROTOCOL.partition(2).publish()
     images = random_images(7, num_images=10)
