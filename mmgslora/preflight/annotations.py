@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,16 @@ _KEYS = {
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
     'categories': ('id', 'name'),
 }
+_ID = (int, float, str), 'a number or text'
+_KINDS = {
+    'id': _ID,
+    'image_id': _ID,
+    'category_id': _ID,
+    'file_name': (str, 'text'),
+    'name': (str, 'text'),
+    'width': ((int, float), 'a number'),
+    'height': ((int, float), 'a number'),
+}
 
 
 def annotation_file(dataset: Mapping[str, Any]) -> Path | None:
@@ -35,12 +46,12 @@ def read_annotations(file: Path) -> dict[str, Any]:
     """The content of a COCO annotation file.
 
     Raises:
-        ForgettingError: It is not JSON, lacks one of its three lists or a key of their entries, or
-            two entries of a list have one id.
+        ForgettingError: It is not JSON, lacks one of its three lists or a key of their entries, an
+            entry has a value of another kind, or two entries of a list have one id.
     """
     name = f'Annotation file {str(file)!r}'
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_text(encoding='utf-8'))  # as pycocotools does: no BOM
     except (OSError, ValueError) as error:
         raise ForgettingError(
             f'{name} cannot be read as COCO JSON ({type(error).__name__}: {error}).'
@@ -61,6 +72,13 @@ def read_annotations(file: Path) -> dict[str, Any]:
                     f'{name} cannot be read as COCO JSON: entry {number} of {part!r} lacks '
                     f'{", ".join(lacking)}.'
                 )
+            for key in keys:
+                kinds, allowed = _KINDS.get(key, (object, ''))
+                if not isinstance(entry[key], kinds):
+                    raise ForgettingError(
+                        f'{name}: entry {number} of {part!r} has the {key} {entry[key]!r}; it can '
+                        f'be {allowed}.'
+                    )
         if len({entry['id'] for entry in entries}) < len(entries):
             (twice, _), *_ = Counter(entry['id'] for entry in entries).most_common(1)
             raise ForgettingError(f'{name} has the id {twice!r} more than once in {part!r}.')
@@ -148,13 +166,16 @@ def dropped_boxes(content: Mapping[str, Any], classes: Sequence[str]) -> Counter
             dropped[f'of {kind}'] += 1
             continue
         try:
-            x, y, width, height = map(float, item['bbox'])
-            area = float(item['area'])
-        except (TypeError, ValueError) as error:
+            x, y, width, height = item['bbox']
+            area = item['area']
+            numbers = math.isfinite(x + y + width + height + area)
+        except (TypeError, ValueError):
+            numbers = False
+        if not numbers:
             raise ForgettingError(
                 f'Annotation {item["id"]!r} has the bbox {item["bbox"]!r} and the area '
                 f'{item["area"]!r}; a bbox is [x, y, width, height], an area a number.'
-            ) from error
+            )
         if width < 1 or height < 1 or area <= 0:
             dropped['thinner than a pixel'] += 1
         elif x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:

@@ -36,6 +36,13 @@ def files(plan: Plan) -> Iterator[str]:
             continue
         dataset = _innermost(loader['dataset'])
         kind = find_class(dataset['type'], DATASETS)
+        prefix = dataset.get('data_prefix', {})
+        if not isinstance(prefix, Mapping):
+            yield (
+                f'data_prefix ({split}) is {prefix!r}; it can be a dict, such as '
+                "dict(img='train/')."
+            )
+            continue
         made = getattr(kind, 'makes_its_files', False)
         if not made:
             yield from _absent(dataset)
@@ -46,10 +53,19 @@ def files(plan: Plan) -> Iterator[str]:
         # Other data sets in COCO's format, such as LVIS, number their labels in their own way.
         elif content is not None and kind.load_data_list is CocoDataset.load_data_list:
             classes = kind._load_metainfo(dataset.get('metainfo')).get('classes') or ()
+            if isinstance(classes, str):
+                yield (
+                    f'metainfo.classes ({split}) is the text {classes!r}; it can be a list, each '
+                    'text: one class alone has a comma behind it, as in (name,).'
+                )
+                continue
             names = [category['name'] for category in content['categories']]
             yield from category_problems(file, names, tuple(classes))
-            _note_dropped(plan, split, file, dropped_boxes(content, classes))
-            folder = Path(dataset.get('data_root') or '', *dataset.get('data_prefix', {}).values())
+            dropped = dropped_boxes(content, classes)
+            _note_dropped(plan, split, file, dropped)
+            if split == 'train' and dropped.total() == len(content['annotations']) > 0:
+                yield f'No box of {str(file)!r} can be trained on: {_counts(dropped)}.'
+            folder = Path(dataset.get('data_root') or '', *prefix.values())
             if folder.is_dir():
                 listed = content['images']
                 if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
@@ -157,8 +173,11 @@ def _absent(dataset: Mapping[str, Any]) -> Iterator[str]:
 
 def _note_dropped(plan: Plan, split: str, file: Path, dropped: Mapping[str, int]) -> None:
     if dropped:
-        counts = ', '.join(f'{count} {why}' for why, count in dropped.items())
-        plan.notes.append(f'Left out of the boxes of {str(file)!r} ({split}): {counts}.')
+        plan.notes.append(f'Left out of the boxes of {str(file)!r} ({split}): {_counts(dropped)}.')
+
+
+def _counts(dropped: Mapping[str, int]) -> str:
+    return ', '.join(f'{count} {why}' for why, count in dropped.items())
 
 
 def _decodes(path: str) -> bool:

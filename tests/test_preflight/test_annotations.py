@@ -181,12 +181,45 @@ def test_counts_of_dropped_boxes_are_a_note(dataset, tmp_path):
             dict(annotations=[dict(id=5, image_id=1, category_id=10, area=1, bbox=[1])]),
             r'Annotation 5 has the bbox \[1\]',
         ),
+        *(
+            (
+                dict(annotations=[dict(id=5, image_id=1, category_id=10, area=1, bbox=bbox)]),
+                'Annotation 5 has the bbox',
+            )
+            for bbox in (['1', '1', '5', '5'], [1, 1, float('nan'), 5], [1, 1, 5, float('inf')])
+        ),
+        (dict(images=[IMAGE | dict(file_name=3)]), "'images' has the file_name 3; it can be text"),
+        (dict(images=[IMAGE | dict(width='20')]), "'images' has the width '20'; .* a number"),
+        (dict(images=[IMAGE | dict(id=[1])]), r"entry 0 of 'images' has the id \[1\]; it can be"),
+        (dict(categories=[dict(id=1, name=7)]), "'categories' has the name 7; it can be text"),
+        (
+            dict(annotations=[dict(id=5, image_id=7, category_id=10, area=1, bbox=[1, 1, 5, 5])]),
+            "No box of .*ann.json' can be trained on: 1 of an image that is not listed",
+        ),
     ],
 )
 def test_files_that_cannot_be_used(dataset, tmp_path, change, words):
     content = json.loads((tmp_path / 'ann.json').read_text())
     (tmp_path / 'ann.json').write_text(json.dumps(content | change))
     assert re.search(words, said(dataset))
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_a_file_that_mmdetection_could_not_decode(dataset, tmp_path, encoding):
+    text = (tmp_path / 'ann.json').read_text()
+    (tmp_path / 'ann.json').write_text(text, encoding=encoding)
+    assert "ann.json' cannot be read as COCO JSON" in said(dataset)
+
+
+@pytest.mark.parametrize('prefix', ['images/', None])
+def test_an_image_folder_that_is_no_dict(dataset, prefix):
+    words = f"data_prefix (train) is {prefix!r}; it can be a dict, such as dict(img='train/')."
+    assert said(dataset | dict(data_prefix=prefix)) == words
+
+
+def test_classes_that_lack_a_comma(dataset):
+    words = said(dataset | dict(metainfo=dict(classes=('cat'))))
+    assert words.startswith("metainfo.classes (train) is the text 'cat'; it can be a list")
 
 
 def test_an_empty_image(dataset, tmp_path):
