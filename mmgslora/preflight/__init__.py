@@ -26,6 +26,7 @@ CHECKS = (
     (data.files, ('data_settings',)),
     (data.evaluated_files, ('data_settings',)),
     (checkpoint.model, ('model_settings',)),
+    (checkpoint.optimizer, ('top_level', 'training_settings', 'model', 'model_settings')),
     (checkpoint.start, ('model', 'model_settings', *_DATA)),
     (resume.resume, _DATA),
     (data.classes, ('model', 'model_settings', *_DATA)),

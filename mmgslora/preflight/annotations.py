@@ -51,7 +51,8 @@ def read_annotations(file: Path) -> dict[str, Any]:
     """
     name = f'Annotation file {str(file)!r}'
     try:
-        content = json.loads(file.read_text(encoding='utf-8'))  # as pycocotools does: no BOM
+        # Not of the bytes, whose encoding json would guess: pycocotools does not.
+        content = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise ForgettingError(
             f'{name} cannot be read as COCO JSON ({type(error).__name__}: {error}).'

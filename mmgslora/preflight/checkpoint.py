@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import class_names
@@ -26,6 +29,20 @@ def model(plan: Plan) -> Iterator[str]:
     if plan.plain['train_cfg'].get('seal') is True:
         with built.sealed([]):  # refuses now what it cannot seal later
             pass
+
+
+def optimizer(plan: Plan) -> Iterator[str]:
+    """The optimizer and its schedules can be built for the model."""
+    where = 'optim_wrapper'
+    try:
+        wrapper = build_optim_wrapper(plan.model, copy.deepcopy(plan.cfg.optim_wrapper))
+        for number, item in enumerate(plan.schedulers):
+            where = f'param_scheduler[{number}]'
+            PARAM_SCHEDULERS.build(item, default_args=dict(optimizer=wrapper))
+    except ForgettingError:
+        raise
+    except Exception as error:  # those of PyTorch and MMEngine fail in ways of their own
+        yield f'{where} cannot be built: {reason(error)}'
 
 
 def method_files(plan: Plan) -> Iterator[str]:

@@ -76,6 +76,17 @@ class Plan:
         return {split: loader for split, loader in found.items() if loader}
 
     @property
+    def schedulers(self) -> list[Any]:
+        """The schedules of the config, without the key that is none of their own settings."""
+        found = self.plain.get('param_scheduler') or []
+        return [
+            {key: value for key, value in item.items() if key != 'convert_to_iter_based'}
+            if isinstance(item, Mapping)
+            else item
+            for item in (found if isinstance(found, (list, tuple)) else [found])
+        ]
+
+    @property
     def measured_on(self) -> str:
         """The split that the run measures on."""
         return self.plain['train_cfg'].get('evaluate_on', 'test')

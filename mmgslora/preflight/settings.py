@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mmengine.device import get_device
 from mmengine.registry import (
@@ -23,6 +23,9 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import Runner
+from pydantic import Field
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.utils.data import DataLoader
 
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.datasets.views import ForgettingViews, PairedSampler
@@ -50,6 +53,9 @@ TOP_LEVEL |= {'tta_model', 'compile', 'vis_backends', 'work_dir'}
 TOP_LEVEL |= set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 
 _NEEDED = ('MethodHook', 'AdapterHook', 'RecordHook')
+_LOADER = (*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch')
+_LOADER += ('disable_subprocess_warning',)
+_CLIP = dict(norm=clip_grad_norm_, value=clip_grad_value_)
 _PASSED_ON = ('type', '_scope_', 'priority')
 
 
@@ -63,7 +69,9 @@ def _optimizer(lr: Positive, weight_decay: NonNegative = 0.0, momentum: NonNegat
 def _wrapper(accumulative_counts: Count = 1, clip_grad: dict | None = None) -> None: ...
 
 
-def _clip(max_norm: Positive) -> None: ...
+def _clip(
+    max_norm: Positive, norm_type: Positive = 2.0, type: Literal['norm', 'value'] = 'norm'
+) -> None: ...
 
 
 def _checkpoints(
@@ -74,7 +82,12 @@ def _checkpoints(
 ) -> None: ...
 
 
-def _randomness(seed: NonNegativeCount | None = None) -> None: ...
+def _randomness(
+    seed: Annotated[int, Field(ge=0, lt=2**31, description='a whole number from 0 to 2147483647')]
+    | None = None,
+    diff_rank_seed: bool = False,
+    deterministic: bool = False,
+) -> None: ...
 
 
 def top_level(plan: Plan) -> Iterator[str]:
@@ -119,6 +132,7 @@ def data_settings(plan: Plan) -> Iterator[str]:
         if not isinstance(loader, Mapping) or not isinstance(loader.get('dataset'), Mapping):
             yield f'{where} is {loader!r}; it can be a dict with a dataset.'
             continue
+        yield from unknown_names(loader, _LOADER, where)
         yield from wrong_values(_loader, loader, where)
         dataset, of = loader['dataset'], f'{where}.dataset'
         while dataset is not None:
@@ -166,13 +180,25 @@ def training_settings(plan: Plan) -> Iterator[str]:
                 f'evaluate_on is {measured!r} and the config has no {measured}_{key}; give it, '
                 'or evaluate on another split.'
             )
+    for split in {'val', 'test'} - {measured}:
+        keys = [f'{split}_{key}' for key in ('dataloader', 'evaluator', 'cfg')]
+        absent = [key for key in keys if plan.plain.get(key) is None]
+        if 0 < len(absent) < len(keys):
+            yield (
+                f'The config has no {" and no ".join(absent)}; MMEngine takes {", ".join(keys)} '
+                'together, or all of them None.'
+            )
     wrapper = plan.plain.get('optim_wrapper')
     if isinstance(wrapper, Mapping):
         built_from = ('constructor', 'paramwise_cfg')
         settings = {key: value for key, value in wrapper.items() if key not in built_from}
         yield from _of_class({'type': 'OptimWrapper', **settings}, 'optim_wrapper', OPTIM_WRAPPERS)
         yield from wrong_values(_wrapper, wrapper, 'optim_wrapper')
-        yield from wrong_values(_clip, _dict(wrapper.get('clip_grad')), 'optim_wrapper.clip_grad')
+        clip = dict(_dict(wrapper.get('clip_grad')))
+        yield from wrong_values(_clip, clip, 'optim_wrapper.clip_grad')
+        if clip.setdefault('type', 'norm') in _CLIP:
+            allowed = [*inspect.signature(_CLIP[clip.pop('type')]).parameters][1:]
+            yield from unknown_names(clip, allowed, 'optim_wrapper.clip_grad')
         optimizer = wrapper.get('optimizer')
         if not isinstance(optimizer, Mapping):
             yield f'optim_wrapper.optimizer is {optimizer!r}; it can be a dict with a type.'
@@ -182,12 +208,15 @@ def training_settings(plan: Plan) -> Iterator[str]:
             yield from wrong_values(_optimizer, optimizer, where)
         if str(wrapper.get('type')).startswith('Amp') and get_device() == 'cpu':
             yield 'Mixed precision (--amp) needs a GPU, and there is none; leave --amp out.'
-    schedulers = plan.plain.get('param_scheduler') or []
-    for number, item in enumerate([schedulers] if isinstance(schedulers, Mapping) else schedulers):
+    for number, item in enumerate(plan.schedulers):
         where = f'param_scheduler[{number}]'
-        item = {key: value for key, value in item.items() if key != 'convert_to_iter_based'}
         yield from _of_class(item, where, PARAM_SCHEDULERS, ('optimizer', 'param_name'))
-    yield from wrong_values(_randomness, _dict(plan.plain.get('randomness')), 'randomness')
+    seeds = plan.plain.get('randomness', {})
+    if not isinstance(seeds, Mapping):
+        yield f'randomness is {seeds!r}; it can be a dict, such as dict(seed=0).'
+    else:
+        yield from unknown_names(seeds, inspect.signature(_randomness).parameters, 'randomness')
+        yield from wrong_values(_randomness, seeds, 'randomness')
 
 
 def _served(plan: Plan, limits: Any) -> Iterator[str]:
