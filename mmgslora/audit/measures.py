@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from statistics import fmean
+from typing import Annotated, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
@@ -17,6 +19,14 @@ from mmgslora.audit.relearning import STEPS, Curve, relearning_curve
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
 from mmgslora.errors import ForgettingError
 from mmgslora.families.audited_model import AuditedModel, Images, Objects
+from mmgslora.settings import (
+    Count,
+    NonNegativeCount,
+    Positive,
+    PositiveShare,
+    Share,
+    wrong_values,
+)
 
 MEASURES = (
     *('output', 'outcomes', 'localisation', 'probe', 'membership'),
@@ -27,6 +37,10 @@ MORE = '/more'
 """What a unit is called that repeats an attack with further draws."""
 _FURTHER = 2
 _OF_UNSEEN = ('probe', 'relearning', 'new_head')
+
+
+_T = TypeVar('_T')
+Several = Annotated[tuple[_T, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -48,19 +62,22 @@ class Settings:
         relearning_batch: Most images per step of the attack.
         relearning_measured_on: Most held-out images that its curve is measured on.
         working_score, low_score: See :func:`outcomes`.
+
+    Raises:
+        ForgettingError: A value is not what it can be, a list empty, or a seed or k there twice.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    train_images: int = 1000
-    held_out_images: int = 1000
-    probe_share: float = 0.8
-    relearning_images: tuple[int, ...] = (16, 64)
-    relearning_steps: tuple[int, ...] = STEPS
-    relearning_lr: float | tuple[float, ...] = (2e-4, 5e-4, 1.5e-3)
-    relearning_batch: int = 16
-    relearning_measured_on: int = 100
-    working_score: float = WORKING_SCORE
-    low_score: float = LOW_SCORE
+    seeds: Several[NonNegativeCount] = (0, 1, 2)
+    train_images: Count = 1000
+    held_out_images: Count = 1000
+    probe_share: PositiveShare = 0.8
+    relearning_images: Several[Count] = (16, 64)
+    relearning_steps: Several[NonNegativeCount] = STEPS
+    relearning_lr: Positive | Several[Positive] = (2e-4, 5e-4, 1.5e-3)
+    relearning_batch: Count = 16
+    relearning_measured_on: Count = 100
+    working_score: Share = WORKING_SCORE
+    low_score: Share = LOW_SCORE
 
     def __post_init__(self) -> None:
         for name, value in vars(self).copy().items():
@@ -72,6 +89,18 @@ class Settings:
                 object.__setattr__(self, name, (value,))
             elif isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        wrong = wrong_values(type(self).__init__, vars(self), 'audit')
+        if wrong:
+            raise ForgettingError(' '.join(wrong))
+        for name in ('seeds', 'relearning_images'):
+            value = getattr(self, name)
+            if len(set(value)) < len(value):
+                raise ForgettingError(f'audit: {name} is {value}; each can be there once.')
+        if list(self.relearning_steps) != sorted(set(self.relearning_steps)):
+            raise ForgettingError(
+                f'audit: relearning_steps is {self.relearning_steps}; each must be above the one '
+                'before.'
+            )
 
 
 class Audit:

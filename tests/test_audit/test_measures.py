@@ -127,6 +127,27 @@ def test_units_come_in_order_and_only_those_asked_for():
         list(audit.units(['relearning/k8']))
 
 
+@pytest.mark.parametrize(
+    ('name', 'value', 'words'),
+    [
+        ('relearning_lr', 'abc', "relearning_lr is 'abc'; it can be a number above 0 or a list"),
+        ('relearning_lr', float('nan'), 'relearning_lr is nan'),
+        ('relearning_lr', [1e-3, 0], 'relearning_lr is .*each a number above 0'),
+        ('relearning_batch', 0, 'relearning_batch is 0; it can be a whole number from 1 up'),
+        ('relearning_batch', 1.5, 'relearning_batch is 1.5'),
+        ('probe_share', 0, 'probe_share is 0; it can be a number above 0, at most 1'),
+        ('seeds', -1, r'seeds is \(-1,\); it can be a list, each a whole number from 0 up'),
+        ('seeds', [0, 0], r'seeds is \(0, 0\); each can be there once'),
+        ('relearning_steps', [], r'relearning_steps is \(\)'),
+        ('relearning_steps', [0, 20, 5], 'each must be above the one before'),
+    ],
+)
+def test_settings_that_mean_nothing(name, value, words):
+    """Before hours of measuring; what is there twice would count as a draw of its own."""
+    with pytest.raises(ForgettingError, match=words):
+        Settings(**{name: value})
+
+
 def test_one_number_where_several_may_stand():
     """As --cfg-options relearning_images=32 gives it, or a config."""
     one = Settings(seeds=3, relearning_images=32, relearning_steps=[0, 5], relearning_lr=1e-3)
