@@ -11,6 +11,8 @@ import numpy as np
 
 from mmgslora.errors import ForgettingError
 
+_KEYS = dict(images=('id',), annotations=('image_id', 'category_id'), categories=('id', 'name'))
+
 
 def split_coco(path: str | Path, val: float = 0.15, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Share the images of a COCO-format file out to training and validation (ours).
@@ -31,13 +33,18 @@ def split_coco(path: str | Path, val: float = 0.15, seed: int = 0) -> dict[str, 
         everything else that the file has.
 
     Raises:
-        ForgettingError: The file cannot be read or is not in COCO format, or ``val`` is out of
-            range.
+        ForgettingError: The file cannot be read or is not in COCO format, an image is there twice,
+            a part has no image, or ``val`` or ``seed`` is out of range.
     """
     if not 0 < val < 1:
         raise ForgettingError(f'The share for validation is {val}; it must be between 0 and 1.')
+    if seed < 0:
+        raise ForgettingError(f'The seed is {seed}; it can be a whole number from 0 up.')
     content = _read(Path(path))
     images = [image['id'] for image in content['images']]
+    for image, count in Counter(images).most_common(1):
+        if count > 1:
+            raise ForgettingError(f'{str(path)!r} has the image id {image!r} {count} times.')
     classes_of: dict[int, set[int]] = {image: set() for image in images}
     for item in content['annotations']:
         if item['image_id'] in classes_of:
@@ -63,6 +70,11 @@ def split_coco(path: str | Path, val: float = 0.15, seed: int = 0) -> dict[str, 
             break
         if not classes_of[image]:
             take(image)
+    if not chosen or len(chosen) == len(images):
+        raise ForgettingError(
+            f'{str(path)!r} has {len(images)} images, which leave none for one of the parts with '
+            f'a share of {val} for validation; give more images or another share.'
+        )
     return {
         name: {
             **content,
@@ -78,8 +90,14 @@ def split_coco(path: str | Path, val: float = 0.15, seed: int = 0) -> dict[str, 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-        assert all(isinstance(content[k], list) for k in ('images', 'annotations', 'categories'))
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        for part, keys in _KEYS.items():
+            if not isinstance(content[part], list):
+                raise TypeError(f'{part} is no list')
+            for number, entry in enumerate(content[part]):
+                lacking = [key for key in keys if key not in entry]
+                if lacking:
+                    raise ValueError(f'entry {number} of {part} lacks {", ".join(lacking)}')
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ForgettingError(
             f'{str(path)!r} cannot be read as COCO JSON, an object with the lists images, '
             f'annotations and categories ({type(error).__name__}: {error}).'

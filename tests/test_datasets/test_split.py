@@ -75,3 +75,28 @@ def test_bad_input(file, tmp_path):
     (tmp_path / 'list.json').write_text('[]')
     with pytest.raises(ForgettingError, match=r"list\.json' cannot be read as COCO JSON"):
         split_coco(tmp_path / 'list.json')
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda c: c['images'][3].pop('id'), 'entry 3 of images lacks id'),
+        (lambda c: c['annotations'][0].pop('image_id'), 'entry 0 of annotations lacks image_id'),
+        (lambda c: c['categories'][0].pop('name'), 'entry 0 of categories lacks name'),
+        (lambda c: c.update(images={}), 'images is no list'),
+        (lambda c: c['images'].append(c['images'][0]), 'image id 1 2 times'),
+        (lambda c: c['images'].clear(), 'has 0 images, which leave none for one of the parts'),
+        (lambda c: c.update(images=c['images'][:1]), 'has 1 images'),
+    ],
+)
+def test_files_that_cannot_be_split(file, change, words):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ForgettingError, match=words):
+        split_coco(file)
+
+
+def test_a_seed_below_zero(file):
+    with pytest.raises(ForgettingError, match='seed is -1; it can be a whole number from 0'):
+        split_coco(file, seed=-1)
