@@ -211,12 +211,27 @@ class ForgettingViews(Dataset):
                     f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
                 ) from error
             if data is not None:
+                self._check_made(data, 'instances' in info)
                 data['data_samples'].set_metainfo(dict(view=side))
                 return data
         raise ForgettingError(
             f'The training pipeline returned nothing for each of the {len(drawn)} images of '
             f'the {side} view; use milder crops.'
         )
+
+    @staticmethod
+    def _check_made(data: dict, boxes: bool) -> None:
+        sample = data.get('data_samples')
+        if sample is None:
+            raise ForgettingError(
+                'The training pipeline gives no data_samples; let it end in '
+                "dict(type='PackDetInputs')."
+            )
+        if boxes and 'labels' not in sample.gt_instances:
+            raise ForgettingError(
+                'The training pipeline gives no boxes; let it have '
+                "dict(type='LoadAnnotations', with_bbox=True)."
+            )
 
 
 def labels_of(info: dict, crowds: bool = False) -> set[int]:

@@ -121,6 +121,18 @@ def test_draw_is_seeded_by_task_and_covers_every_class(dataset):
         assert 4 in kept and {1, 3} & set(kept)
 
 
+@pytest.mark.parametrize(
+    ('step', 'words'),
+    [(1, "gives no boxes; .*'LoadAnnotations'"), (2, "no data_samples; .*'PackDetInputs'")],
+)
+def test_a_pipeline_that_lacks_a_step(dataset, step, words):
+    del dataset.pipeline.transforms[step]
+    views = ForgettingViews(dataset)
+    views.set_partition(Protocol(CLASSES, tasks=[['dog']]).partition(1))
+    with pytest.raises(ForgettingError, match=words):
+        views[0]
+
+
 def test_class_without_training_image(dataset):
     views = ForgettingViews(dataset)
     with pytest.raises(ForgettingError, match="'cow'.*no training image") as error:
