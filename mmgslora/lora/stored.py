@@ -36,6 +36,9 @@ _FOREIGN = {
     'bias': ('none', None),
     'alpha_pattern': ({}, None),
     'layer_replication': (None,),
+    'alora_invocation_tokens': (None,),
+    # Others, as PiSSA, OLoRA and LoftQ, take from the base weight what the adapter begins with.
+    'init_lora_weights': (True, False, None, 'gaussian', 'eva', 'orthogonal', 'mica'),
 }
 
 
