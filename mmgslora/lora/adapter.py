@@ -26,6 +26,7 @@ class Adapter(nn.Module):
         enabled: Whether the forward pass adds the adapter.
         held: Whether the adapter is kept at zero: the forward pass leaves it out, and it gets no
             gradient.
+        called: Whether a forward pass has added the adapter since it was fresh.
     """
 
     weight_name = 'weight'
@@ -34,6 +35,7 @@ class Adapter(nn.Module):
     init: str
     enabled: bool
     held: bool
+    called: bool
 
     def _add_adapter(self, rank: int, lora_alpha: float, init: str, like: Tensor) -> None:
         """Freeze the layer and give it a fresh adapter with the device and dtype of ``like``."""
@@ -79,7 +81,7 @@ class Adapter(nn.Module):
             generator: Source of the random numbers. Defaults to PyTorch's global CPU one.
             first: Whether this is the adapter of the first task. Defaults to False.
         """
-        self.held = False
+        self.held = self.called = False
         device = 'cpu' if generator is None else generator.device
 
         def draw(matrix: Tensor, bound: float) -> None:

@@ -55,7 +55,10 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention``."""
-        weight = self.in_proj_weight + self.delta() if self.learns else self.in_proj_weight
+        weight = self.in_proj_weight
+        if self.learns:
+            self.called = True
+            weight = weight + self.delta()
         turned = self.batch_first and query.dim() == 3
         if turned:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))

@@ -337,13 +337,15 @@ def check_live_adapters(model: nn.Module) -> None:
     """Check, after the first backward pass, that every adapter got a gradient.
 
     An adapter is dead where the forward pass reads the weight of a Linear instead of calling
-    it, or does not pass through the layer at all. Beside live ones it goes unnoticed.
+    it, or does not pass through the layer at all. Beside live ones it goes unnoticed. A penalty
+    gives it a gradient all the same, so that it must have been called, too.
 
     Raises:
-        ForgettingError: If a ``lora_B`` has no gradient, or the model has no LoRA layers.
+        ForgettingError: If a layer was not called or its ``lora_B`` has no gradient, or the model
+            has no LoRA layers.
     """
     layers = require_lora_layers(model)
-    dead = [name for name, layer in layers.items() if layer.lora_B.grad is None]
+    dead = [name for name, x in layers.items() if not x.called or x.lora_B.grad is None]
     if dead:
         raise ForgettingError(
             f'{len(dead)} of {len(layers)} LoRA layers got no gradient: {_some(dead)}; the '

@@ -101,6 +101,7 @@ class LoRALinear(Adapter, nn.Linear):
         """Apply the layer: (..., in_features) to (..., out_features)."""
         output = super().forward(input)
         if self.learns:
+            self.called = True
             # Scaled where it is narrowest.
             output = output + F.linear(self.scale * F.linear(input, self.lora_A), self.lora_B)
         return output

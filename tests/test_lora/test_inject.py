@@ -19,6 +19,7 @@ from mmgslora.lora import (
     reset_adapters,
     trainable_share,
 )
+from mmgslora.losses.group_sparsity import group_penalty
 
 from .tiny_models import TorchTransformer, Transformer, ViT, mmdet_config, small_detr
 
@@ -384,6 +385,9 @@ def test_a_dead_adapter_is_reported():
     with pytest.raises(ForgettingError, match='2 of 2'):
         check_live_adapters(model)
     model(torch.randn(3, 4)).sum().backward()
+    with pytest.raises(ForgettingError, match='1 of 2 LoRA layers got no gradient: read'):
+        check_live_adapters(model)
+    group_penalty(discover_groups(model)).backward()
     with pytest.raises(ForgettingError, match='1 of 2 LoRA layers got no gradient: read'):
         check_live_adapters(model)
 
