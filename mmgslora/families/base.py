@@ -171,6 +171,8 @@ class ForgettingModel(BaseModel):
         samples = method.prepare(data_samples, context)
         views = self.views(inputs, samples, method.sides_of(context), method.teachers)
         losses = method.losses(views, context)
+        if torch.is_grad_enabled() and not any(x.requires_grad for x in losses.values()):
+            self.tune.check_gradients()  # else PyTorch says so of the loss, in words of its own
         for watch in self.watchers:
             watch(views, context)
         return losses

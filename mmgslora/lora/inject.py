@@ -341,11 +341,15 @@ def check_live_adapters(model: nn.Module) -> None:
     gives it a gradient all the same, so that it must have been called, too.
 
     Raises:
-        ForgettingError: If a layer was not called or its ``lora_B`` has no gradient, or the model
-            has no LoRA layers.
+        ForgettingError: If a layer that is not held was not called or its ``lora_B`` has no
+            gradient, or the model has no LoRA layers.
     """
     layers = require_lora_layers(model)
-    dead = [name for name, x in layers.items() if not x.called or x.lora_B.grad is None]
+    dead = [
+        name
+        for name, layer in layers.items()
+        if layer.learns and not (layer.called and layer.lora_B.grad is not None)
+    ]
     if dead:
         raise ForgettingError(
             f'{len(dead)} of {len(layers)} LoRA layers got no gradient: {_some(dead)}; the '

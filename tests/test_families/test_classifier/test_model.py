@@ -224,6 +224,18 @@ def test_a_layer_that_cannot_be_sealed():
 VIT = dict(BACKBONE, type='torchvision.models.VisionTransformer', num_classes=4)
 LIBRARY = dict(type='LibraryClassifier', net=VIT)
 CNN = dict(type='TorchvisionClassifier', name='shufflenet_v2_x0_5', num_classes=4)
+SWIN = dict(
+    type='LibraryClassifier',
+    net=dict(
+        type='torchvision.models.SwinTransformer',
+        patch_size=[4, 4],
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_size=[2, 2],
+        num_classes=4,
+    ),
+)
 MOBILE = dict(type='TorchvisionClassifier', name='mobilenet_v3_small', num_classes=4)
 
 
@@ -254,6 +266,14 @@ def test_a_library_network_is_sealed(partition):
     with model.sealed([1]):
         assert (model(images)[0].softmax(-1)[:, 1] == 0).all()
     assert torch.equal(model(images)[0], before)
+
+
+def test_adapters_that_are_never_called(partition):
+    """torchvision's Swin reads the weights of its projections."""
+    model = ForgettingClassifier(SWIN, OURS, dict(type='LoRA', rank=2, layers='attention'))
+    images, samples = batch([1, 0], ['forget', 'retain'])
+    with pytest.raises(ForgettingError, match='4 of 4 LoRA layers got no gradient: features.1.0'):
+        model(images, samples, mode='loss')
 
 
 @pytest.mark.parametrize(
