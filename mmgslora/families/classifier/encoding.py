@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache
 from mmgslora.families.classifier.blocks import after_blocks, block_modules
-from mmgslora.families.content import content_of
+from mmgslora.families.content import seen_as
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Part, Stages
 from mmgslora.families.view import Outputs
@@ -59,7 +59,7 @@ class Encoding:
         self, classifier: nn.Module, image: Tensor, stages: Mapping[str, tuple]
     ) -> tuple[Tensor, ...]:
         """What the last fixed stage gives for one image (1, 3, H, W), see :func:`_stages`."""
-        content = content_of(image), image.shape, image.dtype
+        content = seen_as(image[0])
         keys = {name: (key, content) for name, key in stages.items()}
         *earlier, last = stages
         found = self.cache.find(keys[last])

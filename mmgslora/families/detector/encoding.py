@@ -11,7 +11,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache
-from mmgslora.families.content import content_of
+from mmgslora.families.content import seen_as
 from mmgslora.families.detector.stages import decoder_stages, detector_stages
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Stages
@@ -28,7 +28,7 @@ class ImageBatch:
     def contents(self) -> list[tuple]:
         """Padding is part of what the detector sees."""
         return [
-            (content_of(image), tuple(image.shape), tuple(sample.img_shape))
+            (seen_as(image), tuple(sample.img_shape))
             for image, sample in zip(self.inputs, self.samples)
         ]
 

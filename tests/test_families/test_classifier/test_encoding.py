@@ -67,6 +67,20 @@ def test_once_per_image_and_only_for_what_does_not_learn():
     assert [now - then for now, then in zip(runs, seen)] == [4, 4, 8]
 
 
+def test_what_autocast_has_rounded_is_not_given_without_it():
+    found = []
+    for gb in (0.0, 1.0):
+        model = wrapped(gb)
+        hold(model, 0, 1)
+        images, samples = batch([1, 0, 1, 3], SIDES)
+        with torch.autocast('cpu', torch.bfloat16):
+            model.views(images, samples, teachers=['task_start'])
+        found.append(model.views(images, samples, teachers=['task_start'])['retain'])
+    torch.testing.assert_close(found[1].now.logits, found[0].now.logits)
+    one, other = (view.teachers['task_start'].logits for view in found)
+    torch.testing.assert_close(other, one)
+
+
 @pytest.mark.parametrize('held', [[], [0], [0, 1], [0, 1, 2], [1, 2]])
 def test_the_same_as_without(held):
     """Outputs, rows after the blocks, losses and gradients, in any order of the images."""
