@@ -310,10 +310,10 @@ def test_queries_dropped_as_duplicates_are_not_matched(zoo, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ZOO)
-def test_views_hold_what_the_classifier_reads(zoo, name, monkeypatch):
+def test_views_hold_what_the_classifier_reads(zoo, name):
     _, model = zoo(name)
     seen = {}
-    monkeypatch.setattr(model.method, 'losses', lambda views, context: seen.update(views))
+    model.watchers.append(lambda views, context: seen.update(views))
     model.train()(**prepared(model), mode='loss')
     head = model.detector.bbox_head
     classify = head.fc_cls if hasattr(head, 'fc_cls') else head.cls_branches[LAYERS - 1]
