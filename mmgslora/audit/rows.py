@@ -111,7 +111,9 @@ class AuditRows:
         values = self._values.get(measure, {}).get(model)
         if not values or None in values:
             return None
-        return Spread(fmean(values), min(values), max(values), len(values))
+        low, high = min(values), max(values)
+        # The mean of equal values may be rounded to less than each: no error bar is negative.
+        return Spread(min(max(fmean(values), low), high), low, high, len(values))
 
     def highest(self, measure: str) -> Spread | None:
         """The value of the oracle that has most; None where none was measured.

@@ -228,6 +228,17 @@ def test_the_relearning_chart_has_a_curve_per_model(audit):
     ]
 
 
+@pytest.mark.parametrize('value', [44.949, 98.338])
+def test_draws_that_agree_have_a_mean_and_no_spread(value):
+    """The mean of three 44.949 is rounded to less, that of three 98.338 to more than each."""
+    measures = ('probe/decoder.2', 'relearning/k16/step20')
+    same = [dict(model='unlearned', measure=m, value=value) for m in measures for _ in range(3)]
+    audit = AuditRows(dict(rows=same))
+    assert bars(probe_figure(audit, audit.of('probe')).axes[0])[0][1] == value
+    (curve,) = relearning_figure(audit).axes[0].containers
+    assert curve.lines[0].get_ydata().tolist() == [value]
+
+
 def test_the_outcomes_chart_stacks_to_what_there_is(audit):
     (axes,) = outcomes_figure(audit).axes
     shown = [[bar.get_width() for bar in bars] for bars in axes.containers]
