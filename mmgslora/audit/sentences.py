@@ -51,8 +51,10 @@ def sentence(audit: AuditRows, kind: str) -> str:
         if unlearned and others and '/per_class/' not in measure:
             now = text_of(kind, unlearned.mean)
             found.append(f'{name_of(measure)} {now} ({", ".join(others)})')
+    if not any(audit.value(measure, UNLEARNED) for measure in measures):
+        return _NOT_MEASURED
     if not found:
-        return 'There is no other model to compare these numbers with.'
+        return 'Neither the original nor an oracle is there to compare these numbers with.'
     return f'After forgetting: {"; ".join(found[:3])}.'
 
 
@@ -131,6 +133,9 @@ def _damage(audit: AuditRows) -> str:
     if unlearned is None:
         return _NOT_MEASURED
     name = name_of(worst)
+    if round(unlearned.mean, 1) < 0:
+        gained = points(-unlearned.mean)
+        return f'No class that stays has lost points; {name} has gained least: {gained} points.'
     text = f'{name} has lost most: {points(unlearned.mean)} points'
     if near := audit.nearest.get(name):
         gone = ', which was forgotten' if near in audit.forgotten else ''
