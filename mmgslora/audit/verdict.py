@@ -140,7 +140,8 @@ def judge_request(
 ) -> Verdict:
     """Judge one request of a run.
 
-    - 'not forgotten': AP_f (Acc_f) after its task is above the limit and above the oracle's.
+    - 'not forgotten': AP_f (Acc_f) after its task is above the limit and above the oracle's; or in
+      the last model of the run, if it was not measured before.
     - 'came back in part': it was not, but in the last model of the run it is.
     - 'hidden, not forgotten': the output does not name the classes, but probe or relearning finds
       more than in the oracle. One gap above its limit is enough, even where the other was not
@@ -163,10 +164,8 @@ def judge_request(
     results = {part: [c['result'] for c in checks if c['threshold'] == part] for part in limits}
     output, (retained,) = results['forgotten_max'], results['retained_min_share']
     inside = [*results['probe_gap_max'], *results['relearning_gap_max']]
-    if output[0] == FAILED:
-        verdict = NOT_FORGOTTEN
-    elif FAILED in output:
-        verdict = CAME_BACK
+    if FAILED in output:  # it came back only if it is known to have been gone
+        verdict = CAME_BACK if output[0] == PASSED else NOT_FORGOTTEN
     elif FAILED in inside:
         verdict = HIDDEN
     elif retained == FAILED:

@@ -207,6 +207,15 @@ def test_a_class_that_nothing_shows_is_not_forgotten():
     assert verdict_on(record) == NOT_SHOWN
 
 
+def test_what_was_never_seen_gone_did_not_come_back():
+    """Where the first model of a request is missing, the last one alone speaks."""
+    record = record_of(0.0, latest=9.0)
+    unfit = {1: 'merged/task_01.pth is missing'}
+    verdict = judge_request(record, record['tasks'][0], limits_of(None), unfit=unfit)
+    assert verdict.verdict == NOT_FORGOTTEN
+    assert verdict.reason == 'AP_o of these classes after task 2: 9 (allowed: 2).'
+
+
 @pytest.mark.parametrize(('kept', 'verdict'), [(76.0, OUTPUT_ONLY), (75.9, TOO_COSTLY)])
 def test_classes_without_training_data_must_stay_too(kept, verdict):
     record = record_of(0.0)
