@@ -83,6 +83,10 @@ class AuditRows:
                     f'A row of {name!r} is {row!r}; it must have a model, a measure and a value '
                     'that is a number or null.'
                 ) from error
+        for measure, of_models in self._values.items():  # what no object is called has no row
+            for model in self._values.get('outcomes/found', {}):
+                if measure.startswith('outcomes/called '):
+                    of_models.setdefault(model, [0.0])
         names = dict.fromkeys(m for of_models in self._values.values() for m in of_models)
         self.models: list[str] = sorted(names, key=lambda m: 3 if is_oracle(m) else _RANK.get(m, 2))
 

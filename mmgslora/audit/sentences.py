@@ -119,7 +119,7 @@ def _outcomes(audit: AuditRows) -> str:
             for measure in audit.of('outcomes')
             if '/called ' in measure and (value := audit.value(measure, model))
         }
-        if called:
+        if any(called.values()):
             most = max(called, key=called.get)
             parts.append(f'most often called {most}, {points(called[most])} %')
         said.append(f'{MODEL_NAMES[model]}: {", ".join(parts)}')

@@ -1,6 +1,7 @@
 import pytest
 
 from mmgslora.audit.rows import AuditRows, Spread, curve_point
+from mmgslora.audit.sentences import sentence
 from mmgslora.errors import ForgettingError
 
 
@@ -45,6 +46,19 @@ def test_draws_that_lie_further_apart_than_the_gap():
     assert not rows(*values).is_close('a')  # 2 apart, 2 the gap
     assert rows(*values, ('oracle', 'a', 5.0)).is_close('a')
     assert not rows(*values[:2]).is_close('a')
+
+
+def test_what_no_object_is_called_is_none_of_them():
+    values = [
+        ('unlearned', 'called ring', 12.0),
+        ('unlearned', 'found', 1.0),
+        ('oracle', 'found', 9),
+    ]
+    audit = rows(*((model, f'outcomes/{name}', value) for model, name, value in values))
+    assert audit.value('outcomes/called ring', 'oracle').mean == 0
+    assert audit.gap('outcomes/called ring') == 12
+    assert audit.value('outcomes/called ring', 'original') is None
+    assert sentence(audit, 'outcomes').count('most often called') == 1
 
 
 def test_kinds_are_whole_words():
