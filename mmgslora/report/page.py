@@ -131,6 +131,8 @@ def _in_short(run: FinishedRun) -> list[str]:
         )
     if run.audit is None:
         return [*said, 'Whether the forgotten classes are only hidden was not audited.']
+    if reason := run.audit_reason(last):
+        return [*said, f'Whether they are only hidden in this model was not audited: {reason}.']
     kinds = ('probe', 'relearning', 'new_head')
     return said + [sentence(run.audit, kind) for kind in kinds if run.audit.of(kind)]
 

@@ -283,6 +283,8 @@ def test_an_audit_of_another_file_does_not_count(tmp_path):
     page = read(tmp_path, audit=audit)
     assert 'This audit does not count for the last model of the run' in page.says
     assert 'was made of another file than merged/task_02.pth' in page.says
+    assert 'hidden in this model was not audited: audit.json was made of another' in page.says
+    assert page.says.count('the probe names 91.0 %') == 1  # in its section, not of this model
 
 
 def test_files_are_named_with_their_hashes(tmp_path):
