@@ -14,6 +14,7 @@ def without_package(config: dict[str, Any], classes: Sequence[str]) -> None:
     for evaluator in [given] if isinstance(given, Mapping) else given:
         if evaluator['type'] == 'ForgettingCocoMetric':
             evaluator['type'] = 'CocoMetric'
+            evaluator.pop('recall_scores', None)
     dataset = (config.get('test_dataloader') or {}).get('dataset')
     if dataset and getattr(DATASETS.get(dataset['type']), 'makes_its_files', False):
         dataset.update(type='CocoDataset', metainfo=dict(classes=tuple(classes)))
