@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mmgslora.audit.rows import AuditRows
+from mmgslora.audit.rows import AuditRows, is_oracle
 from mmgslora.errors import ForgettingError
 from mmgslora.records.record import merged_file, metric_prefix, number, share_kept
 from mmgslora.settings import Share, problems
@@ -195,10 +195,11 @@ def _checks(
     """What is compared with which limit: the output, once or twice; what stays; the inside."""
     prefix, n, last = metric_prefix(record), task['task'], record['tasks'][-1]
     names, rows = task['forget'], audit or AuditRows({})
-    oracle = [rows.highest(f'output/per_class/{name}') for name in names]
     allowed = limits['forgotten_max']
-    if None not in oracle:
-        allowed = max(allowed, fmean(value.mean for value in oracle))
+    for oracle in filter(is_oracle, rows.models):  # the highest mean that one of them has
+        of_it = [rows.value(f'output/per_class/{name}', oracle) for name in names]
+        if None not in of_it:
+            allowed = max(allowed, fmean(value.mean for value in of_it))
     # At the end of the task, and again in the last model of the run. Where no image to measure on
     # shows one of the classes, nothing is known of the request, whatever the others say.
     found = {m['task']: [number(m['per_class'].get(x)) for x in names] for m in (task, last)}

@@ -207,6 +207,23 @@ def test_a_class_that_nothing_shows_is_not_forgotten():
     assert verdict_on(record) == NOT_SHOWN
 
 
+@pytest.mark.parametrize(('found', 'verdict'), [(6.0, OUTPUT_ONLY), (6.1, NOT_FORGOTTEN)])
+def test_of_several_oracles_one_must_have_as_much(found, verdict):
+    """Ten on either class by another oracle are not ten on both."""
+    record = record_of(found)
+    record['tasks'][0].update(forget=['a', 'c'], retain=['d'])
+    for values in (record['pretrained']['per_class'], record['tasks'][0]['per_class']):
+        values.update(c=found, d=60.0)
+    values = dict(oracle=(10, 2), **{'oracle 2': (0, 10)})
+    rows = [
+        dict(measure=f'output/per_class/{name}', model=model, value=value)
+        for model, pair in values.items()
+        for name, value in zip('ac', pair)
+    ]
+    audit = AuditRows(dict(task=1, rows=rows))
+    assert judge_request(record, record['tasks'][0], limits_of(None), audit).verdict == verdict
+
+
 def test_what_was_never_seen_gone_did_not_come_back():
     """Where the first model of a request is missing, the last one alone speaks."""
     record = record_of(0.0, latest=9.0)
