@@ -101,6 +101,11 @@ class Settings:
                 f'audit: relearning_steps is {self.relearning_steps}; each must be above the one '
                 'before.'
             )
+        if self.relearning_steps[-1] == 0:
+            raise ForgettingError(
+                'audit: relearning_steps is (0,), after which nothing is learned; its last must be '
+                'at least 1.'
+            )
 
 
 class Audit:

@@ -139,6 +139,7 @@ def test_units_come_in_order_and_only_those_asked_for():
         ('seeds', -1, r'seeds is \(-1,\); it can be a list, each a whole number from 0 up'),
         ('seeds', [0, 0], r'seeds is \(0, 0\); each can be there once'),
         ('relearning_steps', [], r'relearning_steps is \(\)'),
+        ('relearning_steps', 0, r'relearning_steps is \(0,\), .* its last must be at least 1'),
         ('relearning_steps', [0, 20, 5], 'each must be above the one before'),
     ],
 )
