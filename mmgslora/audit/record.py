@@ -202,9 +202,10 @@ class AuditRecord:
 
     def cannot_conclude(self) -> list[str]:
         """What this audit says nothing about, in sentences."""
-        oracles = sum(map(is_oracle, self.about['files']))
+        measured = self.rows.models  # a file that was given need not have been
+        oracles = sum(map(is_oracle, measured))
         first = {0: _NO_ORACLE, 1: (_ONE_ORACLE,)}.get(oracles, ())
-        if not oracles and UNSEEN in self.about['files']:
+        if not oracles and UNSEEN in measured:
             first = (_UNSEEN, _NO_ORACLE[1])
         return [*filter(None, [unfinished(self.run)]), *first, *_ALWAYS]
 

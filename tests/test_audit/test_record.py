@@ -237,6 +237,14 @@ def test_an_audit_of_an_unfinished_run_says_so(record_at):
     assert record.cannot_conclude()[0].startswith('The run is unfinished: 1 of its 2 requests')
 
 
+def test_an_oracle_that_was_not_measured_stands_for_nothing(record_at):
+    record = record_at()  # whose files have one
+    record.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 0.0)], 0.0)
+    assert record.cannot_conclude()[0].startswith('Without an oracle')
+    record.add('output', 'oracle', [row('oracle', 'output/AP_gone', 0.0)], 0.0)
+    assert record.cannot_conclude()[0].startswith('One oracle stands for all')
+
+
 def test_further_draws_are_completed(record_at):
     """One process made them for the oracle alone; with them the two are no longer close."""
     record = record_at()
