@@ -276,6 +276,8 @@ def test_without_an_oracle_classes_never_seen_are_what_is_compared_with(tmp_path
     )
     assert page.table('audit-table')[0][-1] == 'above classes never seen'
     assert '20.5 points of lead are knowledge that was left behind' in page.says
+    assert 'Only the lead over classes never seen is knowledge' in page.says
+    assert 'by which relearning may lead classes never seen.' in page.says
 
 
 def test_an_audit_of_another_file_does_not_count(tmp_path):
