@@ -35,6 +35,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             if path.is_dir():
                 path.rename(old)
             draft.replace(path)
+    except (OSError, RuntimeError) as error:
+        # A full disk names no file, and torch.save says "enforce fail" after the system's error.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and cause.filename is None:
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
     finally:
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)

@@ -64,9 +64,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             if not is_main_process():
                 return
             draft.replace(path)
-        except OSError:  # a full disk, say: what was written of it is no use to anyone
+        except OSError as error:  # a full disk, say: what was written of it is no use to anyone
             draft.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
         write_text(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         for old in surplus:
             (folder / self.filename_tmpl.format(old)).unlink(missing_ok=True)

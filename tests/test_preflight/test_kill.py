@@ -186,7 +186,7 @@ def test_a_full_disk_costs_what_was_being_written(killed, tools, tmp_path, monke
         with pytest.raises(SystemExit) as end:
             tools['train'](command)
     said = capsys.readouterr().err
-    assert end.value.code == 1 and 'No space left on device' in said
+    assert end.value.code == 1 and "No space left on device: '" in said and "epoch_2.pth'" in said
     assert 'epoch_1.pth is saved' in said and '--resume' in said and 'Traceback' not in said
     assert [file.name for file in checkpoints_in(tmp_path / 'run')] == ['epoch_1.pth']
     assert not [draft for draft in (tmp_path / 'run').rglob('.*') if draft.name != LOCK]
