@@ -135,6 +135,13 @@ class Part:
         """Whether what is trained at this moment is what the task will end with."""
         return True
 
+    def check_epochs(self, epochs: int) -> None:
+        """See, before anything runs, that a task has epochs enough. Defaults to any.
+
+        Raises:
+            ForgettingError: It has not.
+        """
+
     def files(self, tasks: int) -> list[str]:
         """Files it will read, looked for before anything runs. Defaults to none.
 
@@ -230,6 +237,10 @@ class Method(Part, ABC):
 
     def settled(self, context: Context) -> bool:
         return all(part.settled(context) for part in self.parts)
+
+    def check_epochs(self, epochs: int) -> None:
+        for part in self.parts:
+            part.check_epochs(epochs)
 
     def files(self, tasks: int) -> list[str]:
         return [file for part in self.parts for file in part.files(tasks)]

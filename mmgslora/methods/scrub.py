@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from mmgslora.errors import ForgettingError
 from mmgslora.families.view import View
 from mmgslora.losses import bounded_ascent, mean_with_local_grad
 from mmgslora.methods.base import METHODS, Context, Method, task_terms
@@ -21,9 +22,9 @@ class SCRUB(Method):
 
     .. math:: L = \gamma L_r + \alpha D_r
 
-    after which only keeping epochs follow. The divergence to maximise is bounded (ours, see
-    :class:`~mmgslora.methods.NegGradPlus`), and what earlier tasks forgot is left out of the one to
-    keep, for the original still knows it.
+    after which only keeping epochs follow; so a task has twice ``max_epochs`` or more. The
+    divergence to maximise is bounded (ours, see :class:`~mmgslora.methods.NegGradPlus`), and what
+    earlier tasks forgot is left out of the one to keep, for the original still knows it.
 
     Args:
         max_epochs: Maximising epochs of a task. Defaults to 2.
@@ -50,6 +51,15 @@ class SCRUB(Method):
         super().__init__(dropout)
         self.max_epochs, self.alpha, self.gamma = max_epochs, alpha, gamma
         self.temperature, self.bound = temperature, bound
+
+    def check_epochs(self, epochs: int) -> None:
+        """See :class:`Method`: no task ends away from the original on what must stay."""
+        if epochs < 2 * self.max_epochs:
+            raise ForgettingError(
+                f'model.method.max_epochs is {self.max_epochs} and epochs_per_task is {epochs}; '
+                'SCRUB keeps for an epoch after each that maximises, so max_epochs can be '
+                f'{epochs // 2} at most.'
+            )
 
     def maximises(self, context: Context) -> bool:
         """Whether this is one of the epochs on the forget view."""

@@ -71,6 +71,16 @@ class Sparsity(Part):
         self._screened: tuple[int, int, bool] | None = None
         self._summary: dict[str, Any] = {}
 
+    def check_epochs(self, epochs: int) -> None:
+        """See :class:`~mmgslora.methods.base.Part`: there is a time at which alpha counts."""
+        end = self.select * epochs if self.mode == 'proximal' else epochs
+        if self.mode != 'none' and self.alpha and self.warmup_epochs >= end:
+            raise ForgettingError(
+                f'model.method.sparsity.warmup_epochs is {self.warmup_epochs}, and alpha counts '
+                f'from there to epoch {end:g} of the {epochs} of a task (epochs_per_task), which '
+                f'is never; it can be {math.ceil(end) - 1} at most.'
+            )
+
     @classmethod
     def over(cls, defaults: Mapping[str, Any], given: Mapping[str, Any] | None) -> Sparsity:
         """With a method's defaults, and what its config says over them."""

@@ -27,6 +27,7 @@ CHECKS = (
     (data.evaluated_files, ('data_settings',)),
     (checkpoint.model, ('model_settings',)),
     (checkpoint.optimizer, ('top_level', 'training_settings', 'model', 'model_settings')),
+    (checkpoint.method_epochs, ('top_level', 'training_settings', 'model', 'model_settings')),
     (checkpoint.start, ('model', 'model_settings', *_DATA)),
     (resume.resume, _DATA),
     (data.classes, ('model', 'model_settings', *_DATA)),

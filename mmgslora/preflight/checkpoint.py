@@ -45,6 +45,12 @@ def optimizer(plan: Plan) -> Iterator[str]:
         yield f'{where} cannot be built: {reason(error)}'
 
 
+def method_epochs(plan: Plan) -> Iterator[str]:
+    """A task is as long as the method needs it."""
+    plan.model.method.check_epochs(plan.plain['train_cfg']['epochs_per_task'])
+    yield from ()
+
+
 def method_files(plan: Plan) -> Iterator[str]:
     """What the method will read."""
     for file in dict.fromkeys(plan.model.method.files(len(plan.protocol))):

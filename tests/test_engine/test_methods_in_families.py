@@ -22,6 +22,8 @@ def detector(cfg, run_cfg, tmp_path):
     """The tiny detector's run, with what the method's config says of model and optimizer."""
     made = copy.deepcopy(run_cfg)
     made.model.method, made.optim_wrapper = cfg.model.method, cfg.optim_wrapper
+    if made.model.method.type == 'SCRUB':
+        made.model.method.max_epochs = 1  # of two
     return made, 'detector'
 
 
@@ -29,6 +31,8 @@ def classifier(cfg, run_cfg, tmp_path):
     made = small(cfg, tmp_path / 'data')
     made.merge_from_dict({'train_cfg.protocol.tasks': [['circle', 'square'], ['star']]})
     made.train_cfg.epochs_per_task = 2
+    if made.model.method.type == 'SCRUB':
+        made.model.method.max_epochs = 1
     made.train_dataloader.batch_size = 16
     made.param_scheduler = []
     plain = MODELS.build(copy.deepcopy(made.model.classifier))

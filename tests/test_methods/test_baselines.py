@@ -139,3 +139,12 @@ def test_scrub(context, temperature):
     torch.testing.assert_close(
         kept, weight - 0.5 * reference.cross_entropy_gradient(weight, model.retain)
     )
+
+
+def test_scrub_ends_a_task_with_keeping(context):
+    method = SCRUB(max_epochs=2)
+    method.check_epochs(4)
+    sides = [method.sides_of(context) for context.epoch in range(4)]
+    assert sides == [('forget',), ('retain',)] * 2
+    with pytest.raises(ForgettingError, match='max_epochs is 2 and epochs_per_task is 3; .* 1 at'):
+        method.check_epochs(3)

@@ -176,6 +176,14 @@ def test_alpha_warms_up_as_a_step(moment):
     assert not sparsity.losses(moment)
 
 
+@pytest.mark.parametrize(('mode', 'epochs'), [('penalty', 3), ('proximal', 9)])
+def test_a_warm_up_that_never_ends_is_refused(mode, epochs):
+    Sparsity(mode, alpha=1.0, warmup_epochs=2).check_epochs(epochs)
+    Sparsity(mode, warmup_epochs=3).check_epochs(epochs)  # alpha is 0 anyway
+    with pytest.raises(ForgettingError, match='warmup_epochs is 3, .* it can be 2 at most'):
+        Sparsity(mode, alpha=1.0, warmup_epochs=3).check_epochs(epochs)
+
+
 def test_penalty_moves_nothing_itself_and_reports_the_joint_norm(moment):
     big, _ = moment.model.tune.groups('block')
     sparsity = Sparsity('penalty', alpha=1.0)

@@ -38,6 +38,10 @@ SETTINGS = {
     'key of the views': ('train_dataloader.dataset.ratio=1', "dataset has no setting 'ratio'"),
     'method': ('model.method.type=GSLora', "type is 'GSLora' .did you mean 'GSLoRA'"),
     'argument of the method': ('model.method.betta=1', "method has no setting 'betta'"),
+    'warm-up of all epochs': (
+        'model.method.sparsity.warmup_epochs=2',
+        'warmup_epochs is 2, and alpha counts',
+    ),
     'argument of the tuner': ('model.tune.rnak=4', "tune has no setting 'rnak' .did you mean 'ra"),
     'rank of zero': ('model.tune.rank=0', 'rank is 0; it can be a whole number from 1 up'),
     'regex': ('model.tune.target=nothing.*', "'nothing.*' matches no Linear"),
