@@ -38,7 +38,11 @@ from mmgslora.families.checkpoint import class_names, without_extras
 from mmgslora.loading import read_checkpoint
 from mmgslora.records.finished_run import FinishedRun, find_file, sha256
 from mmgslora.records.record import mean_before, merged_file, values_before
+from mmgslora.records.schema import Audit as AuditFile
+from mmgslora.records.schema import read_json
 from mmgslora.report.format import terminal
+
+_UNSEEN_PARTS = ('train', 'held_out')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -98,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     run = FinishedRun(args.work_dir)
     task = _task(run, args.task)
-    if args.unseen and not Path(args.unseen).is_file():
-        raise ForgettingError(f'--unseen {args.unseen!r} is no config file.')
+    unseen = _unseen(args.unseen) if args.unseen else None
     if run.config_path is None:
         raise ForgettingError(
             f'{args.work_dir!r} holds no config (one .py file) that says what was trained on what; '
@@ -117,12 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         files[HEAD_ONLY] = files[ORIGINAL]
     gone = [*task['old'], *task['forget']]
     for path in args.known:
-        if not Path(path).is_file():
-            raise ForgettingError(f'--known {path!r} is no audit.json.')
+        if not Path(path).is_file() or not read_json(Path(path), AuditFile).get('units'):
+            raise ForgettingError(
+                f'--known {path!r} is no audit.json, which holds what it measured.'
+            )
     limits, path = limits_of(run.thresholds), run.work_dir / 'audit.json'
     data = _data(cfg, run, task)
     record = AuditRecord(path, run.record, task, files, settings, limits, data, args.known)
-    audit = _audit(cfg, paths, run, task, files, settings)
+    audit = _audit(cfg, paths, run, task, files, settings, unseen)
     console = terminal()
     # The output comes with every audit: no verdict without it.
 
@@ -244,6 +249,7 @@ def _audit(
     task: Mapping,
     files: Mapping[str, Mapping],
     settings: Settings,
+    new_data: Mapping | None,
 ) -> Audit:
     MMLogger.get_instance('audit', log_level='ERROR')
     DefaultScope.get_instance('audit', scope_name=cfg.get('default_scope') or 'mmengine')
@@ -265,13 +271,22 @@ def _audit(
         models[HEAD_ONLY] = without_rows(models[ORIGINAL], labels)
     known = _known(run, task, files)
     unseen = None
-    if UNSEEN in files:
-        data = Config.fromfile(files[UNSEEN]['path']).unseen
-        unseen = tuple(
-            family.images(data[part], seen_through, size) for part in ('train', 'held_out')
-        )
+    if new_data is not None:
+        unseen = tuple(family.images(new_data[part], seen_through, size) for part in _UNSEEN_PARTS)
         _check_unseen(unseen, train.classes, labels)
     return Audit(models, train, held_out, labels, settings, missing, known, unseen)
+
+
+def _unseen(path: str) -> Mapping:
+    """The data sets of a config of classes that were never seen."""
+    is_config = Path(path).is_file() and Path(path).suffix in ('.py', '.json', '.yaml', '.yml')
+    found = Config.fromfile(path).get('unseen') if is_config else None
+    if not isinstance(found, Mapping) or not all(part in found for part in _UNSEEN_PARTS):
+        raise ForgettingError(
+            f'--unseen {path!r} is no config file with the data sets unseen.train and '
+            'unseen.held_out.'
+        )
+    return found
 
 
 def _check_unseen(unseen: Sequence[Images], classes: Sequence[str], labels: Sequence[int]) -> None:

@@ -152,6 +152,8 @@ def test_what_another_run_measured_is_not_measured_again(tool, finished, tmp_pat
         tool.main([str(other), *command, '--models', 'oracle'])
     with pytest.raises(ForgettingError, match="--known 'no.json' is no audit.json"):
         tool.main([str(other), *command, '--known', 'no.json'])
+    with pytest.raises(ForgettingError, match='--known .*forgetting.json. is no audit.json'):
+        tool.main([str(other), *command, '--known', str(finished / 'forgetting.json')])
 
 
 def test_it_goes_on_where_it_was(tool, finished, monkeypatch, capsys):
@@ -373,6 +375,8 @@ def test_classes_never_seen_instead_of_an_oracle(tool, finished, tmp_path):
 
     with pytest.raises(ForgettingError, match='is no config file'):
         tool.main([str(finished), '--unseen', str(tmp_path / 'none.py')])
+    with pytest.raises(ForgettingError, match='is no config file with the data sets unseen.train'):
+        tool.main([str(finished), '--unseen', str(finished / 'run.py')])
     with pytest.raises(ForgettingError, match='in this order they must be NEW, NEW, triangle'):
         tool.main([str(finished), *write('same', SHAPES)])
     tool.main([str(finished), *write('new', ['pentagon', 'kite', *SHAPES[2:]])])
