@@ -123,8 +123,8 @@ def files_to_destroy(sequence: RequestSequence, sealed: bool = False) -> dict[st
         backups and the training images are not known here.
     """
     found = {}
-    if sequence.run.original:
-        found[sequence.run.original] = _BEFORE if sequence.gone_before else _ORIGINAL
+    for path in filter(None, (sequence.run.original, sequence.base)):
+        found[str(path)] = _BEFORE if sequence.gone_before else _ORIGINAL
     found.update(_teachers(sequence))
     for pattern, why in _TELLING.items():
         found.update(dict.fromkeys(sequence.below(pattern), why))

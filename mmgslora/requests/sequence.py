@@ -27,6 +27,7 @@ class RequestSequence:
             path from the work_dir or the current folder.
 
     Attributes:
+        base: What was given as the original model.
         run: Record and files.
         ledger: Its events; without one the files are taken as they are.
 
@@ -40,7 +41,7 @@ class RequestSequence:
         self.work_dir = Path(work_dir)
         self.run = FinishedRun(work_dir)
         self.ledger = Ledger(work_dir)
-        self._base = base
+        self.base = base
 
     @property
     def tasks(self) -> list[int]:
@@ -82,7 +83,7 @@ class RequestSequence:
         Raises:
             ForgettingError: It is not here.
         """
-        path = self._base or self.run.original
+        path = self.base or self.run.original
         found = find_file(str(path), self.work_dir) if path else None
         if found is None:
             raise ForgettingError(

@@ -98,6 +98,8 @@ def test_files_to_destroy(made):
     }
     assert found[str(made.base)] == 'the original model: it knows every class'
     assert 'merged/task_03.pth' in files_to_destroy(RequestSequence(made.work_dir), sealed=True)
+    moved = files_to_destroy(RequestSequence(made.work_dir, 'moved.pth'))
+    assert moved['moved.pth'] == found[str(made.base)]
 
 
 def change_record(made, change):
