@@ -47,7 +47,7 @@ class Ledger:
     def __init__(self, work_dir: str | os.PathLike[str]) -> None:
         self.work_dir = Path(work_dir)
         self.path = self.work_dir / FILE
-        self._text = self.path.read_bytes() if self.path.is_file() else b''
+        self._text = self._read()
         self.entries = self._checked()
 
     @property
@@ -76,9 +76,17 @@ class Ledger:
 
         Returns:
             The line as it stands in the ledger.
+
+        Raises:
+            ForgettingError: The event is unknown, or another command has written a line meanwhile.
         """
         if event not in EVENTS:
             raise ForgettingError(f'The event is {event!r}; it can be {", ".join(EVENTS)}.')
+        if self._read() != self._text:
+            raise ForgettingError(
+                f'Another command has written to {self.path} since this one began, so its line '
+                f'({event}) was not added; start it again.'
+            )
         entry = dict(
             facts,
             event=event,
@@ -93,6 +101,9 @@ class Ledger:
         write_text(self.path, text.decode())
         self._text, self.entries = text, [*self.entries, entry]
         return entry
+
+    def _read(self) -> bytes:
+        return self.path.read_bytes() if self.path.is_file() else b''
 
     def fact(self, path: str | os.PathLike[str]) -> dict[str, str]:
         """A file as the ledger names it: relative to the work_dir if it is in it, and its hash."""

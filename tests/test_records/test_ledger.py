@@ -117,3 +117,11 @@ def test_flat_metrics():
     nested = {'AP_f': 1, 'H': float('nan'), 'coco/per_class': {'a': 2.0}, 'per_class': {'b': None}}
     expected = {'AP_f': 1.0, 'H': None, 'coco/per_class/a': 2.0, 'per_class/b': None}
     assert flat_metrics(nested) == expected == flat_metrics(expected)
+
+
+def test_a_line_that_another_command_wrote_meanwhile_is_not_lost(ledger):
+    first, second = Ledger(ledger.work_dir), Ledger(ledger.work_dir)
+    first.append('exported', classes=[])
+    with pytest.raises(ForgettingError, match='Another command has written to .*; start it again'):
+        second.append('exported', classes=[])
+    assert Ledger(ledger.work_dir).head == first.head
