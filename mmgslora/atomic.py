@@ -36,14 +36,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 path.rename(old)
             draft.replace(path)
     except (OSError, RuntimeError) as error:
-        # A full disk names no file, and torch.save says "enforce fail" after the system's error.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError) and cause.filename is None:
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
+        raise naming(path, error) from None
     finally:
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+
+
+def naming(path: str | os.PathLike[str], error: Exception) -> Exception:
+    """What went wrong while a file was written, with its name: a full disk names none.
+
+    ``torch.save`` says no more than "enforce fail", after the system's own error.
+    """
+    cause = error if isinstance(error, OSError) else error.__context__
+    if isinstance(cause, OSError) and cause.errno is not None and cause.filename is None:
+        return OSError(cause.errno, cause.strerror, str(path))
+    return error
 
 
 def _exchanged(draft: Path, path: Path) -> bool:

@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.registry import HOOKS
 
-from mmgslora.atomic import write_text
+from mmgslora.atomic import naming, write_text
 from mmgslora.preflight.resume import checkpoints_in
 from mmgslora.preflight.work_dir import release
 
@@ -66,7 +66,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             draft.replace(path)
         except OSError as error:  # a full disk, say: what was written of it is no use to anyone
             draft.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise naming(path, error) from None
         write_text(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         for old in surplus:
             (folder / self.filename_tmpl.format(old)).unlink(missing_ok=True)
