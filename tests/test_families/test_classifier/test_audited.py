@@ -9,6 +9,8 @@ from mmengine.structures import BaseDataElement
 from mmgslora.families.audited_model import same_inside, without_rows
 from mmgslora.families.classifier.audited import AuditedClassifier, ClassificationImages
 
+from .networks import SWIN
+
 CONFIG = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -119,21 +121,12 @@ def test_untrained_is_random_but_reproducible(audited):
     assert not torch.equal(rows[0], rows[2])
 
 
-SWIN = dict(
-    type='torchvision.models.SwinTransformer',
-    patch_size=[4, 4],
-    embed_dim=8,
-    depths=[1, 1],
-    num_heads=[1, 2],
-    window_size=[2, 2],
-    num_classes=3,
-)
-VIT = dict(CONFIG['backbone'], type='torchvision.models.VisionTransformer', num_classes=3)
+VIT = dict(CONFIG['backbone'], type='torchvision.models.VisionTransformer')
 CNN = dict(type='TorchvisionClassifier', name='shufflenet_v2_x0_5', num_classes=3)
 
 
 def library(net):
-    config = dict(type='LibraryClassifier', net=net)
+    config = dict(type='LibraryClassifier', net=dict(net, num_classes=3))
     return AuditedClassifier(MODELS.build(copy.deepcopy(config)), CLASSES, config=config)
 
 

@@ -15,6 +15,8 @@ from mmgslora.lora import lora_layers
 from mmgslora.methods import GuidedGSLoRA
 from mmgslora.models import ImageClassifier, seal_layer
 
+from .networks import SWIN
+
 CLASSES = ('a', 'b', 'c', 'd')
 BACKBONE = dict(
     type='VisionTransformer',
@@ -224,18 +226,6 @@ def test_a_layer_that_cannot_be_sealed():
 VIT = dict(BACKBONE, type='torchvision.models.VisionTransformer', num_classes=4)
 LIBRARY = dict(type='LibraryClassifier', net=VIT)
 CNN = dict(type='TorchvisionClassifier', name='shufflenet_v2_x0_5', num_classes=4)
-SWIN = dict(
-    type='LibraryClassifier',
-    net=dict(
-        type='torchvision.models.SwinTransformer',
-        patch_size=[4, 4],
-        embed_dim=8,
-        depths=[1, 1],
-        num_heads=[1, 2],
-        window_size=[2, 2],
-        num_classes=4,
-    ),
-)
 MOBILE = dict(type='TorchvisionClassifier', name='mobilenet_v3_small', num_classes=4)
 
 
@@ -270,7 +260,8 @@ def test_a_library_network_is_sealed(partition):
 
 def test_adapters_that_are_never_called(partition):
     """torchvision's Swin reads the weights of its projections."""
-    model = ForgettingClassifier(SWIN, OURS, dict(type='LoRA', rank=2, layers='attention'))
+    swin = dict(type='LibraryClassifier', net=dict(SWIN, num_classes=4))
+    model = ForgettingClassifier(swin, OURS, dict(type='LoRA', rank=2, layers='attention'))
     images, samples = batch([1, 0], ['forget', 'retain'])
     with pytest.raises(ForgettingError, match='4 of 4 LoRA layers got no gradient: features.1.0'):
         model(images, samples, mode='loss')
