@@ -92,25 +92,28 @@ class Context:
         return getattr(getattr(self.loader, 'dataset', None), 'redraw', True)
 
     @property
-    def parts(self) -> int:
-        """Epochs in which every image to retain comes once."""
-        return getattr(getattr(self.loader, 'sampler', None), 'parts', 1)
+    def batches(self) -> int:
+        """Batches of one pass of :meth:`views`."""
+        return self._parts * len(self.loader)
 
     def views(
-        self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = (), part: int = 0
+        self, sides: Sequence[str] = SIDES, teachers: Sequence[str] = ()
     ) -> Iterator[dict[str, View]]:
-        """The views of every batch of one epoch, for what a method finds out before a task.
+        """The views of every batch of one pass, for what a method finds out before a task.
 
-        Args:
-            sides: Which are wanted.
-            teachers: Whose outputs are wanted as well. Defaults to none.
-            part: The epoch, from 0 up to ``parts``. Defaults to the first.
+        Where ``steps_per_task`` makes an epoch a part of a pass, these are as many epochs as show
+        every image to retain.
         """
-        if self.parts > 1:
-            self.loader.sampler.set_epoch(part)
-        for batch in self.loader:
-            data = self.model.data_preprocessor(batch, True)
-            yield self.model.views(**data, sides=sides, teachers=teachers)
+        for part in range(self._parts):
+            if self._parts > 1:
+                self.loader.sampler.set_epoch(part)
+            for batch in self.loader:
+                data = self.model.data_preprocessor(batch, True)
+                yield self.model.views(**data, sides=sides, teachers=teachers)
+
+    @property
+    def _parts(self) -> int:
+        return getattr(getattr(self.loader, 'sampler', None), 'parts', 1)
 
 
 class Part:

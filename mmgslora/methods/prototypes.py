@@ -89,14 +89,13 @@ class Prototypes(Part):
         sums, counts = torch.zeros_like(weight), weight.new_zeros(len(weight))
         context.model.eval()
         set_random_seed(context.seed, diff_rank_seed=True)  # the pipeline's variations
-        batches = context.parts * len(context.loader)
+        batches = context.batches
         passes = self.passes if context.redraws else 1
         steps, done, told = passes * batches, 0, time.perf_counter()
         times = f'{passes} passes' if passes > 1 else 'one pass'
         print_log(f'Prototypes: {times} of {batches} batches', logger='current')
         with context.model.tune.at_start():
-            epochs = (context.views(part=n % context.parts) for n in range(passes * context.parts))
-            for views in chain.from_iterable(epochs):
+            for views in chain.from_iterable(context.views() for _ in range(passes)):
                 done += 1
                 if time.perf_counter() - told >= _TELL_EVERY:
                     told = time.perf_counter()
