@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +15,7 @@ from mmgslora.families.classifier.blocks import after_blocks, block_modules
 from mmgslora.families.content import seen_as
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Part, Stages
+from mmgslora.families.together import Gave, Together
 from mmgslora.families.view import Outputs
 from mmgslora.tuning import Tuner
 
@@ -23,9 +25,8 @@ class Encoding:
 
     The stages are the transformer blocks, with all that is outside of them in the first, and the
     head. What comes up to the first block that learns is computed once per image, and so is all
-    that a teacher says. Images are run one by one for this, so that a value does not depend on the
-    batch in which it was first asked for. A block is continued from only where that gives, to the
-    bit, what the whole pass gives.
+    that a teacher says, in passes as :class:`~mmgslora.families.together.Together` makes them. A
+    block is continued from only where that gives, to the bit, what the whole pass gives.
 
     Args:
         tune: What of the classifier may change.
@@ -34,6 +35,7 @@ class Encoding:
 
     def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
         self.cache = cache
+        self.together = Together(8)
         self.stages = Stages(tune, classifier_stages, cache.keep_only)
         self._continued: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
@@ -48,33 +50,46 @@ class Encoding:
         *_, last = stages or [None]
         if last is None or not self._continues(classifier, last, images[0][None]):
             return _outputs(classifier, images)
-        known = [self._known(classifier, image[None], stages) for image in images]
-        joined = [torch.cat(parts) for parts in zip(*known)]
+        joined = _joined(self._known(classifier, images, stages))
         if last == 'head':
             logits, embeddings, *rows = joined
             return Outputs(logits, embeddings, states=tuple(rows))
         return _outputs(classifier, images, last, joined)
 
     def _known(
-        self, classifier: nn.Module, image: Tensor, stages: Mapping[str, tuple]
-    ) -> tuple[Tensor, ...]:
-        """What the last fixed stage gives for one image (1, 3, H, W), see :func:`_stages`."""
-        content = seen_as(image[0])
-        keys = {name: (key, content) for name, key in stages.items()}
-        *earlier, last = stages
-        found = self.cache.find(keys[last])
-        if found is None:
-            known = ((name, self.cache.find(keys[name])) for name in reversed(earlier))
-            start, given = next(((name, x) for name, x in known if x), (None, ()))
-            if start and not self._continues(classifier, start, image):
+        self, classifier: nn.Module, images: Sequence[Tensor], stages: Mapping[str, tuple]
+    ) -> list[tuple[Tensor, ...]]:
+        """What the last fixed stage gives for every image (3, H, W), see :func:`_stages`."""
+        contents = [seen_as(image) for image in images]
+        self.together.begin([content[1:] for content in contents], images[0][0].numel())
+        names = list(stages)
+        known: dict[Hashable, tuple[Tensor, ...]] = {}
+        missing: dict[tuple, list[int]] = {}
+        for row, content in enumerate(contents):
+            if content in known:
+                continue
+            found = ((name, self.cache.find((stages[name], content))) for name in names[::-1])
+            start, given = next((x for x in found if x[1]), (None, ()))
+            if start and not self._continues(classifier, start, images[row][None]):
                 start, given = None, ()
+            known[content] = given
+            if start != names[-1]:
+                missing.setdefault((start, *content[1:]), []).append(row)
+
+        def forward(start: str | None, rows: list[int]) -> Gave:
+            given = _joined(known[contents[row]] for row in rows)
+            some = torch.stack([images[row] for row in rows])
             with torch.no_grad():
-                gave = _stages(classifier, image, last, start, given)
-            found = gave.pop(last)
-            for name, tensors in gave.items():  # what the model that learns may ask for next
-                self.cache.keep(keys[name], tensors, spare=True)
-            self.cache.keep(keys[last], found)
-        return found
+                return _stages(classifier, some, names[-1], start, given)
+
+        for kind, rows in missing.items():
+            for row, gave in self.together.run(rows, kind, partial(forward, kind[0])):
+                content = contents[row]
+                known[content] = gave.pop(names[-1])
+                for name, tensors in gave.items():  # what the model that learns may ask for next
+                    self.cache.keep((stages[name], content), tensors, spare=True)
+                self.cache.keep((stages[names[-1]], content), known[content])
+        return [known[content] for content in contents]
 
     def _continues(self, classifier: nn.Module, stage: str, image: Tensor) -> bool:
         """Whether a pass that begins with what a stage gives is the whole pass, bit for bit.
@@ -124,12 +139,12 @@ def _outputs(
 
 def _stages(
     classifier: nn.Module,
-    image: Tensor,
+    images: Tensor,
     until: str,
     start: str | None = None,
     given: Sequence[Tensor] = (),
-) -> dict[str, tuple[Tensor, ...]]:
-    """What the stages from one to another give for one image; nothing after that is run.
+) -> Gave:
+    """What the stages from one to another give for n images; nothing after that is run.
 
     Of a block that is its output, of the head logits and embedding, and of both the rows so far.
     Blocks that do not turn a tensor into another of its shape are left out.
@@ -140,18 +155,21 @@ def _stages(
         _from(classifier, start, given),
         recorded(blocks, until) as calls,
     ):
-        logits, embeddings = classifier(image)
-        calls['head'] = Call((image,), (logits, embeddings.clone()))
-    new = list(seen.values())[len(given[1:]) :]
-    rows = [*given[1:], *(row.clone() for row in new)]  # a view would keep all positions
+        calls['head'] = Call((images,), classifier(images))
+    rows = [*given[1:], *list(seen.values())[len(given[1:]) :]]
     gave = {
         name: (calls[name].output, *rows[:number])
         for number, name in enumerate(blocks, 1)
-        if name in calls and number > len(given[1:]) and _keeps_shape(calls[name])
+        if name in calls and number > len(given[1:]) and _keeps_shape(calls[name], len(images))
     }
     if 'head' in calls:
-        gave['head'] = (*calls['head'].output, *(row for row in rows if len(row) == 1))
+        gave['head'] = (*calls['head'].output, *(row for row in rows if len(row) == len(images)))
     return gave
+
+
+def _joined(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """One batch of what stages gave for every image."""
+    return tuple(torch.cat(parts) for parts in zip(*rows))
 
 
 @contextmanager
@@ -170,8 +188,8 @@ def _same(x: Tensor, *_, **__) -> Tensor:
     return x
 
 
-def _keeps_shape(call: Call) -> bool:
-    """Whether a block turned a tensor of one image into another of its shape."""
+def _keeps_shape(call: Call, images: int) -> bool:
+    """Whether a block turned a tensor of so many images into another of its shape."""
     before, after = next(iter(call.args), None), call.output
     tensors = isinstance(before, Tensor) and isinstance(after, Tensor)
-    return tensors and len(after) == 1 and before.shape == after.shape
+    return tensors and len(after) == images and before.shape == after.shape

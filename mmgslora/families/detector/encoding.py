@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from mmgslora.families.content import seen_as
 from mmgslora.families.detector.stages import decoder_stages, detector_stages
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Stages
+from mmgslora.families.together import Gave, Together
 from mmgslora.tuning import Tuner
 
 
@@ -32,12 +33,15 @@ class ImageBatch:
             for image, sample in zip(self.inputs, self.samples)
         ]
 
-    def each(self) -> Iterator[ImageBatch]:
-        """Every image alone, as padded in the batch."""
-        for i, content in enumerate(self.contents):
-            one = ImageBatch(self.inputs[i : i + 1], self.samples[i : i + 1])
-            one.contents = [content]
-            yield one
+    def of(self, rows: Sequence[int]) -> ImageBatch:
+        """Some of the images, as padded in the batch."""
+        picked = ImageBatch(self.inputs[list(rows)], [self.samples[i] for i in rows])
+        picked.contents = [self.contents[i] for i in rows]
+        return picked
+
+    def rows(self) -> dict[tuple, int]:
+        """Where each of the contents is first."""
+        return {content: i for i, content in reversed(list(enumerate(self.contents)))}
 
 
 class Encoding:
@@ -46,10 +50,9 @@ class Encoding:
     The stages are: backbone and neck, the encoder, of each decoder layer the attention and the
     rest, the head. What lies before the first stage that learns stays what it was, exactly, and so
     does all of a teacher: it is computed once per image, and once for all models with the same
-    weights up to there. Images are run one by one for this, so that a value does not depend on the
-    batch in which it was first asked for. What belongs to weights that were written to since is
-    dropped; so are maps of the trunk once the encoder of the model is fixed, and what the encoder
-    gives once every layer's attention is.
+    weights up to there, in passes as :class:`~mmgslora.families.together.Together` makes them. What
+    belongs to weights that were written to since is dropped; so are maps of the trunk once the
+    encoder of the model is fixed, and what the encoder gives once every layer's attention is.
 
     Args:
         tune: What of the detector may change.
@@ -58,6 +61,7 @@ class Encoding:
 
     def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
         self.tune, self.cache = tune, cache
+        self.together = Together(4)
         self.stages = Stages(tune, detector_stages, cache.keep_only)
         # By the shape of an image: those of the trunk's maps and of what the encoder makes of them.
         self._shapes: dict[torch.Size, list[torch.Size]] = {}
@@ -79,64 +83,94 @@ class Encoding:
         chosen = bool(queries) and getattr(detector, 'as_two_stage', False)
         if chosen and queries['stages'].get('encoder') != stages.get('encoder', ()):
             stages = {name: key for name, key in stages.items() if name in ('trunk', 'encoder')}
+        self.together.begin(
+            [kind_of(content) for content in images.contents], images.inputs[0, 0].numel()
+        )
         if 'head' in stages:
-            known = [self._known(detector, image, stages, ['head']) for image in images.each()]
-            return [tuple(torch.cat(part) for part in zip(*(stage['head'] for stage in known)))]
+            known = self._known(detector, images, stages, ['head'])
+            return [_joined(stage['head'] for stage in known)]
         first = queries.setdefault('stages', stages)
         given: dict[nn.Module, Callable] = {}
         if 'encoder' in stages:
             given, features = self._given(detector, images, stages, first)
         elif 'trunk' in stages:
-            rows = [self._trunk(detector, image, stages) for image in images.each()]
-            features = tuple(torch.cat(level) for level in zip(*rows))
+            features = _joined(self._trunk(detector, images, stages))
         else:
             features = detector.extract_feat(images.inputs)
         with _shared_queries(detector, queries), standing_in(given):
             return _layers(detector, detector.forward_transformer(features, images.samples))
 
     def _trunk(
-        self, detector: nn.Module, image: ImageBatch, stages: dict[str, tuple]
-    ) -> tuple[Tensor, ...]:
-        """Feature maps (1, C, h, w) of one image."""
-        key = (stages['trunk'], image.contents[0])
-        found = self.cache.find(key)
-        if found is None:
+        self, detector: nn.Module, images: ImageBatch, stages: dict[str, tuple]
+    ) -> list[tuple[Tensor, ...]]:
+        """Feature maps (1, C, h, w) of every image."""
+        known = {x: self.cache.find((stages['trunk'], x)) for x in images.contents}
+        missing: dict[Hashable, list[int]] = {}
+        for content, row in images.rows().items():
+            if known[content] is None:
+                missing.setdefault(('trunk', kind_of(content)), []).append(row)
+
+        def forward(rows: list[int]) -> Gave:
             with torch.no_grad():
-                found = self.cache.keep(key, tuple(detector.extract_feat(image.inputs)))
-        return found
+                return {'trunk': tuple(detector.extract_feat(images.of(rows).inputs))}
+
+        for row, gave in self._together(missing, forward):
+            content = images.contents[row]
+            known[content] = self.cache.keep((stages['trunk'], content), gave['trunk'])
+        return [known[content] for content in images.contents]
 
     def _known(
         self,
         detector: nn.Module,
-        image: ImageBatch,
+        images: ImageBatch,
         stages: dict[str, tuple],
         wanted: Collection[str],
-    ) -> dict[str, tuple[Tensor, ...]]:
-        """What some of the fixed stages after the trunk give for one image."""
-        keys = {name: (key, image.contents[0]) for name, key in stages.items() if name != 'trunk'}
-        known = {name: self.cache.find(keys[name]) for name in wanted}
-        if None in known.values():
-            # What another model, of the same weights up to here, has given already.
-            found = {name: self.cache.find(key) for name, key in keys.items()}
-            given = _forwards(detector, {name: x[0] for name, x in found.items() if x})
-            if found['encoder']:
-                features, _ = self._stand_ins(image)
+    ) -> list[dict[str, tuple[Tensor, ...]]]:
+        """What some of the fixed stages after the trunk give for every image."""
+        keys = {name: key for name, key in stages.items() if name != 'trunk'}
+        known, missing = {}, {}
+        for content, row in images.rows().items():
+            known[content] = {name: self.cache.find((keys[name], content)) for name in wanted}
+            if None in known[content].values():
+                # What another model, of the same weights up to here, has given already.
+                found = {name: self.cache.find((key, content)) for name, key in keys.items()}
+                known[content] = {name: x for name, x in found.items() if x}
+                missing.setdefault((tuple(known[content]), kind_of(content)), []).append(row)
+
+        def forward(rows: list[int]) -> Gave:
+            some = images.of(rows)
+            found = [known[content] for content in some.contents]
+            given = {name: torch.cat([x[name][0] for x in found]) for name in found[0]}
+            if 'encoder' in given:
+                features, _ = self._stand_ins(some)
             else:
-                features = self._trunk(detector, image, stages)
+                features = _joined(self._trunk(detector, some, stages))
             with (
                 torch.no_grad(),
                 _shared_queries(detector, {}),
-                standing_in(given),
+                standing_in(_forwards(detector, given)),
                 recorded(_lasts(detector), until=list(keys)[-1]) as calls,
             ):
-                last = _layers(detector, detector.forward_transformer(features, image.samples))[-1]
-                # Copies: the last layer's slice would keep all layers in memory.
-                calls['head'] = Call((), tuple(x.clone() for x in last))
-            seen = {n: x if n == 'head' else (x,) for n, (_, x) in calls.items()}
-            shapes = [x.shape[1:] for x in (*features, *seen['encoder'])]
-            self._shapes[image.inputs.shape[1:]] = shapes
-            known = {name: self.cache.keep(keys[name], x) for name, x in seen.items()}
-        return known
+                last = _layers(detector, detector.forward_transformer(features, some.samples))[-1]
+                calls['head'] = Call((), last)
+            gave = {n: x if n == 'head' else (x,) for n, (_, x) in calls.items()}
+            self._shapes[images.inputs.shape[1:]] = [
+                x.shape[1:] for x in (*features, *gave['encoder'])
+            ]
+            return gave
+
+        for row, gave in self._together(missing, forward):
+            content = images.contents[row]
+            for name, tensors in gave.items():
+                self.cache.keep((keys[name], content), tensors)
+            known[content] = gave
+        return [known[content] for content in images.contents]
+
+    def _together(
+        self, missing: Mapping[Hashable, list[int]], forward: Callable[[list[int]], Gave]
+    ) -> Iterator[tuple[int, Gave]]:
+        for kind, rows in missing.items():
+            yield from self.together.run(rows, kind, forward)
 
     def _given(
         self,
@@ -162,7 +196,7 @@ class Encoding:
         if last == f'decoder.{final}.attention' and not getattr(detector, 'as_two_stage', False):
             wanted.remove('encoder')  # nothing is left that would read it
             spent.append('encoder')
-        known = [self._known(detector, image, stages, wanted) for image in images.each()]
+        known = self._known(detector, images, stages, wanted)
         for content in images.contents:
             for name in spent:
                 self.cache.drop((stages[name], content))
@@ -176,6 +210,17 @@ class Encoding:
         shapes = self._shapes[images.inputs.shape[1:]]
         *maps, memory = (zero.expand(len(images.inputs), *shape) for shape in shapes)
         return tuple(maps), memory
+
+
+def kind_of(content: tuple) -> tuple:
+    """What of an image's content its pass depends on beside the pixels: shapes and types."""
+    (_, *image), img_shape = content
+    return (*image, img_shape)
+
+
+def _joined(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """One batch of what stages gave for every image."""
+    return tuple(torch.cat(parts) for parts in zip(*rows))
 
 
 def _layers(detector: nn.Module, inputs: dict) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -1,0 +1,85 @@
+"""Passes of several images that give for each what it gives in any other company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_PIXELS = 512 * 512  # a larger image keeps a device busy alone
+
+Gave = dict[str, tuple[Tensor, ...]]
+"""What stages give for n images: tensors (n, ...) by the name of the stage."""
+
+
+class Together:
+    """Runs images several at a time, or one by one (ours).
+
+    What is kept for an image must not depend on the batch in which it was first asked for: after a
+    resume that is another. So every pass has the same number of images, filled up with the first of
+    them, and images of a kind go together once a second pass, with one of them in every other place
+    and less company, has given the same for each, to the bit. They are run one by one where it has
+    not, and in a run whose first batch has images of several kinds, larger ones, or fewer than go
+    together.
+
+    Args:
+        number: Images of a pass. More are faster as long as all of a batch have to be run; of a
+            batch that is known but for one, that one takes as long as so many.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._usable: bool | None = None
+        self._alike: dict[Hashable, bool] = {}
+
+    def begin(self, kinds: Sequence[Hashable], pixels: int) -> None:
+        """See a batch; the first one decides.
+
+        Args:
+            kinds: Of each image what it must have in common with others of its pass.
+            pixels: Of an image.
+        """
+        if self._usable is None:
+            fits = len(kinds) >= self.number and pixels <= _PIXELS
+            self._usable = fits and len(set(kinds)) == 1
+
+    def run(
+        self, rows: Sequence[int], kind: Hashable, forward: Callable[[list[int]], Gave]
+    ) -> Iterator[tuple[int, Gave]]:
+        """What a pass gives for each of these images, one after another.
+
+        Args:
+            rows: Positions of images, all different.
+            kind: What decides how they are run, besides the images.
+            forward: A pass of the images at some positions, of which one may come several times.
+        """
+        number = self.number if self._usable and self._alike.get(kind, True) else 1
+        for start in range(0, len(rows), number):
+            group = list(rows[start : start + number])
+            filled = group + group[:1] * (number - len(group))
+            gave = forward(filled)
+            if number > 1 and kind not in self._alike:
+                other = filled[1:2] + filled[:1] * (number - 1)
+                same = _same(filled + other, gave, forward(other))
+                if len(group) > 1 or not same:
+                    self._alike[kind] = same
+                if not same:
+                    yield from self.run(rows[start:], kind, forward)
+                    return
+            for i, row in enumerate(group):
+                # Copies: a slice would keep the whole pass in memory.
+                yield row, {k: tuple(x[i : i + 1].clone() for x in v) for k, v in gave.items()}
+
+
+def _same(rows: Sequence[int], *passes: Gave) -> bool:
+    """Whether two passes gave the same wherever they had the same image."""
+    one, other = passes
+    first = torch.tensor([rows.index(row) for row in rows])
+    for a, b in ((a, b) for name in one for a, b in zip(one[name], other[name])):
+        if len(a) + len(b) != len(rows) or a.shape != b.shape:
+            return False  # not a row for each image
+        joined = torch.cat([a, b])
+        if not torch.equal(joined, joined[first.to(joined.device)]):
+            return False
+    return True
