@@ -25,9 +25,8 @@ from mmgslora.audit.rows import (
     unit_key,
 )
 from mmgslora.audit.verdict import (
-    FURTHER_MEASURES,
+    ATTACKS,
     NEW_HEAD_MEASURE,
-    RELEARNING_MEASURE,
     Verdict,
     judge_request,
     limits_of,
@@ -184,7 +183,7 @@ class AuditRecord:
 
         Also those of which a model has further draws already: the others must have them, too.
         """
-        units = {_unit_of(m): m for m in (RELEARNING_MEASURE, *FURTHER_MEASURES)}
+        units = {_unit_of(m): m for m in ATTACKS}
         begun = {name.rpartition(':')[0].removesuffix(MORE) for name in self.units if MORE in name}
         return [unit for unit, m in units.items() if unit in begun or self.rows.is_close(m)]
 

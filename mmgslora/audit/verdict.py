@@ -30,7 +30,8 @@ class Limits:
             ranking, and a class without a single example can have some.
         retained_min_share: Smallest share of their own value that retained classes keep, and
             missing ones.
-        probe_gap_max: Most points by which a probe may name more than the oracle's.
+        probe_gap_max: Most points by which a probe may name more than the oracle's, in any decoder
+            layer or block.
         relearning_gap_max: Most points by which relearning may lead the oracle.
     """
 
@@ -45,8 +46,12 @@ RELEARNING_POINT = (16, 20)
 RELEARNING_MEASURE = 'relearning/k16/step20'
 NEW_HEAD_MEASURE = 'new_head/k16/step20'
 """The same by an attacker who starts the head's rows anew."""
-FURTHER_MEASURES = (NEW_HEAD_MEASURE, 'relearning/k64/step20')
-"""Attacks of which the largest lead counts where it is larger than that of the first."""
+ATTACKS = (NEW_HEAD_MEASURE, RELEARNING_MEASURE, 'relearning/k64/step20')
+"""What an adversary would choose from; the largest lead counts."""
+_BELOW = (
+    'probe/neck',
+    'probe/encoder',
+)  # not yet about objects: there is no box to read a class of
 
 NOT_FORGOTTEN = 'not forgotten'
 CAME_BACK = 'came back in part'
@@ -143,12 +148,13 @@ def judge_request(
     - 'not forgotten': AP_f (Acc_f) after its task is above the limit and above the oracle's; or in
       the last model of the run, if it was not measured before.
     - 'came back in part': it was not, but in the last model of the run it is.
-    - 'hidden, not forgotten': the output does not name the classes, but probe or relearning finds
-      more than in the oracle. One gap above its limit is enough, even where the other was not
-      measured; relearning under a new head, or on 64 images, can say this, and never the opposite.
+    - 'hidden, not forgotten': the output does not name the classes, but the probe of a decoder
+      layer or block, or one of the :data:`ATTACKS`, finds more than in the oracle. One gap above
+      its limit is enough, even where others were not measured.
     - 'at too high a price': the retained classes kept too little.
     - 'not shown': one of the values of the run was not measured, or not on the file that is there.
-    - 'gone from the output; ...': no audit with an oracle, or classes never seen, looked inside.
+    - 'gone from the output; ...': no audit with an oracle, or classes never seen, looked inside,
+      or one of the attacks was left out.
     - 'forgotten': every limit holds.
 
     Args:
@@ -225,27 +231,41 @@ def _checks(
     share, least = shares.get(kind), limits['retained_min_share']
     checks.append(_check('retained_min_share', what, share, least, n, unfit.get(n)))
 
-    probe = next(reversed(rows.of('probe')), 'probe')
-    gaps = {name: rows.gap(name) for name in (probe, RELEARNING_MEASURE, *FURTHER_MEASURES)}
-    # The largest lead counts; further attacks can show that something is left, not that nothing is.
-    relearned, limit = gaps[RELEARNING_MEASURE], limits['relearning_gap_max']
-    first = limit + _ROUNDING if relearned is None else relearned
-    leads = {name: gaps[name] for name in FURTHER_MEASURES if gaps[name] is not None}
-    relearning = max(leads, key=leads.get, default=RELEARNING_MEASURE)
-    if leads.get(relearning, first) <= first:
-        relearning = RELEARNING_MEASURE
-    missing = f'the audit has no such comparison with {rows.reference_name}'
-    if not rows.reference_name:
-        missing = 'the audit has no oracle to compare with'
-    model, why = (audit.task, None) if audit else (None, reason)
-    for threshold, measure in (('probe_gap_max', probe), ('relearning_gap_max', relearning)):
-        name, gap = f'{measure}, above {rows.reference_name or "the oracle"}', gaps[measure]
-        limit, nothing = limits[threshold], missing
-        passes = gap is not None and gap <= limit + _ROUNDING
-        if passes and not rows.finds_out(measure, limit):
+    probes = [x for x in rows.of('probe') if not x.startswith(_BELOW)] or ['probe']
+    return checks + [
+        _inside(rows, 'probe_gap_max', probes, probes, limits, audit, reason),
+        _inside(rows, 'relearning_gap_max', ATTACKS, ATTACKS[:2], limits, audit, reason),
+    ]
+
+
+def _inside(
+    rows: AuditRows,
+    threshold: str,
+    measures: Sequence[str],
+    needed: Sequence[str],
+    limits: Mapping[str, float],
+    audit: AuditRows | None,
+    reason: str,
+) -> dict[str, Any]:
+    """How far the model is above the reference where it is furthest; one measure is enough to fail,
+    and none that is needed may be missing to pass.
+    """
+    limit = limits[threshold]
+    gaps = {name: rows.gap(name) for name in measures}
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    missing = [name for name in needed if name not in known]
+    measure = max(reversed(known), key=known.get, default=measures[-1])
+    gap, nothing = known.get(measure), 'the audit has no oracle to compare with'
+    if gap is None or gap <= limit + _ROUNDING:
+        if missing:
+            gap, measure = None, missing[-1]
+        elif not any(rows.finds_out(name, limit) for name in measures):
             gap, nothing = None, _TOO_EASY
-        checks.append(_check(threshold, name, gap, limit, model, why, nothing))
-    return checks
+        if missing and rows.reference_name:
+            nothing = f'the audit has no such comparison with {rows.reference_name}'
+    name = f'{measure}, above {rows.reference_name or "the oracle"}'
+    model, why = (audit.task, None) if audit else (None, reason)
+    return _check(threshold, name, gap, limit, model, why, nothing)
 
 
 def _check(

@@ -45,7 +45,7 @@ def run(tmp_path, ours, with_oracle=True, measures=None, settings=SETTINGS, unse
     ('model', 'expected'), [(original, NOT_FORGOTTEN), (oracle, FORGOTTEN), (head_cut, HIDDEN)]
 )
 def test_the_audit_tells_models_apart(tmp_path, model, expected):
-    record = run(tmp_path, model(), measures=('output', 'probe', 'relearning'))
+    record = run(tmp_path, model(), measures=('output', 'probe', 'relearning', 'new_head'))
     assert record.verdict().verdict == expected
 
 

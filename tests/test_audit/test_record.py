@@ -167,24 +167,26 @@ def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
     assert found['relearning/k1/lead'] == -4
 
 
-def test_verdict_rests_on_the_last_layer_and_one_point(record_at):
+def test_verdict_rests_on_the_furthest_layer_and_attack(record_at):
     record = record_at(limits=dict(forgotten_max=3.0))
     assert record.verdict() is None
     record.add('output', 'unlearned', [row('unlearned', 'output/AP_gone', 2.5)], 0.0)
     for model, probe, point in (('unlearned', 71.0, 40.0), ('oracle', 70.0, 44.0)):
         layers = [
-            row(model, 'probe/decoder.0', 9 * probe, 0),
-            row(model, 'probe/decoder.1', probe, 0),
+            row(model, 'probe/encoder', 9 * probe, 0),
+            row(model, 'probe/decoder.0', probe, 0),
+            row(model, 'probe/decoder.1', 70.0, 0),
         ]
         record.add('probe', model, layers, 0.0)
         rows = [row(model, f'relearning/k16/step{s}', v, 0) for s, v in ((0, 0.0), (20, point))]
         record.add('relearning/k16', model, rows, 0.0)
+        record.add('new_head', model, [row(model, 'new_head/k16/step20', point / 4, 0)], 0.0)
     verdict = record.verdict()
     assert {check['measure']: check['value'] for check in verdict.checks} == {
         'AP_f after task 1': 2.5,
         'share of their pre-trained mean kept by 1 retained classes': 1.0,
-        'probe/decoder.1, above the oracle': 1.0,
-        'relearning/k16/step20, above the oracle': -4.0,
+        'probe/decoder.0, above the oracle': 1.0,
+        'new_head/k16/step20, above the oracle': -1.0,
     }
     assert verdict.verdict == 'forgotten'
 

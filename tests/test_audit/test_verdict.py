@@ -44,15 +44,20 @@ def record_of(forgotten, kept=60.0, latest=None):
     return record
 
 
-def rows_of(unlearned=0.0, oracle=None, probe=None, relearning=None, new_head=None):
+def rows_of(
+    unlearned=0.0, oracle=None, probe=None, relearning=None, new_head=None, first=None, k64=None
+):
     """Rows of an audit; a pair is what the unlearned model and the oracle have."""
     rows = [('output/per_class/a', 'unlearned', unlearned)]
     if oracle is not None:
         rows += [(f'output/per_class/{name}', 'oracle', oracle) for name in 'ab']
     pairs = {
+        'probe/encoder': probe and (99, 0),  # a map of the image counts for nothing
+        'probe/first': first,
         'probe/last': probe,
         'relearning/k16/step20': relearning,
         'new_head/k16/step20': new_head,
+        'relearning/k64/step20': k64,
     }
     for measure, pair in pairs.items():
         for model, value in zip(('unlearned', 'oracle'), pair or ()):
@@ -60,7 +65,7 @@ def rows_of(unlearned=0.0, oracle=None, probe=None, relearning=None, new_head=No
     return [dict(measure=m, model=model, seed=None, value=v) for m, model, v in rows]
 
 
-NEAR = dict(probe=(82, 80), relearning=(20, 20))
+NEAR = dict(probe=(82, 80), relearning=(20, 20), new_head=(9, 9))
 
 # What the run measured, what the audit measured (None: there was none), the one verdict.
 CASES = {
@@ -77,8 +82,12 @@ CASES = {
     'probe alone, near': (dict(forgotten=0), dict(oracle=0, probe=(82, 80)), OUTPUT_ONLY),
     'relearning': (dict(forgotten=0), dict(NEAR, oracle=0, relearning=(20.1, 20)), HIDDEN),
     'relearning alone': (dict(forgotten=0), dict(oracle=0, relearning=(9, 20)), OUTPUT_ONLY),
+    'first layer': (dict(forgotten=0), dict(NEAR, oracle=0, first=(62.1, 60)), HIDDEN),
+    'first layer, near': (dict(forgotten=0), dict(NEAR, oracle=0, first=(62, 60)), FORGOTTEN),
+    '64 images': (dict(forgotten=0), dict(NEAR, oracle=0, k64=(30.1, 30)), HIDDEN),
+    '64 images, near': (dict(forgotten=0), dict(NEAR, oracle=0, k64=(30, 30)), FORGOTTEN),
+    'no new head': (dict(forgotten=0), dict(NEAR, oracle=0, new_head=None), OUTPUT_ONLY),
     'new head': (dict(forgotten=0), dict(NEAR, oracle=0, new_head=(9.1, 9)), HIDDEN),
-    'new head, near': (dict(forgotten=0), dict(NEAR, oracle=0, new_head=(9, 9)), FORGOTTEN),
     'new head alone': (dict(forgotten=0), dict(oracle=0, new_head=(9.1, 9)), HIDDEN),
     'new head alone, near': (
         dict(forgotten=0),
@@ -145,8 +154,9 @@ def judged(forgotten, limits=None, **measured):
 
 def test_limits_are_the_users():
     limits = dict(forgotten_max=5.0, probe_gap_max=10.0)
-    assert judged(4.0, limits, oracle=0, probe=(9, 0), relearning=(0, 0)).verdict == FORGOTTEN
-    assert judged(4.0, oracle=0, probe=(0, 0), relearning=(0, 0)).verdict == NOT_FORGOTTEN
+    same = dict(oracle=0, relearning=(0, 0), new_head=(0, 0))
+    assert judged(4.0, limits, probe=(9, 0), **same).verdict == FORGOTTEN
+    assert judged(4.0, probe=(0, 0), **same).verdict == NOT_FORGOTTEN
 
 
 def test_the_reason_names_what_decided():
@@ -182,10 +192,11 @@ def test_a_small_gap_does_not_read_as_none():
     ],
 )
 def test_classes_never_seen_must_find_the_original_out(original, probe, verdict):
-    values = dict(zip(('probe/last', 'relearning/k16/step20'), original))
+    attacks = 'relearning/k16/step20', 'new_head/k16/step20'
+    values = dict(zip(('probe/last', *attacks), (*original, original[1])))
     rows = [dict(measure=m, model='original', seed=None, value=v) for m, v in values.items() if v]
-    unlearned, unseen = {'probe/last': probe, 'relearning/k16/step20': 20}, (80, 20)
-    for measure, other in zip(unlearned, unseen):
+    unlearned = {'probe/last': probe, **dict.fromkeys(attacks, 20)}
+    for measure, other in zip(unlearned, (80, 20, 20)):
         for model, value in (('unlearned', unlearned[measure]), ('unseen', other)):
             rows.append(dict(measure=measure, model=model, seed=None, value=value))
     audit = AuditRows(dict(task=1, rows=rows))
