@@ -42,7 +42,7 @@ class LibraryClassifier(Classifier):
         init_cfg: As in MMEngine. Defaults to None.
 
     Attributes:
-        network: The plain network.
+        plain: The plain network.
 
     Raises:
         ForgettingError: The network cannot be built or has no such Linear; or, when it is called,
@@ -62,7 +62,7 @@ class LibraryClassifier(Classifier):
         network.data_preprocessor = self.data_preprocessor
         # One dictionary of parts, so that a part that is replaced is so in both. The network
         # itself is no part: its name would be in every key.
-        self.__dict__['network'] = network
+        self.__dict__['plain'] = network
         for parts in ('_parameters', '_buffers', '_non_persistent_buffers_set', '_modules'):
             self.__dict__[parts] = network.__dict__[parts]
         self._last = _last_linear(network, last)
@@ -75,7 +75,7 @@ class LibraryClassifier(Classifier):
     @property
     def class_layer(self) -> nn.Linear:
         """See :class:`Classifier`."""
-        return self.network.get_submodule(self._last)
+        return self.plain.get_submodule(self._last)
 
     def read(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`Classifier`."""
@@ -86,13 +86,13 @@ class LibraryClassifier(Classifier):
 
         handle = self.class_layer.register_forward_hook(note)
         try:
-            output = self.network(one_size(inputs, self.network))
+            output = self.plain(one_size(inputs, self.plain))
         finally:
             handle.remove()
         output = getattr(output, 'logits', output)
         if len(calls) != 1 or not _same(output, calls[0][0]) or output.dim() != 2:
             raise ForgettingError(
-                f'The output of {type(self.network).__name__} is not what its Linear '
+                f'The output of {type(self.plain).__name__} is not what its Linear '
                 f'{self._last!r} gives, called once with one row per image; name in last the '
                 'Linear that gives it, or take a network with a single head.'
             )
@@ -100,15 +100,15 @@ class LibraryClassifier(Classifier):
 
     def train(self, mode: bool = True) -> LibraryClassifier:
         super().train(mode)
-        self.network.training = mode
+        self.plain.training = mode
         return self
 
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names, or let a network of OpenMMLab initialise itself."""
         if self.init_cfg is not None:
             super().init_weights()
-        elif isinstance(self.network, BaseModule):
-            self.network.init_weights()
+        elif isinstance(self.plain, BaseModule):
+            self.plain.init_weights()
 
 
 @MODELS.register_module()

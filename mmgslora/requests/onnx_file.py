@@ -114,7 +114,7 @@ def write_onnx(
 
 def _network(model: nn.Module) -> nn.Module:
     """A library's network without its wrapper, whose hook no exporter follows; else the model."""
-    return model.network if isinstance(model, LibraryClassifier) else model
+    return model.plain if isinstance(model, LibraryClassifier) else model
 
 
 def _export(reader: nn.Module, size: tuple[int, int], path: Path) -> None:

@@ -59,15 +59,15 @@ class MeanColour(nn.Module):
 def test_embeddings_are_what_the_last_linear_reads(wrap):
     model = LibraryClassifier(MeanColour(wrap=wrap))
     with torch.no_grad():
-        model.network.inner.weight.copy_(torch.eye(3))
-        model.network.inner.bias.fill_(0.5)
-        model.network.shift.fill_(1.0)
+        model.plain.inner.weight.copy_(torch.eye(3))
+        model.plain.inner.bias.fill_(0.5)
+        model.plain.shift.fill_(1.0)
     images = torch.zeros(1, 3, 2, 2)
     images[0, 0], images[0, 2] = 2.0, -9.0
     logits, embeddings = model(images)
     assert embeddings.tolist() == [[3.5, 1.5, 0.0]]
     torch.testing.assert_close(logits, model.class_layer(embeddings))
-    assert model.num_classes == 5 and model.class_layer is model.network.head
+    assert model.num_classes == 5 and model.class_layer is model.plain.head
     assert not model.class_layer._forward_hooks
 
 
@@ -75,7 +75,7 @@ def test_three_modes():
     model = LibraryClassifier(ConfigDict(VIT)).eval()
     labels = torch.tensor([0, 2, 1, 1])
     samples = [BaseDataElement(gt_label=label) for label in labels]
-    plain = model.network(IMAGES)
+    plain = model.plain(IMAGES)
     logits, embeddings = model(IMAGES)
     assert torch.equal(logits, plain) and embeddings.shape == (4, 8)
     loss = model(list(IMAGES), samples, mode='loss')['loss_ce']
@@ -102,7 +102,7 @@ def test_parts_are_replaced_in_both():
     """An adapter on a Linear at the root of the network is called, and learns."""
     model = LibraryClassifier(MeanColour())
     names = inject_lora(model, rank=1, target='inner')
-    assert names == ['inner'] and model.network.inner is lora_layers(model)['inner']
+    assert names == ['inner'] and model.plain.inner is lora_layers(model)['inner']
     before, _ = model(IMAGES)
     model.get_submodule('inner').lora_B.data.fill_(3.0)
     after, _ = model(IMAGES)
@@ -112,14 +112,25 @@ def test_parts_are_replaced_in_both():
     twin = copy.deepcopy(model)
     twin.get_submodule('inner').lora_B.data.zero_()
     assert torch.equal(twin(IMAGES)[0], before) and torch.equal(model(IMAGES)[0], after)
-    assert twin.network._modules is twin._modules
+    assert twin.plain._modules is twin._modules
+
+
+def test_a_part_of_the_network_may_be_called_network():
+    """VOLO's is; adapters and the blocks of an audit are reached by such names."""
+    net = nn.Sequential()
+    net.network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    net.head = nn.Linear(4, 2)
+    model = LibraryClassifier(net)
+    assert inject_lora(model, rank=1, target='network.1') == ['network.1']
+    assert model.get_submodule('network.1') is net.network[1]
+    assert model(IMAGES)[0].shape == (4, 2)
 
 
 def test_the_whole_network_changes_mode_and_type():
     model = LibraryClassifier(MeanColour())
-    assert model.network.training and not model.eval().network.training
-    assert model.double().network.head.weight.dtype == torch.float64
-    assert model.network.shift.dtype == torch.float64
+    assert model.plain.training and not model.eval().plain.training
+    assert model.double().plain.head.weight.dtype == torch.float64
+    assert model.plain.shift.dtype == torch.float64
 
 
 def test_it_starts_from_a_checkpoint_named_in_init_cfg(tmp_path):
@@ -183,7 +194,7 @@ def test_torchvision_with_published_weights(monkeypatch, num_classes, rows):
     monkeypatch.setattr(WeightsEnum, 'get_state_dict', lambda entry, **_: theirs.state_dict())
     model = TorchvisionClassifier('resnet18', weights='DEFAULT', num_classes=num_classes)
     assert model.class_layer.weight.shape == (rows, 512)
-    assert torch.equal(model.network.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    assert torch.equal(model.plain.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     kept = rows == 1000
     assert model.is_pretrained == kept
     assert not kept or torch.equal(model.class_layer.weight, theirs.fc.weight)
@@ -271,7 +282,7 @@ def test_a_library_of_openmmlab():
     assert torch.equal(model(IMAGES)[0], plain(IMAGES))
     assert torch.equal(model.data_preprocessor(dict(inputs=IMAGES))['inputs'], IMAGES)
     model.init_weights()
-    assert model.network.was_initialised
+    assert model.plain.was_initialised
 
 
 def test_timm_is_named_where_it_is_not_installed(monkeypatch):
@@ -307,4 +318,4 @@ def test_mmpretrain():
     model.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(images)[0], plain(images))
-    assert model.class_layer is model.network.head.layers.head
+    assert model.class_layer is model.plain.head.layers.head

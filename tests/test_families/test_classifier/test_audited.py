@@ -134,7 +134,7 @@ def test_class_token_of_a_library_network(data):
     audited = library(VIT)
     objects = audited.objects(data, [4, 0, 7])
     assert list(objects.features) == ['block.0', 'block.1', 'embedding']
-    last = audited.model.network.encoder.ln(torch.from_numpy(objects.features['block.1']))
+    last = audited.model.plain.encoder.ln(torch.from_numpy(objects.features['block.1']))
     np.testing.assert_allclose(last.detach(), objects.features['embedding'], atol=1e-5)
 
 
@@ -148,7 +148,7 @@ def test_without_a_class_token_it_is_the_mean_over_positions(data):
     ]
     images = torch.stack([data.dataset.images[i] for i in (4, 0, 7)])
     with torch.no_grad():
-        first = audited.model.network.features[:2](images)  # (3, 2, 2, 8)
+        first = audited.model.plain.features[:2](images)  # (3, 2, 2, 8)
     np.testing.assert_allclose(objects.features['block.0'], first.mean((1, 2)), atol=1e-6)
 
 

@@ -233,14 +233,14 @@ def test_views_of_a_library_network(partition):
     """Logits, embeddings and the teacher are those of the plain network."""
     model = ForgettingClassifier(copy.deepcopy(LIBRARY), OURS)
     nn.init.normal_(model.classifier_weight)  # torchvision's starts at zero
-    plain = copy.deepcopy(model.classifier.network)
+    plain = copy.deepcopy(model.classifier.plain)
     wake(model)
     images, samples = batch([1, 0], ['forget', 'retain'])
     views = model.views(images, samples, teachers=['task_start'])
     stacked = torch.stack(images)
     for row, side in enumerate(('forget', 'retain')):
         now, before = views[side].now, views[side].teachers['task_start']
-        torch.testing.assert_close(now.logits, model.classifier.network(stacked)[[row]])
+        torch.testing.assert_close(now.logits, model.classifier.plain(stacked)[[row]])
         torch.testing.assert_close(before.logits, plain.eval()(stacked)[[row]])
         weight, bias = model.classifier_weight, model.class_layers[0].bias
         torch.testing.assert_close(F.linear(now.embeddings, weight, bias), now.logits)
