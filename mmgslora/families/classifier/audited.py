@@ -78,7 +78,7 @@ class AuditedClassifier(AuditedModel):
         log_probs = []
         for batch in self._batches(data, images):
             inputs, _ = self._prepare(data, batch)
-            with torch.no_grad(), after_blocks(self.model) as blocks:
+            with torch.no_grad(), after_blocks(self.model, inputs) as blocks:
                 logits, embeddings = self.model(inputs, mode='tensor')
             for name, values in dict(blocks, embedding=embeddings).items():
                 if len(values) == len(batch):  # some blocks fold positions into the batch

@@ -129,7 +129,7 @@ def _outputs(
     given: Sequence[Tensor] = (),
 ) -> Outputs:
     """A pass; where it is given what a block gives, and the rows so far, from there on."""
-    with after_blocks(classifier) as seen, _from(classifier, start, given):
+    with after_blocks(classifier, images) as seen, _from(classifier, start, given):
         now = Outputs(*classifier(images))
     # Some blocks fold positions into the batch.
     rows = [row for row in seen.values() if len(row) == len(images)]
@@ -151,7 +151,7 @@ def _stages(
     """
     blocks = block_modules(classifier)
     with (
-        after_blocks(classifier) as seen,
+        after_blocks(classifier, images) as seen,
         _from(classifier, start, given),
         recorded(blocks, until) as calls,
     ):
