@@ -37,6 +37,11 @@ _FOREIGN = {
     'alpha_pattern': ({}, None),
     'layer_replication': (None,),
     'alora_invocation_tokens': (None,),
+    'arrow_config': (None,),
+    'kasa_config': (None,),
+    'monteclora_config': (None,),
+    'use_bdlora': (None,),
+    'velora_config': (None,),
     # Others, as PiSSA, OLoRA and LoftQ, take from the base weight what the adapter begins with.
     'init_lora_weights': (True, False, None, 'gaussian', 'eva', 'orthogonal', 'mica'),
 }

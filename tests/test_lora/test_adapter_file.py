@@ -216,6 +216,26 @@ def test_what_peft_can_and_this_package_cannot(tmp_path, setting, message):
         load_adapter(model, tmp_path / 'a')
 
 
+@pytest.mark.parametrize(
+    ('setting', 'of', 'values'),
+    [
+        ('kasa_config', 'KasaConfig', {}),
+        ('monteclora_config', 'MontecloraConfig', {}),
+        ('use_bdlora', 'BdLoraConfig', dict(target_modules_bd_a=['linear'], nblocks=2)),
+        ('velora_config', 'VeloraConfig', dict(num_groups=2)),
+    ],
+)
+def test_variants_of_peft_are_refused_by_name(tmp_path, setting, of, values):
+    peft = pytest.importorskip('peft')
+    if not hasattr(peft.LoraConfig(), setting):
+        pytest.skip(f'this version of PEFT has no {setting}')
+    variant = {setting: getattr(peft.tuners.lora.config, of)(**values)}
+    config = peft.LoraConfig(r=4, target_modules=['linear1', 'linear2'], **variant)
+    peft.get_peft_model(TorchTransformer(), config).save_pretrained(tmp_path)
+    with pytest.raises(ForgettingError, match=f'{setting} is .*without it only'):
+        apply_adapter(TorchTransformer(), tmp_path)
+
+
 def test_peft_loads_a_whole_detector(tmp_path):
     peft = pytest.importorskip('peft')
     from .tiny_models import small_detr
