@@ -63,7 +63,8 @@ class AuditRecord:
 
     A unit that is in the file, measured on the same files with the same settings, need not be
     measured again; one that was measured on others, or changed since, is dropped. Several
-    processes may measure other units of the same audit at once: none loses what another adds.
+    processes may measure other units of the same audit at once: none loses what another adds. What
+    the file holds of another task is put beside it, and taken from there when that is audited.
 
     Args:
         path: Of ``audit.json``.
@@ -102,8 +103,12 @@ class AuditRecord:
         self.units: dict[str, dict] = {}
         self.nearest: dict[str, str] = {}
         self._measured: list[dict] = []
-        for before in map(_read, (self.path, *known)):
+        for before in map(_read, (self.path, self.put_aside(task['task']), *known)):
             self._take(before)
+
+    def put_aside(self, task: int) -> Path:
+        """Where the audit of a task is while the file holds that of another one."""
+        return self.path.with_name(f'{self.path.stem}_task_{task:02d}.json')
 
     def _take(self, before: Mapping[str, Any]) -> None:
         """What an audit has measured of the same, as long as its rows are as it left them."""
@@ -211,7 +216,10 @@ class AuditRecord:
     def write(self) -> None:
         """Write the file; it is whole or not there."""
         with FileLock(self.path.with_name(f'.{self.path.stem}.lock')):
-            self._take(_read(self.path))
+            there, task = _read(self.path), self.about['task']
+            self._take(there)
+            if there.get('task', task) != task:
+                write_text(self.put_aside(there['task']), json.dumps(there, indent=1))
             verdict = self.verdict()
             content = dict(
                 self.rows.content,

@@ -64,6 +64,21 @@ def test_two_that_measure_at_once(record_at):
     assert not new.has('output', 'unlearned') and new.has('output', 'oracle')
 
 
+def test_what_was_measured_of_another_task_is_put_beside(record_at, tmp_path):
+    after = changed('unlearned')
+    record_at().add('probe', 'unlearned', [row('unlearned', 'probe/x', 1.0, seed=0)], 0.0)
+    other = record_at(task=2, forgotten=('a', 'b'), files=after)
+    other.add('probe', 'unlearned', [row('unlearned', 'probe/x', 2.0, seed=0)], 0.0)
+    for name, task, value in (('audit_task_01.json', 1, 1.0), ('audit.json', 2, 2.0)):
+        held = json.loads((tmp_path / name).read_text())
+        assert held['task'] == task and [one['value'] for one in held['rows']] == [value]
+    assert mean(record_at(), 'probe/x', 'unlearned') == 1.0
+    record_at().write()
+    assert json.loads((tmp_path / 'audit.json').read_text())['rows'][0]['value'] == 1.0
+    again = record_at(task=2, forgotten=('a', 'b'), files=after)
+    assert mean(again, 'probe/x', 'unlearned') == 2.0
+
+
 def changed(role):
     return {**FILES, role: dict(path=f'{role}.pth', sha256='changed')}
 
