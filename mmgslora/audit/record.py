@@ -32,6 +32,7 @@ from mmgslora.audit.verdict import (
     limits_of,
     worst,
 )
+from mmgslora.records.ledger import Ledger
 from mmgslora.records.record import unfinished
 
 _ONE_ORACLE = (
@@ -78,6 +79,9 @@ class AuditRecord:
         data: What identifies the data and the architecture of the audit. Defaults to ''.
         known: Files of other audits, whose units count as this one's own where they are of the
             same model, data and settings. Defaults to none.
+
+    Raises:
+        ForgettingError: The ledger beside the file is not as it was written.
     """
 
     def __init__(
@@ -99,6 +103,13 @@ class AuditRecord:
             files=dict(files),
             settings=asdict(settings),
         )
+        self._taken_back = [
+            f'Request {entry["task"]} ({", ".join(entry["classes"])}) was taken back on '
+            f'{entry["time"][:10]}: this audit is of the model before, and nothing is known of '
+            f'{entry["files"]["merged"]["path"]}.'
+            for entry in Ledger(self.path.parent).entries
+            if entry['event'] == 'taken back' and entry['task'] <= task['task']
+        ]
         self.limits = limits_of(None) if limits is None else dict(limits)
         self.units: dict[str, dict] = {}
         self.nearest: dict[str, str] = {}
@@ -211,7 +222,7 @@ class AuditRecord:
         first = {0: _NO_ORACLE, 1: (_ONE_ORACLE,)}.get(oracles, ())
         if not oracles and UNSEEN in measured:
             first = (_UNSEEN, _NO_ORACLE[1])
-        return [*filter(None, [unfinished(self.run)]), *first, *_ALWAYS]
+        return [*filter(None, [unfinished(self.run)]), *self._taken_back, *first, *_ALWAYS]
 
     def write(self) -> None:
         """Write the file; it is whole or not there."""

@@ -7,6 +7,7 @@ from mmgslora.audit.measures import MORE, Settings
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import AuditRows
 from mmgslora.audit.verdict import limits_of
+from mmgslora.records.ledger import Ledger
 
 FILES = {
     role: dict(path=f'{role}.pth', sha256=role) for role in ('unlearned', 'original', 'oracle')
@@ -252,6 +253,19 @@ def test_an_audit_of_an_unfinished_run_says_so(record_at):
     assert 'unfinished' not in record_at().cannot_conclude()[0]
     record = record_at(protocol=dict(tasks=[['a'], ['z']]))
     assert record.cannot_conclude()[0].startswith('The run is unfinished: 1 of its 2 requests')
+
+
+def test_a_request_that_was_taken_back_is_said_to_be(record_at, tmp_path):
+    for number in (2, 1):
+        file = dict(path=f'merged/without_{number:02d}.pth', sha256='7' * 64)
+        line = Ledger(tmp_path).append(
+            'taken back', task=number, classes=['a', 'b'], files=dict(merged=file)
+        )
+    assert record_at().cannot_conclude()[0] == (
+        f'Request 1 (a, b) was taken back on {line["time"][:10]}: this audit is of the model '
+        'before, and nothing is known of merged/without_01.pth.'
+    )
+    assert 'taken back' not in record_at().cannot_conclude()[1]  # the other came after this task
 
 
 def test_an_oracle_that_was_not_measured_stands_for_nothing(record_at):
