@@ -18,8 +18,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import find_classes
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 from torchvision.transforms import InterpolationMode, v2
 
 from mmgslora.errors import ForgettingError
@@ -111,16 +110,33 @@ class FolderDataset(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """List the images, check them, and keep those of this part."""
-        try:
-            listing = ImageFolder(str(self.folder))
-        except FileNotFoundError as error:
-            raise ForgettingError(f'Image folder {str(self.folder)!r}: {error}') from error
         label_of = {name: label for label, name in enumerate(self.metainfo['classes'])}
-        images = [
-            dict(img_path=path, img_id=number, gt_label=label_of[listing.classes[label]])
-            for number, (path, label) in enumerate(listing.samples)
-            if listing.classes[label] in label_of
-        ]
+        images, number, empty, others = [], 0, [], Counter()
+        for name in class_folders(self.folder):
+            files = _files(self.folder / name)
+            paths = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+            if name in label_of:
+                label = label_of[name]
+                images += [
+                    dict(img_path=path, img_id=img_id, gt_label=label)
+                    for img_id, path in enumerate(paths, number)
+                ]
+                empty += [] if paths else [name]
+                rest = (Path(file) for file in files if not file.lower().endswith(IMG_EXTENSIONS))
+                others.update(x.suffix or 'none' for x in rest if x.name[0] != '.')
+            number += len(paths)
+        if empty:
+            raise ForgettingError(
+                f'Image folder {str(self.folder)!r}: Found no valid file for the classes '
+                f'{", ".join(empty)}. Supported extensions are: {", ".join(IMG_EXTENSIONS)}.'
+            )
+        if others:
+            kinds = ', '.join(f'{count} with {kind}' for kind, count in others.most_common(5))
+            print_log(
+                f'Left out of {str(self.folder)!r}: {others.total()} file(s) that are no images by '
+                f'their extension: {kinds}.',
+                logger='current',
+            )
         if self.split is not None:
             images = self._part(images)
         if self.verify == 'all':
@@ -219,6 +235,12 @@ def _build(config: dict) -> v2.Transform:
         return getattr(v2, name)(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise ForgettingError(f'Transform {dict(config)} cannot be built: {error}.') from error
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder, in the order of torchvision's ``ImageFolder``."""
+    below = sorted(os.walk(folder, followlinks=True))
+    return [str(Path(at, file)) for at, _, files in below for file in sorted(files)]
 
 
 def class_folders(folder: str | Path) -> tuple[str, ...]:

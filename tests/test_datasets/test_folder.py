@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.registry import DATASETS
 from PIL import Image
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from mmgslora.datasets import folder
@@ -65,6 +66,25 @@ def test_some_classes_in_an_order_of_their_own(root):
     )
     half = FolderDataset(str(root), 'train', classes=['bee', 'ant'], split=dict(train=1, val=1))
     assert {half.get_data_info(i)['gt_label'] for i in range(len(half))} == {0, 1}
+
+
+def test_files_that_are_left_out_are_counted(root, monkeypatch):
+    """Four; a hidden one and what lies in folders that do not count are not named."""
+    for name in ('ant/a.txt', 'ant/b.avif', 'bee/more/c.avif', 'bee/d', 'bee/.e', 'cow/f.txt'):
+        (root / 'train' / name).parent.mkdir(exist_ok=True)
+        (root / 'train' / name).write_text('no image')
+    listed = ImageFolder(str(root / 'train')).samples
+    (root / 'train/empty').mkdir()
+    said = []
+    monkeypatch.setattr(folder, 'print_log', lambda text, logger: said.append(text))
+    dataset = FolderDataset(str(root), 'train', classes=['bee', 'ant'])
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    assert [x['img_path'] for x in infos] == [path for path, label in listed if label in (0, 1)]
+    kinds = '2 with .avif, 1 with .txt, 1 with none'
+    where = repr(str(root / 'train'))
+    assert said == [
+        f'Left out of {where}: 4 file(s) that are no images by their extension: {kinds}.'
+    ]
 
 
 def test_grey_palette_and_transparent_images_become_rgb(root):
