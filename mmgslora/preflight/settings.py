@@ -167,11 +167,17 @@ def training_settings(plan: Plan) -> Iterator[str]:
     loop = plan.plain['train_cfg']
     yield from _of_class(loop, 'train_cfg', LOOPS, ('runner', 'dataloader'))
     steps, epochs = loop.get('steps_per_task'), loop.get('epochs_per_task')
-    if isinstance(steps, int) and isinstance(epochs, int) and steps < epochs:
-        yield (
-            f'steps_per_task is {steps}; it must be at least epochs_per_task, {epochs}, for every '
-            'epoch has a step.'
-        )
+    if isinstance(steps, int) and isinstance(epochs, int):
+        if steps < epochs:
+            yield (
+                f'steps_per_task is {steps}; it must be at least epochs_per_task, {epochs}, for '
+                'every epoch has a step.'
+            )
+        elif epochs > 0 and steps % epochs:
+            plan.notes.append(
+                f'steps_per_task is {steps}: {epochs} epochs of {steps // epochs} steps are '
+                f'{steps - steps % epochs}, and no more are trained.'
+            )
     yield from _served(plan, loop.get('served'))
     measured = loop.get('evaluate_on', 'test')
     for key in ('dataloader', 'evaluator', 'cfg'):

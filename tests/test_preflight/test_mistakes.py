@@ -153,6 +153,15 @@ def test_checkpoints_far_apart_are_worth_a_note(command, cfg):
     assert result.code == 0 and 'checkpoint.interval is 10: a run that is killed' in result.out
 
 
+def test_steps_that_the_epochs_do_not_share_are_worth_a_note(command, cfg):
+    cfg.train_cfg.update(epochs_per_task=3, steps_per_task=11)
+    result = command()
+    assert result.code == 0
+    assert 'steps_per_task is 11: 3 epochs of 3 steps are 9, and no more are' in result.out
+    cfg.train_cfg.steps_per_task = 12
+    assert 'steps_per_task' not in command().out
+
+
 def test_an_average_that_would_not_be_saved(command, cfg):
     cfg.custom_hooks.append(dict(type='EMAHook'))
     refused(command(), 'EMAHook would have its average measured .* take AveragingHook')
