@@ -51,15 +51,16 @@ class ImageNet900Hook(Hook):
                 raise ForgettingError(f'{missing}; put the images there, or leave the check out.')
             runner.logger.info(f'{missing}; the check is left out.')
             return
-        head = runner.train_loop.model.plain_model.head
+        model = runner.train_loop.model.plain_model
+        head = getattr(model, 'head', None)  # a network of another library names its own
         if not isinstance(head, ImageNetHead):
             raise ForgettingError(
-                f'The head is a {type(head).__name__}; the ImageNet900 check needs an '
-                'ImageNetHead, whose other rows it puts back.'
+                f'The head is a {type(model.class_layer).__name__}; the ImageNet900 check needs '
+                'an ImageNetHead, whose other rows it puts back.'
             )
         # Every image once, whatever the number of processes.
         sampler = dict(type='DefaultSampler', shuffle=False, round_up=False)
-        self._loader = runner.build_dataloader(dict(sampler=sampler, **self.dataloader))
+        self._loader = runner.build_dataloader({**self.dataloader, 'sampler': sampler})
         names = self._loader.dataset.metainfo['classes']
         self._rows = torch.tensor(head_rows(names, head.all_folder_names))
         known = [name for name, row in zip(names, self._rows.tolist()) if row in head.rows]

@@ -17,7 +17,7 @@ from torchvision.models import WeightsEnum
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.classifier import ImageNet900Hook
-from mmgslora.models import ImageNetHead
+from mmgslora.models import ImageNetHead, TorchvisionClassifier
 
 ALL = ['n01', 'n02', 'n05', 'n10', 'n20']
 COLOURS = dict(red=(1, 0, 0), green=(0, 1, 0), yellow=(1, 1, 0), black=(0, 0, 0))
@@ -55,6 +55,7 @@ def runner_of(head):
     """As far as the hook reads it: the embedding of an image is its mean colour."""
     plain = nn.Module()
     plain.head = head
+    plain.class_layer = head
     plain.embed = lambda images: torch.stack(images).mean((2, 3))
     model = SimpleNamespace(
         plain_model=plain,
@@ -103,8 +104,23 @@ def test_other_classes_only(tmp_path, classes, words):
         hook_of(tmp_path).before_train(runner_of(ImageNetHead(['n05', 'n02'], ALL)))
 
 
+def test_a_loader_of_the_config_with_its_sampler(tmp_path):
+    """Every image once, whatever the sampler was."""
+    write_images(tmp_path, dict(n01=['red', 'green', 'red']))
+    hook, runner = hook_of(tmp_path), runner_of(ImageNetHead(['n05', 'n02'], ALL))
+    hook.dataloader['sampler'] = dict(type='InfiniteSampler')
+    hook.before_train(runner)
+    metrics = {}
+    hook.after_test_epoch(runner, metrics=metrics)
+    assert metrics == {'ImageNet900/top1': pytest.approx(100 * 2 / 3)}
+
+
 def test_another_head(tmp_path):
     write_images(tmp_path, dict(n01=['red']))
+    network = TorchvisionClassifier('resnet18', num_classes=2)
+    other = SimpleNamespace(train_loop=SimpleNamespace(model=SimpleNamespace(plain_model=network)))
+    with pytest.raises(ForgettingError, match='The head is a Linear; .* needs an ImageNetHead'):
+        hook_of(tmp_path).before_train(other)
     with pytest.raises(ForgettingError, match='The head is a Linear; .* needs an ImageNetHead'):
         hook_of(tmp_path).before_train(runner_of(nn.Linear(3, 2)))
 
