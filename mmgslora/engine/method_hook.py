@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-_KEYS = ('method', 'tune')
+_KEYS = ('method', 'tune', 'together')
 
 
 @HOOKS.register_module()
@@ -17,7 +17,7 @@ class MethodHook(Hook):
     """Lets a method act before a task, at each iteration and step, and after the task.
 
     A step is the optimizer's: with gradient accumulation or AMP one may belong to several
-    iterations, or to none. What the method and the tuner need to go on after a kill is in every
+    iterations, or to none. What method, tuner and model need to go on after a kill is in every
     checkpoint. The seconds that the method takes before a task, and what it says of a task, go
     to the message hub.
 

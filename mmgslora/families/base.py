@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import fitting_weights
+from mmgslora.families.together import Together
 from mmgslora.families.untrained import untrained
 from mmgslora.families.view import SIDES, View
 from mmgslora.methods.base import Context, Task, build_method
@@ -39,6 +40,7 @@ class ForgettingModel(BaseModel):
 
     Attributes:
         watchers: Called with the views of every training step when its losses are there.
+        together: Which images go through fixed parts at once.
 
     Raises:
         ForgettingError: The model cannot be tuned so, the method, the tuner or one of their
@@ -49,6 +51,8 @@ class ForgettingModel(BaseModel):
     """Name of the attribute that holds the plain model, and of its keys in checkpoints."""
     frozen_parts: tuple[str, ...] = ()
     """Parts of the plain model that carry no adapter unless ``tune`` says otherwise."""
+    images_together: int = 1
+    """How many images go through fixed parts at once, where that changes nothing."""
     plain_config: Mapping[str, Any]
     """Config of the plain model."""
 
@@ -64,6 +68,7 @@ class ForgettingModel(BaseModel):
         self._register_load_state_dict_pre_hook(self._make_room_for_a_seal)
         self._register_load_state_dict_pre_hook(self._accept_plain_checkpoint)
         self.watchers: list[Callable[[Mapping[str, View], Context], None]] = []
+        self.together = Together(self.images_together)
         self._context: Context | None = None
         self._partition: ClassPartition | None = None
         self.train()

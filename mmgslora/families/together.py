@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor
 
 _PIXELS = 512 * 512  # a larger image keeps a device busy alone
@@ -20,8 +22,9 @@ class Together:
     resume that is another. So every pass has the same number of images, filled up with the first of
     them, and images of a kind go together once a second pass, with one of them in every other place
     and less company, has given the same for each, to the bit. They are run one by one where it has
-    not, and in a run whose first batch has images of several kinds, larger ones, or fewer than go
-    together.
+    not, and in a run whose first batch, in one of its processes, has images of several kinds,
+    larger ones, or fewer than go together. That goes into every checkpoint: the first batch after a
+    resume is another.
 
     Args:
         number: Images of a pass. More are faster as long as all of a batch have to be run; of a
@@ -41,8 +44,18 @@ class Together:
             pixels: Of an image.
         """
         if self._usable is None:
-            fits = len(kinds) >= self.number and pixels <= _PIXELS
-            self._usable = fits and len(set(kinds)) == 1
+            fits = len(kinds) >= self.number and pixels <= _PIXELS and len(set(kinds)) == 1
+            in_all = torch.tensor(int(fits))
+            all_reduce(in_all, op='min')
+            self._usable = bool(in_all)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a kill."""
+        return dict(usable=self._usable)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._usable = state.get('usable', self._usable)
 
     def run(
         self, rows: Sequence[int], kind: Hashable, forward: Callable[[list[int]], Gave]

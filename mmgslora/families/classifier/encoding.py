@@ -31,11 +31,12 @@ class Encoding:
     Args:
         tune: What of the classifier may change.
         cache: Where to keep what stages give; one of 0 bytes runs every batch as it is.
+        together: Runs fixed stages for several images at once.
     """
 
-    def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
+    def __init__(self, tune: Tuner, cache: FeatureCache, together: Together) -> None:
         self.cache = cache
-        self.together = Together(8)
+        self.together = together
         self.stages = Stages(tune, classifier_stages, cache.keep_only)
         self._continued: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 

@@ -50,6 +50,7 @@ class ForgettingClassifier(ForgettingModel):
     """
 
     model_key = 'classifier'
+    images_together = 8
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class ForgettingClassifier(ForgettingModel):
             )
         super().__init__(built, method, tune, init_cfg)
         self.plain_config = copy.deepcopy(classifier)
-        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9))
+        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9), self.together)
         layer = built.class_layer
         if isinstance(layer, Adapter):
             name = next(name for name, module in built.named_modules() if module is layer)

@@ -57,11 +57,12 @@ class Encoding:
     Args:
         tune: What of the detector may change.
         cache: Where to keep what stages give.
+        together: Runs fixed stages for several images at once.
     """
 
-    def __init__(self, tune: Tuner, cache: FeatureCache) -> None:
+    def __init__(self, tune: Tuner, cache: FeatureCache, together: Together) -> None:
         self.tune, self.cache = tune, cache
-        self.together = Together(4)
+        self.together = together
         self.stages = Stages(tune, detector_stages, cache.keep_only)
         # By the shape of an image: those of the trunk's maps and of what the encoder makes of them.
         self._shapes: dict[torch.Size, list[torch.Size]] = {}

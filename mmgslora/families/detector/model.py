@@ -82,6 +82,7 @@ class ForgettingDetector(ForgettingModel):
 
     model_key = 'detector'
     frozen_parts = ('backbone', 'neck')
+    images_together = 4
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class ForgettingDetector(ForgettingModel):
             )
         super().__init__(built, method, tune, init_cfg)
         self.plain_config = copy.deepcopy(detector)
-        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9))
+        self._encoding = Encoding(self.tune, FeatureCache(cache_gb * 1e9), self.together)
 
     @property
     def num_classes(self) -> int:

@@ -10,6 +10,7 @@ from mmgslora.datasets import Protocol
 from mmgslora.families.cache import FeatureCache
 from mmgslora.families.classifier import ForgettingClassifier
 from mmgslora.families.classifier.encoding import Encoding, classifier_stages
+from mmgslora.families.together import Together
 from mmgslora.lora import merge_adapters
 
 from .test_model import BACKBONE, CLASSES, HEADS, OURS, batch, wake
@@ -187,7 +188,7 @@ def test_continued_only_where_that_is_the_same(chain):
         owns = staticmethod(lambda key: False)
         learns = staticmethod(lambda module, recurse=True: module is model.layers[2])
 
-    encoding = Encoding(Tune(), FeatureCache(1e9))
+    encoding = Encoding(Tune(), FeatureCache(1e9), Together(8))
     assert list(classifier_stages(model)) == ['block.0', 'block.1', 'block.2', 'head']
     assert list(encoding.stages.fixed(model)) == ['block.0', 'block.1']
     images = list(torch.randn(3, 4, 2, 4))

@@ -1,6 +1,7 @@
 """What does not learn is computed once per image, and gives what it gave without that."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmgslora.datasets import SHAPES, Protocol
+from mmgslora.engine import MethodHook
 from mmgslora.families.detector import ForgettingDetector
 from mmgslora.lora import lora_layers, merge_adapters
 
@@ -48,6 +50,37 @@ def counted(model):
         lambda m, a, k: count('encoder', len(k['query'])), with_kwargs=True
     )
     return counts
+
+
+def passes_of(model):
+    """How many images each pass of the backbone has from now on."""
+    sizes = []
+    model.detector.backbone.register_forward_pre_hook(lambda m, a: sizes.append(len(a[0])))
+    return sizes
+
+
+def test_a_resumed_run_goes_on_as_its_first_batch_had_it(build):
+    """Images of several sizes came first before the kill, images of one size after it."""
+    whole, resumed = build(), build()
+    disturb(whole)
+    disturb(resumed)
+    mixed = batch(whole)
+    for sample in mixed['data_samples'][:2]:
+        sample.set_metainfo(dict(img_shape=(48, 64)))
+    whole(**mixed, mode='loss')
+    saved = {}
+    for moment, model in (('before_save', whole), ('after_load', resumed)):
+        runner = SimpleNamespace(train_loop=SimpleNamespace(model=model))
+        getattr(MethodHook(), f'{moment}_checkpoint')(runner, saved)
+    found = []
+    for model in (whole, resumed):
+        sizes = passes_of(model)
+        data = batch(model)
+        data['inputs'] = data['inputs'].flip(-1)
+        found.append((sizes, model(**data, mode='loss')))
+    (sizes, losses), (again, same) = found
+    assert sizes == again == [1, 1, 1, 1]
+    assert all(torch.equal(losses[name], same[name]) for name in losses)
 
 
 def hold_encoder(model):
