@@ -74,6 +74,9 @@ def _clip(
 ) -> None: ...
 
 
+def _schedule(T_max: Count | None = None) -> None: ...
+
+
 def _checkpoints(
     interval: Count = 1,
     max_keep_ckpts: Count | Literal[-1] = -1,
@@ -217,6 +220,7 @@ def training_settings(plan: Plan) -> Iterator[str]:
     for number, item in enumerate(plan.schedulers):
         where = f'param_scheduler[{number}]'
         yield from _of_class(item, where, PARAM_SCHEDULERS, ('optimizer', 'param_name'))
+        yield from wrong_values(_schedule, _dict(item), where)
     seeds = plan.plain.get('randomness', {})
     if not isinstance(seeds, Mapping):
         yield f'randomness is {seeds!r}; it can be a dict, such as dict(seed=0).'

@@ -58,6 +58,7 @@ SETTINGS = {
     'beta of Adam': ('optim_wrapper.optimizer.betas=0.9', 'optim_wrapper cannot be built: Type'),
     'schedule as text': ('param_scheduler=cosine', r"param_scheduler\[0\] is 'cosine'; it can be"),
     'schedule backwards': ('param_scheduler.0.end=-5', r'param_scheduler\[0\] cannot be built'),
+    'cosine of no length': ('param_scheduler.1.T_max=0', r'param_scheduler\[1\]: T_max is 0; it can'),
     'key of clipping': ('optim_wrapper.clip_grad.maxnorm=1', "has no setting 'maxnorm'"),
     'norm in words': ('optim_wrapper.clip_grad.norm_type=l2', "norm_type is 'l2'; it can be a num"),
     'key of a loader': ('test_dataloader.numworkers=1', "did you mean 'num_workers'"),
