@@ -43,6 +43,15 @@ def optimizer(plan: Plan) -> Iterator[str]:
         raise
     except Exception as error:  # those of PyTorch and MMEngine fail in ways of their own
         yield f'{where} cannot be built: {reason(error)}'
+        return
+    names = [name for name, _ in plan.model.named_parameters()]
+    paramwise = plan.plain['optim_wrapper'].get('paramwise_cfg') or {}
+    for key in paramwise.get('custom_keys') or {}:
+        if not any(key in name for name in names):
+            plan.notes.append(
+                f'optim_wrapper.paramwise_cfg.custom_keys has {key!r}, which is in no name of a '
+                'parameter of the model, and changes nothing.'
+            )
 
 
 def method_epochs(plan: Plan) -> Iterator[str]:

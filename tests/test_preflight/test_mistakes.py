@@ -58,7 +58,7 @@ SETTINGS = {
     'beta of Adam': ('optim_wrapper.optimizer.betas=0.9', 'optim_wrapper cannot be built: Type'),
     'schedule as text': ('param_scheduler=cosine', r"param_scheduler\[0\] is 'cosine'; it can be"),
     'schedule backwards': ('param_scheduler.0.end=-5', r'param_scheduler\[0\] cannot be built'),
-    'cosine of no length': ('param_scheduler.1.T_max=0', r'param_scheduler\[1\]: T_max is 0; it can'),
+    'cosine of no length': ('param_scheduler.1.T_max=0', 'T_max is 0; it can be a whole number'),
     'key of clipping': ('optim_wrapper.clip_grad.maxnorm=1', "has no setting 'maxnorm'"),
     'norm in words': ('optim_wrapper.clip_grad.norm_type=l2', "norm_type is 'l2'; it can be a num"),
     'key of a loader': ('test_dataloader.numworkers=1', "did you mean 'num_workers'"),
@@ -161,6 +161,14 @@ def test_steps_that_the_epochs_do_not_share_are_worth_a_note(command, cfg):
     assert 'steps_per_task is 11: 3 epochs of 3 steps are 9, and no more are' in result.out
     cfg.train_cfg.steps_per_task = 12
     assert 'steps_per_task' not in command().out
+
+
+def test_a_key_of_no_parameter_is_worth_a_note(command, cfg):
+    keys = {'decoder.layers.1': dict(lr_mult=0.5), 'decodre': dict(lr_mult=0.1)}
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
+    result = command()
+    assert result.code == 0 and result.out.count('custom_keys has') == 1
+    assert "custom_keys has 'decodre', which is in no name of a parameter" in result.out
 
 
 def test_an_average_that_would_not_be_saved(command, cfg):
