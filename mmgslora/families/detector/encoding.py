@@ -87,6 +87,9 @@ class Encoding:
         self.together.begin(
             [kind_of(content) for content in images.contents], images.inputs[0, 0].numel()
         )
+        if 'head' in stages and hasattr(detector, 'cache_dict'):
+            # Which queries were dropped as duplicates is left behind by a pass of the whole batch.
+            stages = {name: key for name, key in stages.items() if name != 'head'}
         if 'head' in stages:
             known = self._known(detector, images, stages, ['head'])
             return [_joined(stage['head'] for stage in known)]

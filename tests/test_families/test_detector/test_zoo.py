@@ -309,6 +309,23 @@ def test_queries_dropped_as_duplicates_are_not_matched(zoo, monkeypatch):
     assert min(candidates) < SIZES['num_queries']
 
 
+def test_duplicates_are_dropped_where_nothing_learns(zoo):
+    """As before a task, when prototypes are made: the same queries as in a pass of the batch."""
+    _, model = zoo('ddq')
+    head = model.detector.bbox_head
+    head.reg_branches[0][-1].bias.data[2:] += 4  # boxes that nearly fill the image overlap
+    model.detector.dqs_cfg['iou_threshold'] = 0.3
+    model.eval()
+    with torch.no_grad():
+        live = model.views(**prepared(model))
+        with model.tune.at_start():
+            fixed = [model.views(**prepared(model)) for _ in range(2)]
+    masks = model._kept_queries(4)
+    assert masks.shape == (4, SIZES['num_queries']) and not masks.all()
+    for views in fixed:
+        assert all(views[side].matched.equal(live[side].matched) for side in live)
+
+
 @pytest.mark.parametrize('name', ZOO)
 def test_views_hold_what_the_classifier_reads(zoo, name):
     _, model = zoo(name)
