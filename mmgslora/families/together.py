@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,12 +60,12 @@ class Together:
     def run(
         self, rows: Sequence[int], kind: Hashable, forward: Callable[[list[int]], Gave]
     ) -> Iterator[tuple[int, Gave]]:
-        """What a pass gives for each of these images, one after another.
+        """What a pass gives for each of these images.
 
         Args:
-            rows: Positions of images, all different.
+            rows: Their positions, all different.
             kind: What decides how they are run, besides the images.
-            forward: A pass of the images at some positions, of which one may come several times.
+            forward: A pass of some positions, of which one may come several times.
         """
         number = self.number if self._usable and self._alike.get(kind, True) else 1
         for start in range(0, len(rows), number):
@@ -85,14 +85,15 @@ class Together:
                 yield row, {k: tuple(x[i : i + 1].clone() for x in v) for k, v in gave.items()}
 
 
-def _same(rows: Sequence[int], *passes: Gave) -> bool:
+def joined(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """One batch of what stages gave for every image."""
+    return tuple(torch.cat(parts) for parts in zip(*rows))
+
+
+def _same(rows: Sequence[int], one: Gave, other: Gave) -> bool:
     """Whether two passes gave the same wherever they had the same image."""
-    one, other = passes
-    first = torch.tensor([rows.index(row) for row in rows])
-    for a, b in ((a, b) for name in one for a, b in zip(one[name], other[name])):
-        if len(a) + len(b) != len(rows) or a.shape != b.shape:
-            return False  # not a row for each image
-        joined = torch.cat([a, b])
-        if not torch.equal(joined, joined[first.to(joined.device)]):
-            return False
-    return True
+    first = [rows.index(row) for row in rows]
+    pairs = [pair for name in one for pair in zip(one[name], other[name])]
+    if not all(a.shape == b.shape and 2 * len(a) == len(rows) for a, b in pairs):
+        return False  # not a row for each image
+    return all(torch.equal(both, both[first]) for both in map(torch.cat, pairs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from mmgslora.families.classifier.blocks import after_blocks, block_modules
 from mmgslora.families.content import seen_as
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Part, Stages
-from mmgslora.families.together import Gave, Together
+from mmgslora.families.together import Gave, Together, joined
 from mmgslora.families.view import Outputs
 from mmgslora.tuning import Tuner
 
@@ -51,11 +51,11 @@ class Encoding:
         *_, last = stages or [None]
         if last is None or not self._continues(classifier, last, images[0][None]):
             return _outputs(classifier, images)
-        joined = _joined(self._known(classifier, images, stages))
+        known = joined(self._known(classifier, images, stages))
         if last == 'head':
-            logits, embeddings, *rows = joined
+            logits, embeddings, *rows = known
             return Outputs(logits, embeddings, states=tuple(rows))
-        return _outputs(classifier, images, last, joined)
+        return _outputs(classifier, images, last, known)
 
     def _known(
         self, classifier: nn.Module, images: Sequence[Tensor], stages: Mapping[str, tuple]
@@ -78,7 +78,7 @@ class Encoding:
                 missing.setdefault((start, *content[1:]), []).append(row)
 
         def forward(start: str | None, rows: list[int]) -> Gave:
-            given = _joined(known[contents[row]] for row in rows)
+            given = joined(known[contents[row]] for row in rows)
             some = torch.stack([images[row] for row in rows])
             with torch.no_grad():
                 return _stages(classifier, some, names[-1], start, given)
@@ -166,11 +166,6 @@ def _stages(
     if 'head' in calls:
         gave['head'] = (*calls['head'].output, *(row for row in rows if len(row) == len(images)))
     return gave
-
-
-def _joined(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """One batch of what stages gave for every image."""
-    return tuple(torch.cat(parts) for parts in zip(*rows))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from mmgslora.families.content import seen_as
 from mmgslora.families.detector.stages import decoder_stages, detector_stages
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Stages
-from mmgslora.families.together import Gave, Together
+from mmgslora.families.together import Gave, Together, joined
 from mmgslora.tuning import Tuner
 
 
@@ -92,13 +92,13 @@ class Encoding:
             stages = {name: key for name, key in stages.items() if name != 'head'}
         if 'head' in stages:
             known = self._known(detector, images, stages, ['head'])
-            return [_joined(stage['head'] for stage in known)]
+            return [joined(stage['head'] for stage in known)]
         first = queries.setdefault('stages', stages)
         given: dict[nn.Module, Callable] = {}
         if 'encoder' in stages:
             given, features = self._given(detector, images, stages, first)
         elif 'trunk' in stages:
-            features = _joined(self._trunk(detector, images, stages))
+            features = joined(self._trunk(detector, images, stages))
         else:
             features = detector.extract_feat(images.inputs)
         with _shared_queries(detector, queries), standing_in(given):
@@ -148,7 +148,7 @@ class Encoding:
             if 'encoder' in given:
                 features, _ = self._stand_ins(some)
             else:
-                features = _joined(self._trunk(detector, some, stages))
+                features = joined(self._trunk(detector, some, stages))
             with (
                 torch.no_grad(),
                 _shared_queries(detector, {}),
@@ -205,8 +205,8 @@ class Encoding:
             for name in spent:
                 self.cache.drop((stages[name], content))
         maps, memory = self._stand_ins(images)
-        joined = {name: torch.cat([stage[name][0] for stage in known]) for name in wanted}
-        return _forwards(detector, {'encoder': memory, **joined}), maps
+        given = {name: torch.cat([stage[name][0] for stage in known]) for name in wanted}
+        return _forwards(detector, {'encoder': memory, **given}), maps
 
     def _stand_ins(self, images: ImageBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps, and what the encoder gives, in their shapes alone: one number, expanded."""
@@ -220,11 +220,6 @@ def kind_of(content: tuple) -> tuple:
     """What of an image's content its pass depends on beside the pixels: shapes and types."""
     (_, *image), img_shape = content
     return (*image, img_shape)
-
-
-def _joined(rows: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """One batch of what stages gave for every image."""
-    return tuple(torch.cat(parts) for parts in zip(*rows))
 
 
 def _layers(detector: nn.Module, inputs: dict) -> list[tuple[Tensor, Tensor, Tensor]]:
