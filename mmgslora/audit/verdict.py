@@ -47,11 +47,9 @@ RELEARNING_MEASURE = 'relearning/k16/step20'
 NEW_HEAD_MEASURE = 'new_head/k16/step20'
 """The same by an attacker who starts the head's rows anew."""
 ATTACKS = (NEW_HEAD_MEASURE, RELEARNING_MEASURE, 'relearning/k64/step20')
-"""What an adversary would choose from; the largest lead counts."""
-_BELOW = (
-    'probe/neck',
-    'probe/encoder',
-)  # not yet about objects: there is no box to read a class of
+"""What an adversary would choose from; the largest lead counts. The last is for who has so many
+images, and may be left out."""
+_BELOW = ('probe/neck', 'probe/encoder')  # maps of an image, in which nothing stands for an object
 
 NOT_FORGOTTEN = 'not forgotten'
 CAME_BACK = 'came back in part'
@@ -259,8 +257,8 @@ def _inside(
     if gap is None or gap <= limit + _ROUNDING:
         if missing:
             gap, measure = None, missing[-1]
-        elif not any(rows.finds_out(name, limit) for name in measures):
-            gap, nothing = None, _TOO_EASY
+        elif not rows.finds_out(measure if measure in ATTACKS else measures[-1], limit):
+            gap, nothing = None, _TOO_EASY  # of probes the last layer's, which knows most
         if missing and rows.reference_name:
             nothing = f'the audit has no such comparison with {rows.reference_name}'
     name = f'{measure}, above {rows.reference_name or "the oracle"}'

@@ -206,6 +206,32 @@ def test_classes_never_seen_must_find_the_original_out(original, probe, verdict)
     assert ('the original itself would pass' in found.reason) == (verdict == OUTPUT_ONLY)
 
 
+@pytest.mark.parametrize(
+    ('first', 'new_head', 'verdict'),
+    [
+        (90, 60, FORGOTTEN),
+        (70, 60, FORGOTTEN),  # a first layer knows little; the last one tells
+        (90, 20, OUTPUT_ONLY),  # what is furthest above tells nothing, whatever the others do
+    ],
+)
+def test_what_the_original_has_where_the_model_is_furthest(first, new_head, verdict):
+    values = {  # original, the model, classes never seen
+        'probe/first': (first, 70, 70),
+        'probe/last': (95, 40, 80),
+        'relearning/k16/step20': (60, 10, 20),
+        'new_head/k16/step20': (new_head, 20, 20),
+    }
+    models = 'original', 'unlearned', 'unseen'
+    rows = [
+        dict(measure=measure, model=model, seed=None, value=value)
+        for measure, of_models in values.items()
+        for model, value in zip(models, of_models)
+    ]
+    record, audit = record_of(0.0), AuditRows(dict(task=1, rows=rows))
+    found = judge_request(record, record['tasks'][0], limits_of(None), audit)
+    assert found.verdict == verdict
+
+
 def verdict_on(record):
     return judge_request(record, record['tasks'][0], limits_of(None)).verdict
 
