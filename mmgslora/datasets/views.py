@@ -137,19 +137,25 @@ class ForgettingViews(Dataset):
             self._drawn[side] = draw(order, labels)
 
     def _check_counts(self, pool: list[int], partition: ClassPartition, side: str) -> None:
-        counts = Counter(label for i in pool for label in self._labels_of[i])
-        for name in getattr(partition, side):
-            count = counts[self.classes.index(name)]
-            where = f'Class {name!r} ({side} in task {partition.task})'
+        found = Counter(label for i in pool for label in self._labels_of[i])
+        counts = {name: found[self.classes.index(name)] for name in getattr(partition, side)}
+        for name, count in counts.items():
             if not count and (side == 'forget' or not pool):
                 raise ForgettingError(
-                    f'{where} has no training image; every class to forget needs at least one.'
+                    f'Class {name!r} ({side} in task {partition.task}) has no training image; '
+                    'every class to forget needs at least one.'
                 )
-            if self.few_shot is not None and count < self.few_shot:
-                raise ForgettingError(
-                    f'{where} has {count} training images, few_shot asks for {self.few_shot}; '
-                    f'{count} is the most it can be.'
-                )
+        few = {name: n for name, n in counts.items() if n < (self.few_shot or 0)}
+        if few:
+            least = min(few.values())
+            ways = [f'few_shot={least}'] if least else []
+            ways += ['train_cfg.protocol.missing with these'] if side == 'retain' else []
+            raise ForgettingError(
+                f'few_shot asks for {self.few_shot} training images of every class; of the classes '
+                f'to {side} in task {partition.task} fewer have '
+                f'{", ".join(f"{name!r} ({n})" for name, n in few.items())}; use '
+                f'{" or ".join(ways)}.'
+            )
 
     def _share(self, order: list[int], labels: set[int]) -> list[tuple[int, set[int]]]:
         drawn = dict.fromkeys(order[: int(self.data_ratio * len(order))])

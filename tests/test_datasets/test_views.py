@@ -258,8 +258,11 @@ def test_few_shot_boxes(dataset):
 
 def test_too_few_for_few_shot(dataset):
     views = ForgettingViews(dataset, few_shot=3)
-    with pytest.raises(ForgettingError, match="'cat'.*retain in task 1.*has 2.*asks for 3"):
+    few = r"asks for 3.*retain in task 1.*'cat' \(2\), 'cow' \(1\); use few_shot=1 or .*missing"
+    with pytest.raises(ForgettingError, match=few):
         views.set_partition(Protocol(CLASSES, [['dog']]).partition(1))
+    with pytest.raises(ForgettingError, match=r"forget in task 1.*'cow' \(1\); use few_shot=1\."):
+        views.set_partition(Protocol(CLASSES, [['cow']]).partition(1))
     with pytest.raises(ForgettingError, match='few_shot is 0.*from 1 up'):
         ForgettingViews(dataset, few_shot=0)
 
