@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -327,19 +328,21 @@ class PairedSampler(Sampler):
         """The ``total`` retain items of this epoch."""
         count = self.num_retain
         if self.whole:
-            return np.resize(self._shuffled(count, self.epoch), total)
+            return np.resize(_shuffled(count, self.seed, self.epoch), total)
         start = self.epoch * total  # in an endless row of shuffled passes
         rounds = range(start // count, (start + total - 1) // count + 1)
-        row = np.concatenate([self._shuffled(count, r) for r in rounds])
+        row = np.concatenate([_shuffled(count, self.seed, r) for r in rounds])
         return row[start % count :][:total]
 
     def _forget(self, turn: int) -> int:
         """The forget item of a turn, in an endless row of rounds through the classes."""
         round_, place = divmod(turn, len(self.forget_items))
-        label = self._shuffled(len(self.forget_items), round_, 1)[place]
+        label = _shuffled(len(self.forget_items), self.seed, round_, 1)[place]
         items = self.forget_items[label]
         again, place = divmod(round_, len(items))
-        return items[self._shuffled(len(items), again, 2, label)[place]]
+        return items[_shuffled(len(items), self.seed, again, 2, label)[place]]
 
-    def _shuffled(self, count: int, *which: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, *which]).permutation(count)
+
+@lru_cache(maxsize=1024)
+def _shuffled(count: int, *seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)

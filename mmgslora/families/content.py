@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
-from functools import lru_cache
+from collections.abc import Hashable, Sequence
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -12,12 +12,19 @@ from torch import Tensor
 _ROW = 1024  # words of eight bytes
 
 
-def seen_as(image: Tensor) -> tuple[Hashable, ...]:
-    """What the values of a model depend on of an image (c, h, w), and of autocast."""
-    with torch.no_grad():
-        corner = image[0, :1, :1]
-        computed_in = torch.mm(corner, corner).dtype
-    return content_of(image), tuple(image.shape), image.dtype, computed_in
+class Identified:
+    """Images (c, h, w) of a batch, with what identifies each, worked out when first asked for."""
+
+    def __init__(self, images: Sequence[Tensor] | Tensor) -> None:
+        self.images = images
+
+    @cached_property
+    def contents(self) -> list[tuple[Hashable, ...]]:
+        """What the values of a model depend on of each image, and of autocast."""
+        with torch.no_grad():
+            corner = self.images[0][0, :1, :1]
+            computed_in = torch.mm(corner, corner).dtype
+        return [(content_of(x), tuple(x.shape), x.dtype, computed_in) for x in self.images]
 
 
 def content_of(tensor: Tensor) -> bytes:

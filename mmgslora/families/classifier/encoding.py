@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache
 from mmgslora.families.classifier.blocks import after_blocks, block_modules
-from mmgslora.families.content import seen_as
+from mmgslora.families.content import Identified
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Part, Stages
 from mmgslora.families.together import Gave, Together, joined
@@ -40,28 +40,29 @@ class Encoding:
         self.stages = Stages(tune, classifier_stages, cache.keep_only)
         self._continued: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
-    def outputs(self, classifier: nn.Module, images: Sequence[Tensor] | Tensor) -> Outputs:
+    def outputs(self, classifier: nn.Module, batch: Identified) -> Outputs:
         """Logits (n, C) and embeddings (n, D), with a row for each image after every block.
 
         Args:
             classifier: The classifier, or a teacher of it.
-            images: n images (3, H, W).
+            batch: n images (3, H, W).
         """
+        images = batch.images
         stages = self.stages.fixed(classifier) if self.cache.max_bytes else {}
         *_, last = stages or [None]
         if last is None or not self._continues(classifier, last, images[0][None]):
             return _outputs(classifier, images)
-        known = joined(self._known(classifier, images, stages))
+        known = joined(self._known(classifier, batch, stages))
         if last == 'head':
             logits, embeddings, *rows = known
             return Outputs(logits, embeddings, states=tuple(rows))
         return _outputs(classifier, images, last, known)
 
     def _known(
-        self, classifier: nn.Module, images: Sequence[Tensor], stages: Mapping[str, tuple]
+        self, classifier: nn.Module, batch: Identified, stages: Mapping[str, tuple]
     ) -> list[tuple[Tensor, ...]]:
         """What the last fixed stage gives for every image (3, H, W), see :func:`_stages`."""
-        contents = [seen_as(image) for image in images]
+        images, contents = batch.images, batch.contents
         self.together.begin([content[1:] for content in contents], images[0][0].numel())
         names = list(stages)
         known: dict[Hashable, tuple[Tensor, ...]] = {}

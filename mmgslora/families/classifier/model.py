@@ -16,6 +16,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families.base import ForgettingModel, taken
 from mmgslora.families.cache import FeatureCache
 from mmgslora.families.classifier.encoding import Encoding
+from mmgslora.families.content import Identified
 from mmgslora.families.view import SIDES, Matching, View
 from mmgslora.lora.adapter import Adapter
 from mmgslora.models import Classifier
@@ -101,11 +102,12 @@ class ForgettingClassifier(ForgettingModel):
         """See :class:`ForgettingModel`."""
         inputs, samples = taken(inputs, data_samples, sides)
         labels = torch.stack([sample.gt_label.reshape(()) for sample in samples])
-        now = self._encoding.outputs(self.classifier, inputs)
+        batch = Identified(inputs)
+        now = self._encoding.outputs(self.classifier, batch)
         before = {}
         for name in teachers:
             with torch.no_grad(), self.tune.teacher(name) as teacher:
-                before[name] = self._encoding.outputs(teacher, inputs)
+                before[name] = self._encoding.outputs(teacher, batch)
         views = {}
         for side in sides:
             rows = self._rows_of(side, samples)

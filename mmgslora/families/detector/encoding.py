@@ -11,7 +11,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmgslora.families.cache import FeatureCache
-from mmgslora.families.content import seen_as
+from mmgslora.families.content import Identified
 from mmgslora.families.detector.stages import decoder_stages, detector_stages
 from mmgslora.families.passes import Call, gives, recorded, standing_in
 from mmgslora.families.stages import Stages
@@ -28,10 +28,8 @@ class ImageBatch:
     @cached_property
     def contents(self) -> list[tuple]:
         """Padding is part of what the detector sees."""
-        return [
-            (seen_as(image), tuple(sample.img_shape))
-            for image, sample in zip(self.inputs, self.samples)
-        ]
+        shapes = (tuple(sample.img_shape) for sample in self.samples)
+        return list(zip(Identified(self.inputs).contents, shapes))
 
     def of(self, rows: Sequence[int]) -> ImageBatch:
         """Some of the images, as padded in the batch."""

@@ -10,6 +10,7 @@ from mmgslora.datasets import Protocol
 from mmgslora.families.cache import FeatureCache
 from mmgslora.families.classifier import ForgettingClassifier
 from mmgslora.families.classifier.encoding import Encoding, classifier_stages
+from mmgslora.families.content import Identified
 from mmgslora.families.together import Together
 from mmgslora.lora import merge_adapters
 
@@ -121,8 +122,8 @@ def test_not_what_the_batch_was_but_the_image():
         model = wrapped()
         hold(model, 0, 1)
         images, _ = batch([1, 0, 1, 3], SIDES)
-        model._encoding.outputs(model.classifier, [images[i] for i in first])
-        found.append(model._encoding.outputs(model.classifier, images).logits)
+        model._encoding.outputs(model.classifier, Identified([images[i] for i in first]))
+        found.append(model._encoding.outputs(model.classifier, Identified(images)).logits)
     assert torch.equal(*found)
 
 
@@ -193,6 +194,6 @@ def test_continued_only_where_that_is_the_same(chain):
     assert list(encoding.stages.fixed(model)) == ['block.0', 'block.1']
     images = list(torch.randn(3, 4, 2, 4))
     for _ in range(2):
-        now = encoding.outputs(model, images)
+        now = encoding.outputs(model, Identified(images))
     torch.testing.assert_close(now.logits, model(images)[0])
     assert len(encoding.cache) == (6 if chain else 0)
