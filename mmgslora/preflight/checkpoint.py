@@ -15,6 +15,12 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import class_names
 from mmgslora.loading import read_checkpoint
 from mmgslora.preflight.plan import Plan, reason
+from mmgslora.settings import unknown_names
+
+_DEFAULT = 'DefaultOptimWrapperConstructor'
+# What that reads.
+_PARAMWISE = ('custom_keys', 'bypass_duplicate', 'bias_lr_mult', 'dcn_offset_lr_mult')
+_PARAMWISE += tuple(f'{kind}_decay_mult' for kind in ('bias', 'norm', 'dwconv', 'flat'))
 
 
 def model(plan: Plan) -> Iterator[str]:
@@ -44,13 +50,27 @@ def optimizer(plan: Plan) -> Iterator[str]:
     except Exception as error:  # those of PyTorch and MMEngine fail in ways of their own
         yield f'{where} cannot be built: {reason(error)}'
         return
+    yield from _paramwise(plan, list(wrapper.optimizer.defaults))
+
+
+def _paramwise(plan: Plan, of_a_group: list[str]) -> Iterator[str]:
+    """Rates for parts of the model: nothing else says that a key is read by nobody."""
+    given, where = plan.plain['optim_wrapper'], 'optim_wrapper.paramwise_cfg'
+    paramwise = given.get('paramwise_cfg') or {}
+    default = given.get('constructor', _DEFAULT) == _DEFAULT
+    if default:
+        yield from unknown_names(paramwise, _PARAMWISE, where)
     names = [name for name, _ in plan.model.named_parameters()]
-    paramwise = plan.plain['optim_wrapper'].get('paramwise_cfg') or {}
-    for key in paramwise.get('custom_keys') or {}:
+    for key, own in (paramwise.get('custom_keys') or {}).items():
+        at = f'{where}.custom_keys[{key!r}]'
+        if not isinstance(own, Mapping):
+            yield f'{at} is {own!r}; it can be a dict, such as dict(lr_mult=0.1).'
+        elif default:
+            yield from unknown_names(own, ('lr_mult', 'decay_mult', *of_a_group), at)
         if not any(key in name for name in names):
             plan.notes.append(
-                f'optim_wrapper.paramwise_cfg.custom_keys has {key!r}, which is in no name of a '
-                'parameter of the model, and changes nothing.'
+                f'{where}.custom_keys has {key!r}, which is in no name of a parameter of the '
+                'model, and changes nothing.'
             )
 
 

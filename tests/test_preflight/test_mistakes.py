@@ -56,6 +56,18 @@ SETTINGS = {
     'key of the seed': ('randomness.sead=1', "randomness has no setting 'sead'"),
     'seed alone': ('randomness=1', 'randomness is 1; it can be a dict'),
     'beta of Adam': ('optim_wrapper.optimizer.betas=0.9', 'optim_wrapper cannot be built: Type'),
+    'rates of parts': (
+        'optim_wrapper.paramwise_cfg.bias_lrmult=2',
+        "paramwise_cfg has no setting 'bias_lrmult' .did you mean 'bias_lr_mult'",
+    ),
+    'rate of a part': (
+        'optim_wrapper.paramwise_cfg.custom_keys.decoder.lr_mul=2',
+        r"custom_keys\['decoder'\] has no setting 'lr_mul' .did you mean 'lr_mult'",
+    ),
+    'number for a part': (
+        'optim_wrapper.paramwise_cfg.custom_keys.nothing=2',
+        r"custom_keys\['nothing'\] is 2; it can be a dict",
+    ),
     'schedule as text': ('param_scheduler=cosine', r"param_scheduler\[0\] is 'cosine'; it can be"),
     'schedule backwards': ('param_scheduler.0.end=-5', r'param_scheduler\[0\] cannot be built'),
     'cosine of no length': ('param_scheduler.1.T_max=0', 'T_max is 0; it can be a whole number'),
