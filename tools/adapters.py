@@ -90,6 +90,11 @@ def of_sequence(args: argparse.Namespace) -> None:
         for name, value in entry['metrics'].items():
             if '/' not in name and value is not None:
                 print(f'{name}: {value:.2f}')
+        original = sequence.run.record['pretrained'].get('per_class') or {}
+        for name in entry['classes']:
+            values = entry['metrics'].get(f'per_class/{name}'), original.get(name)
+            now, before = ('unknown' if v is None else f'{v:.2f}' for v in values)
+            print(f'{name}: {now}, before any forgetting {before}')
     else:
         print_export(sequence, args, cfg)
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from test_requests.made_run import make_run
 
 from mmgslora.errors import ForgettingError
-from mmgslora.requests import Ledger
+from mmgslora.requests import Ledger, RequestSequence, revoke
 
 TOOL = 'tools/adapters.py'
 
@@ -62,6 +62,13 @@ def test_merge_and_add(made, main, tmp_path):
     )
     state = torch.load(tmp_path / 'two.pth', weights_only=True)['state_dict']
     assert all(torch.equal(state[key], value) for key, value in made.weights[2].items())
+
+
+def test_revoke_says_what_the_classes_have_again(made, main, capsys):
+    for task in (1, 2):
+        revoke(RequestSequence(made.work_dir), task, measure=lambda *_: {})
+    main('revoke', made.work_dir, 3)
+    assert capsys.readouterr().out.splitlines()[-1] == 'person: 82.00, before any forgetting 82.00'
 
 
 def test_nothing_is_written_over(made, main):
