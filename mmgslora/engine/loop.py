@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from functools import partial
 from typing import Literal
@@ -92,6 +93,7 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
             pairs = steps_per_task // epochs_per_task * dataloader['batch_size'] // 2
             self._loader_cfg['sampler'] = {**dataloader['sampler'], 'pairs': pairs}
         self._runner = runner  # BaseLoop would set it too late
+        runner.logger.addFilter(_is_no_frozen_parameter)
         # Building every task's loader now finds what is wrong with task 7 before task 1 trains.
         steps = [len(self._build_loader(t)) for t in range(1, len(self.protocol) + 1)]
         super().__init__(
@@ -269,6 +271,14 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
+
+
+def _is_no_frozen_parameter(line: logging.LogRecord) -> bool:
+    """Whether a line of the log is not one of hundreds that MMEngine warns with for paramwise_cfg.
+
+    It has one for every parameter that does not learn, and here nearly none of them does.
+    """
+    return not line.getMessage().endswith('is skipped since its requires_grad=False')
 
 
 def _over_a_task(schedulers: dict | list[dict], epochs: int) -> list[dict]:

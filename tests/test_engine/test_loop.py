@@ -221,6 +221,19 @@ def test_the_rate_is_scaled_with_the_batch_in_every_task(run_cfg):
     assert set(rates) == {run_cfg.optim_wrapper.optimizer.lr * 8 / 32}
 
 
+def test_frozen_parameters_are_no_lines_in_the_log(run_cfg, capsys):
+    """MMDetection's configs set rates for parts of a model, here nearly all of it is frozen."""
+    run_cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={'backbone': dict(lr_mult=0.1)})
+    runner = Runner.from_cfg(run_cfg)
+    runner.build_train_loop(run_cfg.train_cfg)
+    wrapper = runner.build_optim_wrapper(run_cfg.optim_wrapper)
+    assert len(wrapper.param_groups) > 1
+    runner.logger.warning('another line')
+    printed = capsys.readouterr()
+    assert 'another line' in printed.out + printed.err
+    assert 'is skipped' not in printed.out + printed.err
+
+
 def test_splits_that_cannot_be_measured_on(run_cfg):
     run_cfg.train_cfg.evaluate_on = 'train'
     with pytest.raises(ForgettingError, match="evaluate_on is 'train'; it can be test or val"):
