@@ -117,6 +117,12 @@ def test_a_later_request_has_images_of_its_classes(begin):
     assert begin([['cat'], ['cow']], found=None) == later
 
 
+def test_the_caption_holds_where_nothing_was_found(begin):
+    kept = begin([['cat']], found=lambda image: [])
+    assert kept['found'] == [answer([])] * 4
+    assert kept['rule'].startswith('The first test images that show a class to forget and one')
+
+
 def test_images_of_a_checkpoint_that_does_not_say_for_what_stay(begin):
     kept = begin([['cat']], found=list)
     del kept['tasks']

@@ -33,8 +33,8 @@ class DetectionDrawing(Drawing):
 
     num_images = 6
     rule = (
-        'images in which the model found, before any forgetting, a class to forget and one that '
-        'stays, or, where no image shows both, a class to forget'
+        'images that show a class to forget and one that stays, or, where none does, a class to '
+        'forget; preferred are those in which the model found them before any forgetting'
     )
 
     def choose(
