@@ -91,8 +91,8 @@ def hold(folder: Path, made: Mapping[str, Any]) -> None:
     """
     holder = dict(pid=os.getpid(), host=socket.gethostname(), began=_began(os.getpid()))
     write_text(folder / LOCK, json.dumps({**holder, HUB_KEY: made}))
-    for inner in ('', 'adapters', 'merged', 'sealed'):  # what a kill left half written
-        for path in (folder / inner).glob('.*'):
+    for inner in ('', 'adapters/', 'merged/', 'sealed/', 'requests/*/'):
+        for path in folder.glob(f'{inner}.*'):  # what a kill left half written
             if _DRAFT.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

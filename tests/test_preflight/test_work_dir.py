@@ -33,7 +33,9 @@ def held(command):
 
 def test_a_process_holds_and_releases_its_own_work_dir(tmp_path):
     (tmp_path / 'merged').mkdir()
+    (tmp_path / 'requests/task_01').mkdir(parents=True)
     left = [tmp_path / f'merged/.task_01.{"a" * 32}.pth', tmp_path / '.epoch_2.pth']
+    left.append(tmp_path / f'requests/task_01/.config.{"a" * 32}.py')
     kept = [tmp_path / '.hidden', tmp_path / 'merged/task_01.pth']
     for file in left + kept:
         file.touch()
