@@ -99,16 +99,20 @@ def export(
     elif form == 'torchvision':
         write_torchvision(out, state)
     facts = dict(to_destroy=list(files_to_destroy(sequence, seal))) if final else {}
-    return sequence.ledger.append(
-        'exported',
-        classes=gone,
-        in_force=sequence.in_force,
-        form=form,
-        seal=seal,
-        final=final,
-        files=dict(exported=sequence.ledger.fact(out)),
-        **facts,
-    )
+    try:
+        return sequence.ledger.append(
+            'exported',
+            classes=gone,
+            in_force=sequence.in_force,
+            form=form,
+            seal=seal,
+            final=final,
+            files=dict(exported=sequence.ledger.fact(out)),
+            **facts,
+        )
+    except BaseException:  # what no line speaks of is not handed out
+        out.unlink()
+        raise
 
 
 def files_to_destroy(sequence: RequestSequence, sealed: bool = False) -> dict[str, str]:

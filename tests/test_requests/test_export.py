@@ -43,6 +43,18 @@ def test_merge_and_add_leave_the_base_as_it_is(made, tmp_path):
     assert made.base.read_bytes() == before and not (tmp_path / 'twice.pth').exists()
 
 
+def test_nothing_is_handed_out_without_its_line(made, tmp_path, monkeypatch):
+    sequence = RequestSequence(made.work_dir)
+
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device', 'ledger.jsonl')
+
+    monkeypatch.setattr(sequence.ledger, 'append', full)
+    with pytest.raises(OSError, match='No space left'):
+        export(sequence, tmp_path / 'out.pth')
+    assert not (tmp_path / 'out.pth').exists()
+
+
 def test_the_form_of_torchvision(made, tmp_path):
     """torchvision's own VisionTransformer loads it and gives the same logits."""
     export(RequestSequence(made.work_dir), tmp_path / 'out.pth', form='torchvision')
