@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mmgslora.audit.rows import AuditRows, is_oracle
 from mmgslora.errors import ForgettingError
-from mmgslora.records.record import merged_file, metric_prefix, number, share_kept
+from mmgslora.records.record import merged_file, metric_prefix, number, share_kept, values_before
 from mmgslora.settings import Share, problems
 
 Percent = Annotated[float, Field(ge=0, le=100, description='a number from 0 to 100')]
@@ -90,6 +90,7 @@ _TOO_EASY = (
     'the original itself would pass, which knows the classes, or was not measured; take classes '
     'never seen that are as hard'
 )
+_UNSAID = 'the run did not record it'
 # A share of 0.95 that comes out as 0.9499999999 of floating point has not failed.
 _ROUNDING = 1e-9
 
@@ -221,13 +222,21 @@ def _checks(
         )
         for m, value in values.items()
     ]
-    # Classes with and without training data both must stay; those that have kept less count.
+    # Classes with and without training data both must stay. Those that have kept less count, and
+    # what is not known of the one does not hide that the others kept too little.
     stay = {'retained': task['retain'], 'missing': task.get('missing') or []}
     shares = {kind: share_kept(record, task, x) for kind, x in stay.items() if x}
-    kind = min(shares, key=lambda x: -1 if shares[x] is None else shares[x], default='retained')
+    least = limits['retained_min_share']
+    unknown = least - _ROUNDING
+    kind = min(
+        shares, key=lambda x: unknown if shares[x] is None else shares[x], default='retained'
+    )
     what = f'share of their pre-trained mean kept by {len(stay[kind])} {kind} classes'
-    share, least = shares.get(kind), limits['retained_min_share']
-    checks.append(_check('retained_min_share', what, share, least, n, unfit.get(n)))
+    before = {number(values_before(record).get(name)) for name in stay[kind]}
+    nothing = 'the original has 0 there, of which nothing can be kept' if before == {0} else _UNSAID
+    checks.append(
+        _check('retained_min_share', what, shares.get(kind), least, n, unfit.get(n), nothing)
+    )
 
     probes = [x for x in rows.of('probe') if not x.startswith(_BELOW)] or ['probe']
     return checks + [
@@ -273,7 +282,7 @@ def _check(
     limit: float,
     task: int | None,
     why: str | None,
-    missing: str = 'the run did not record it',
+    missing: str = _UNSAID,
 ) -> dict[str, Any]:
     """One value held against its limit; ``why`` says what makes it worthless, if anything."""
     value, model = None if why is not None else value, task and merged_file(task)

@@ -287,3 +287,15 @@ def test_what_missing_classes_kept_and_nobody_measured_is_not_shown():
     verdict = judge_request(record, record['tasks'][0], limits_of(None), audit)
     assert verdict.verdict == NOT_SHOWN
     assert 'kept by 1 missing classes: the run did not record it' in verdict.reason
+
+
+@pytest.mark.parametrize(('kept', 'verdict'), [(60.0, NOT_SHOWN), (40.0, TOO_COSTLY)])
+def test_missing_classes_that_the_original_never_knew_hide_no_failure(kept, verdict):
+    """Of an AP of 0 nothing can be kept; what the others lost is known all the same."""
+    record = record_of(0.0, kept)
+    record['tasks'][0].update(missing=['d'])
+    record['pretrained']['per_class']['d'] = record['tasks'][0]['per_class']['d'] = 0.0
+    found = judge_request(record, record['tasks'][0], limits_of(None), AuditRows({}))
+    assert found.verdict == verdict
+    if verdict == NOT_SHOWN:
+        assert 'by 1 missing classes: the original has 0 there, of which nothing' in found.reason
