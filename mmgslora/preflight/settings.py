@@ -216,7 +216,10 @@ def training_settings(plan: Plan) -> Iterator[str]:
             yield from _of_class(optimizer, where, OPTIMIZERS, ('params',))
             yield from wrong_values(_optimizer, optimizer, where)
         if str(wrapper.get('type')).startswith('Amp') and get_device() == 'cpu':
-            yield 'Mixed precision (--amp) needs a GPU, and there is none; leave --amp out.'
+            yield (
+                f'optim_wrapper.type is {wrapper["type"]!r} (--amp), which needs a GPU, and there '
+                "is none; leave --amp out, or set 'OptimWrapper'."
+            )
     for number, item in enumerate(plan.schedulers):
         where = f'param_scheduler[{number}]'
         yield from _of_class(item, where, PARAM_SCHEDULERS, ('optimizer', 'param_name'))

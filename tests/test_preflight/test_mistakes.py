@@ -254,7 +254,10 @@ def test_an_option_inside_a_number(command):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_mixed_precision_without_a_gpu(command):
-    refused(command('--amp', name='train'), 'needs a GPU')
+    refused(
+        command('--amp', name='train'),
+        "optim_wrapper.type is 'AmpOptimWrapper' .*, which needs a GPU",
+    )
 
 
 # Data: a change of an annotation file, and words of the answer.
