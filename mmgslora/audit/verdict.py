@@ -26,8 +26,9 @@ class Limits:
 
     Attributes:
         forgotten_max: Highest mean AP (or accuracy) of the forgotten classes, in %. It gives way
-            to the oracle's on the same classes where that was measured and is higher: AP is a
-            ranking, and a class without a single example can have some.
+            to the oracle's on the same classes where that was measured and is higher, and to that
+            of a random order of all queries (``random/AP_f`` of the run): AP is a ranking, and a
+            class without a single example can have some.
         retained_min_share: Smallest share of their own value that retained classes keep, and
             missing ones.
         probe_gap_max: Most points by which a probe may name more than the oracle's, in any decoder
@@ -144,8 +145,8 @@ def judge_request(
 ) -> Verdict:
     """Judge one request of a run.
 
-    - 'not forgotten': AP_f (Acc_f) after its task is above the limit and above the oracle's; or in
-      the last model of the run, if it was not measured before.
+    - 'not forgotten': AP_f (Acc_f) after its task is above the limit, the oracle's and that of a
+      random order; or in the last model of the run, if it was not measured before.
     - 'came back in part': it was not, but in the last model of the run it is.
     - 'hidden, not forgotten': the output does not name the classes, but the probe of a decoder
       layer or block, or one of the :data:`ATTACKS`, finds more than in the oracle. One gap above
@@ -200,7 +201,8 @@ def _checks(
     """What is compared with which limit: the output, once or twice; what stays; the inside."""
     prefix, n, last = metric_prefix(record), task['task'], record['tasks'][-1]
     names, rows = task['forget'], audit or AuditRows({})
-    allowed = limits['forgotten_max']
+    at_random = number(task['metrics'].get(f'random/{prefix}f')) or 0.0
+    allowed = max(limits['forgotten_max'], at_random)
     for oracle in filter(is_oracle, rows.models):  # the highest mean that one of them has
         of_it = [rows.value(f'output/per_class/{name}', oracle) for name in names]
         if None not in of_it:

@@ -165,6 +165,11 @@ def summary_lines(record: dict) -> list[str]:
             f'({100 * hit["share"]:.0f} % kept).'
         )
 
+    at_random = [metric(task, f'random/{prefix}f') for task in tasks]
+    if None not in at_random:
+        values = ', '.join(f'{value:.1f}' for value in at_random)
+        lines.append(f'{prefix}f of the same queries in a random order: {values}.')
+
     paper = [
         f'{name} {value:.1f}'
         for name in (f'{prefix}f', f'{prefix}r', f'{prefix}o')

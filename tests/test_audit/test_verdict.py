@@ -27,13 +27,13 @@ from mmgslora.report.certificate import certificates_of
 from mmgslora.report.page import report_page
 
 
-def record_of(forgotten, kept=60.0, latest=None):
+def record_of(forgotten, kept=60.0, latest=None, at_random=0.2):
     """A run that forgets 'a', and 'b' in a second task if there is a ``latest`` AP of 'a'."""
     before = dict(a=80.0, c=60.0) if latest is None else dict(a=80.0, b=80.0, c=60.0)
     first = dict(task=1, forget=['a'], old=[], missing=[])
     first['retain'] = ['c'] if latest is None else ['b', 'c']
     first['per_class'] = dict(before, a=forgotten, c=kept)
-    first['metrics'] = dict(AP_f=forgotten, AP_r=kept)
+    first['metrics'] = {'AP_f': forgotten, 'AP_r': kept, 'random/AP_f': at_random}
     record = dict(config='run.py', seed=0, versions={}, tasks=[first])
     record['pretrained'] = dict(per_class=before)
     if latest is not None:
@@ -75,6 +75,8 @@ CASES = {
     'more than the oracle': (dict(forgotten=12.5), dict(oracle=12.4, **NEAR), NOT_FORGOTTEN),
     'no oracle measured': (dict(forgotten=10), dict(), NOT_FORGOTTEN),
     'no audit, still there': (dict(forgotten=2.1), None, NOT_FORGOTTEN),
+    'as a random order': (dict(forgotten=4.6, at_random=4.6), None, OUTPUT_ONLY),
+    'more than a random order': (dict(forgotten=4.7, at_random=4.6), None, NOT_FORGOTTEN),
     'no audit': (dict(forgotten=0), None, OUTPUT_ONLY),
     'audit without an oracle': (dict(forgotten=0), dict(), OUTPUT_ONLY),
     'probe': (dict(forgotten=0), dict(NEAR, oracle=0, probe=(82.1, 80)), HIDDEN),

@@ -149,6 +149,7 @@ def test_summary_says_what_the_run_cost():
     assert '320 to forget, 400 to retain' in text
     assert 'Training took 17.2 s in all, evaluation 6.4 s.' in text
     assert 'after task 2: hexagon, 30.0 of 60.0 (50 % kept)' in text
+    assert 'AP_f of the same queries in a random order: 0.8, 0.9.' in text
     assert "paper's way after task 2: AP_f 0.4, AP_r 55.5" in text
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval
 from mmdet.evaluation.metrics import CocoMetric
 from mmengine.logging import print_log
@@ -22,6 +23,9 @@ from mmgslora.errors import ForgettingError
 from mmgslora.evaluation.grouping import class_groups, group_by_partition
 from mmgslora.evaluation.pretrained import pretrained_values, published_tasks
 from mmgslora.families.detector.every_query import match_every_query
+
+_ORDERS = 3
+"""Random orders that are drawn."""
 
 
 @METRICS.register_module()
@@ -44,6 +48,9 @@ class ForgettingCocoMetric(CocoMetric):
       count every query.
     - ``coco/AP_f, coco/AP_o, coco/Drop, coco/H, coco/per_class/<name>``: the same of the listed
       detections, plain COCO, for the classes that must be gone.
+    - ``random/AP_f``: AP_f of the same queries in a random order, the mean of three. It is about
+      the share of queries that lie on an object of the class, so a class that is everywhere has
+      much of it, and an AP_f below it says nothing.
     - ``AP_f``, ... under ``paper/``, as the authors' detection code evaluates: listed detections,
       and a class is measured only on images with at least one box (crowds too) of its group, so
       that false positives elsewhere do not count. Not comparable with COCO AP.
@@ -114,7 +121,8 @@ class ForgettingCocoMetric(CocoMetric):
         coco_eval = self._match(results)
         usual = self._class_ap(coco_eval, coco_eval.evalImgs)
         found_with = self._found_with(coco_eval)
-        every, found_by_any = self._every_query(coco_eval, results)
+        said = self._said(results)
+        every, found_by_any = self._every_query(coco_eval, said)
         metrics: dict[str, float] = {}
         partition = ClassPartition.current()
         per_class = usual
@@ -127,6 +135,8 @@ class ForgettingCocoMetric(CocoMetric):
             metrics.update(self._groups(per_class, usual, partition))
             metrics.update({f'coco/per_class/{name}': usual[name] for name in gone})
             metrics.update(self._recalls(found_with, partition))
+            forgotten = [name for name in partition.forget if name in strict]
+            metrics.update(self._in_random_order(coco_eval, said, forgotten))
             metrics.update(self._paper_metrics(coco_eval, partition))
         if self._pretrained('') is None and published_tasks():
             per_class = usual
@@ -151,21 +161,42 @@ class ForgettingCocoMetric(CocoMetric):
                 metrics[f'coco/{key}'] = listed[key]
         return metrics
 
-    def _every_query(
-        self, coco_eval: COCOeval, results: list
-    ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """AP and :meth:`_found_with` of each class that every image says all about."""
+    def _said(self, results: list) -> dict[str, dict]:
+        """Of each class that every image says all about: boxes and scores by image."""
         known = [pred.get('every_query') for _, pred in results]
         if None in known or not known:
-            return {}, {}
+            return {}
         ids = [pred['img_id'] for _, pred in results]
+        return {
+            self._name(self.cat_ids[label]): {
+                i: (each['bboxes'], each['scores'][:, column]) for i, each in zip(ids, known)
+            }
+            for column, label in enumerate(known[0]['labels'])
+        }
+
+    def _every_query(
+        self, coco_eval: COCOeval, said: dict[str, dict]
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """AP and :meth:`_found_with` of each class that is :meth:`_said`."""
         per_class, found_with = {}, {}
-        for column, label in enumerate(known[0]['labels']):
-            found = {i: (e['bboxes'], e['scores'][:, column]) for i, e in zip(ids, known)}
-            ranked = match_every_query(coco_eval, self.cat_ids[label], found)
+        for name, found in said.items():
+            ranked = match_every_query(coco_eval, self._id(name), found)
             per_class.update(self._class_ap(ranked, ranked.evalImgs))
             found_with.update(self._found_with(ranked))
         return per_class, found_with
+
+    def _in_random_order(
+        self, coco_eval: COCOeval, said: dict[str, dict], names: Sequence[str]
+    ) -> dict[str, float]:
+        """The mean AP of these classes for a ranking that knows nothing."""
+        aps = []
+        for name in names:
+            for seed in range(_ORDERS):
+                draw = np.random.default_rng(seed).random
+                drawn = {i: (boxes, 1 - draw(len(boxes))) for i, (boxes, _) in said[name].items()}
+                ranked = match_every_query(coco_eval, self._id(name), drawn)
+                aps.append(self._class_ap(ranked, ranked.evalImgs)[name])
+        return {'random/AP_f': fmean(aps)} if aps else {}
 
     def _warn_of_a_limit(self, names: Sequence[str]) -> None:
         if names:
@@ -279,6 +310,10 @@ class ForgettingCocoMetric(CocoMetric):
 
     def _pretrained(self, keys: str) -> dict[str, float] | None:
         return pretrained_values(f'{self.prefix}/{keys}' if self.prefix else keys)
+
+    def _id(self, name: str) -> int:
+        (cat_id,) = self._coco_api.get_cat_ids(cat_names=[name])
+        return cat_id
 
     def _name(self, cat_id: int) -> str:
         return self._coco_api.cats[cat_id]['name']

@@ -230,6 +230,18 @@ def test_a_score_of_zero_is_no_detection(tmp_path):
     assert metrics['coco/AP_f'] > 0  # plain COCO ranks a score of 0
 
 
+def test_a_ranking_that_knows_nothing(tmp_path):
+    """One of eight queries lies on the dog of each image: the share of them is the precision."""
+    boxes = np.array([[10, 10, 40, 40]] + [[60, 60, 90, 90]] * 7, np.float32)
+    truth = [(boxes[:1].astype(float), np.array([1]), np.array([False]))] * 200
+    scores = np.zeros((8, 3), np.float32)
+    scores[0, 1] = 0.9
+    DOG_GOES.publish()
+    metrics = measure(tmp_path, truth, samples([(boxes, scores)] * 200, 24))
+    assert metrics['AP_f'] == pytest.approx(100)
+    assert 12 < metrics['random/AP_f'] < 15  # 1 / 8; the best of what comes later adds a little
+
+
 def test_drop_is_strict_minus_strict(tmp_path):
     truth, found = scene(7, images=30)
     publish_tasks([['dog'], ['cat']])
