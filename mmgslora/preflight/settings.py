@@ -99,6 +99,11 @@ def top_level(plan: Plan) -> Iterator[str]:
     for key in needed:
         if not isinstance(plan.plain.get(key), Mapping):
             yield f'{key} is {plan.plain.get(key)!r}; a forgetting run needs a dict there.'
+    if plan.plain.get('compile'):
+        yield (
+            f'compile is {plan.plain["compile"]!r}; leave it out: a step keeps features in Python '
+            'dicts, which torch.compile cannot trace.'
+        )
     unused = _unused_names(plan.cfg.filename, set(plan.plain))
     for key in plan.plain:
         if key in TOP_LEVEL:

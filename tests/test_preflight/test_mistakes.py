@@ -51,6 +51,7 @@ SETTINGS = {
     'no epoch': ('train_cfg.epochs_per_task=0', 'epochs_per_task is 0; it can be a whole number'),
     'unknown split': ('train_cfg.evaluate_on=tset', "evaluate_on is 'tset'; it can be test or val"),
     'seal': ('train_cfg.seal=maybe', "seal is 'maybe'; it can be True or False"),
+    'compiled': ('compile=True', 'compile is True; leave it out'),
     'seed': ('randomness.seed=lucky', "seed is 'lucky'; it can be a whole number"),
     'seed too large': ('randomness.seed=4294967290', 'seed is 4294967290; it can be a whole'),
     'key of the seed': ('randomness.sead=1', "randomness has no setting 'sead'"),
