@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.registry import Registry
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgslora.families.view import SIDES, View
 from mmgslora.settings import build_from, settings_of
@@ -152,6 +152,17 @@ class Part:
             tasks: How many tasks the run has.
         """
         return []
+
+    def check_files(self, model: nn.Module, tasks: int) -> None:
+        """See that what it will read fits the model to start from. Defaults to nothing.
+
+        Args:
+            model: The forgetting model with its weights; afterwards it has them again.
+            tasks: How many tasks the run has.
+
+        Raises:
+            ForgettingError: It does not.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a kill; goes into every checkpoint. Defaults to nothing."""

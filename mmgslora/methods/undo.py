@@ -73,8 +73,8 @@ class UNDO(Method):
 
     Raises:
         ForgettingError: From :meth:`check`: what is trained is not the model's own. From
-            :meth:`before_task`: the teacher cannot be read, does not fit, or differs from the model
-            in what is not trained; or a share is of nothing.
+            :meth:`check_files` and :meth:`before_task`: the teacher cannot be read, does not fit,
+            or differs from the model in what is not trained; or a share is of nothing.
     """
 
     tune = dict(type='Full')
@@ -116,17 +116,7 @@ class UNDO(Method):
         plain = model.plain_model
         learned = {name: p for name, p in plain.named_parameters() if p.requires_grad}
         shares = self._shares(learned)
-        before = {name: value.clone() for name, value in plain.state_dict().items()}
-        path = self._file(context.task.number)
-        content = read_checkpoint(path, 'The teacher')
-        model.load_state_dict(dict(content.get('state_dict', content)))
-        for name, value in plain.state_dict().items():
-            if name not in learned and not torch.equal(value, before[name]):
-                raise ForgettingError(
-                    f'The teacher {path!r} differs from the model to start from in {name!r}, which '
-                    'is not trained; start from the same original, and widen tune.target to all '
-                    'that forgetting has changed.'
-                )
+        self._load(self._file(context.task.number), model)
         model.tune.keep('teacher')
         random = model.untrained(context.seed + context.task.number).state_dict()
         with torch.no_grad():
@@ -136,6 +126,29 @@ class UNDO(Method):
     def files(self, tasks: int) -> list[str]:
         """See :class:`Method`."""
         return [self._file(number) for number in range(1, tasks + 1)]
+
+    def check_files(self, model: nn.Module, tasks: int) -> None:
+        """See :class:`Method`."""
+        before = {name: value.clone() for name, value in model.plain_model.state_dict().items()}
+        for path in dict.fromkeys(self.files(tasks)):
+            self._load(path, model)
+            model.plain_model.load_state_dict(before)
+
+    def _load(self, path: str, model: nn.Module) -> None:
+        """Give the model the teacher's weights, where the two differ in what is trained alone."""
+        plain = model.plain_model
+        learned = {name for name, p in plain.named_parameters() if p.requires_grad}
+        before = {name: value.clone() for name, value in plain.state_dict().items()}
+        content = read_checkpoint(path, 'The teacher')
+        model.load_state_dict(dict(content.get('state_dict', content)))
+        for name, value in plain.state_dict().items():
+            same = name in before and torch.equal(value, before[name])
+            if name not in learned and not same:
+                raise ForgettingError(
+                    f'The teacher {path!r} differs from the model to start from in {name!r}, which '
+                    'is not trained; start from the same original, and widen tune.target to all '
+                    'that forgetting has changed.'
+                )
 
     def _file(self, task: int) -> str:
         try:

@@ -81,10 +81,15 @@ def method_epochs(plan: Plan) -> Iterator[str]:
 
 
 def method_files(plan: Plan) -> Iterator[str]:
-    """What the method will read."""
-    for file in dict.fromkeys(plan.model.method.files(len(plan.protocol))):
-        if not Path(file).is_file():
-            yield f'model.method: {file!r}, which the method reads, does not exist.'
+    """What the method will read is there, and fits the weights that a new run starts from."""
+    method, tasks = plan.model.method, len(plan.protocol)
+    absent = [file for file in dict.fromkeys(method.files(tasks)) if not Path(file).is_file()]
+    for file in absent:
+        yield f'model.method: {file!r}, which the method reads, does not exist.'
+    path = plan.cfg.get('load_from')
+    loaded = isinstance(path, str) and '://' not in path and not plan.cfg.get('resume')
+    if loaded and not absent:
+        method.check_files(plan.model, tasks)
 
 
 def start(plan: Plan) -> Iterator[str]:
