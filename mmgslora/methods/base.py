@@ -259,6 +259,10 @@ class Method(Part, ABC):
     def files(self, tasks: int) -> list[str]:
         return [file for part in self.parts for file in part.files(tasks)]
 
+    def check_files(self, model: nn.Module, tasks: int) -> None:
+        for part in self.parts:
+            part.check_files(model, tasks)
+
     def state_dict(self) -> dict[str, Any]:
         return {type(part).__name__: part.state_dict() for part in self.parts}
 

@@ -129,13 +129,13 @@ class UNDO(Method):
 
     def check_files(self, model: nn.Module, tasks: int) -> None:
         """See :class:`Method`."""
-        before = {name: value.clone() for name, value in model.plain_model.state_dict().items()}
         for path in dict.fromkeys(self.files(tasks)):
-            self._load(path, model)
-            model.plain_model.load_state_dict(before)
+            model.plain_model.load_state_dict(self._load(path, model))
 
-    def _load(self, path: str, model: nn.Module) -> None:
-        """Give the model the teacher's weights, where the two differ in what is trained alone."""
+    def _load(self, path: str, model: nn.Module) -> dict[str, Tensor]:
+        """Give the model the teacher's weights and return its own, from which they may differ in
+        what is trained alone.
+        """
         plain = model.plain_model
         learned = {name for name, p in plain.named_parameters() if p.requires_grad}
         before = {name: value.clone() for name, value in plain.state_dict().items()}
@@ -149,6 +149,7 @@ class UNDO(Method):
                     'is not trained; start from the same original, and widen tune.target to all '
                     'that forgetting has changed.'
                 )
+        return before
 
     def _file(self, task: int) -> str:
         try:
