@@ -62,7 +62,7 @@ class Context:
         task: The task.
         step: Iterations of the task that are done.
         steps: Iterations of the whole task.
-        epoch: Passes over the retain view that are done.
+        epoch: Epochs of the task that are done.
         optimizer: The optimizer; None before the first task.
         loader: The task's batches of both views; None outside a run.
         work_dir: Where the run writes; None outside a run.

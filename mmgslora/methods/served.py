@@ -17,7 +17,8 @@ from mmgslora.settings import NonNegative, checked
 class Served:
     r"""Limits under which a request is served; no data but the training's are asked (ours).
 
-    Over a pass through the retain view (one of the task's epochs), the mean over its steps of
+    Over an epoch of the task (a pass through the retain view, or with ``steps_per_task`` a part of
+    one), the mean over its steps of
 
     - the score that is left to the classes to forget where the method's (first) teacher has them,
       :math:`\sum_{q,\,c \in forget} \hat p_{qc}\, p_{qc} / \sum \hat p_{qc}` on the forget view,
@@ -25,7 +26,7 @@ class Served:
     - the drift of the retain view from it in all but the classes that must be gone
       (:meth:`~mmgslora.families.view.Outputs.divergence`), in nats per object.
 
-    Both are taken from what a step computes for its losses, before the step. A pass in which the
+    Both are taken from what a step computes for its losses, before the step. An epoch in which the
     method still selects what it trains (:meth:`~mmgslora.methods.base.Part.settled`) counts for
     nothing.
 
