@@ -28,7 +28,8 @@ class GSLoRAPlusPlus(GSLoRA):
     (:class:`~mmgslora.methods.prototypes.Prototypes`); the authors' code takes them anew from the
     model at the start of each task, which in task 1 is the original.
 
-    Defaults are those of the authors' detection script.
+    Defaults are those of the authors' detection script, but for ``beta``, which is that of
+    :class:`GSLoRA`; their own seven are in ``configs/_base_/methods/gs_lora_pp_coco.py``.
 
     Args:
         prototype_weight: w_f, one number or one per task (the last one serves all further
