@@ -1,6 +1,6 @@
-# Deepening: the Olivetti recogniser after its four requests,
-# distilled into a noised copy of itself.
-# As ../classification/undo_classification_forget.py, with a fifth of the steps of the training.
+# Deepening: the Olivetti recogniser after its four requests, distilled into a noised copy of
+# itself. As ../classification/undo_classification_forget.py, with a sixth of the steps of the
+# training.
 #   python tools/train.py configs/face/gslora_olivetti_forget.py   (once)
 #   python tools/train.py configs/face/undo_olivetti_forget.py
 _base_ = ['./gslora_olivetti_forget.py']
