@@ -30,10 +30,10 @@ _MANY = 20_000  # images from which the check of all files is announced
 class FolderDataset(BaseDataset):
     """One folder per class, as torchvision's ``ImageFolder`` lists it.
 
-    The classes are the sorted names of the class folders; a class also has a number, its position
-    among them from 0. Items are ``dict(inputs=..., data_samples=...)``: a (3, H, W) float32
-    image and a ``BaseDataElement`` with the metainfo ``img_id`` (position in the listing of the
-    folder) and ``img_path`` and the field ``gt_label``, a scalar int64 tensor.
+    The classes are the sorted names of the class folders, or ``classes`` of these; a class also has
+    a number, its position among them from 0. Items are ``dict(inputs=..., data_samples=...)``: a
+    (3, H, W) float32 image and a ``BaseDataElement`` with the metainfo ``img_id`` (position in the
+    listing of the folder) and ``img_path`` and the field ``gt_label``, a scalar int64 tensor.
 
     Data without a test folder are split here: every class is shuffled with a seed and cut into
     ``split``'s shares, each of at least one image.

@@ -71,7 +71,8 @@ class Protocol:
       end, as the authors do it. ``order[-10:]`` is the first of ``sizes=[10, 10]``,
       ``order[-20:-10]`` the second; the rest of the order stays.
 
-    A class is given by its name or, where the data set is in COCO format, by its category id.
+    A class is given by its name or, where the data set is in COCO format, by its category id; of a
+    folder per class, by its place among the classes, from 0.
 
     Args:
         classes: All class names the model was trained on, in label order.
