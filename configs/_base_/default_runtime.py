@@ -1,4 +1,4 @@
-# Runtime of the generated-shapes configs.
+# Runtime of every config that does not start from one of MMDetection's.
 default_scope = 'mmdet'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
