@@ -67,12 +67,12 @@ class LoRAGroup:
 
 
 def _joint_norm(matrices: Sequence[Tensor], eps: float) -> Tensor:
-    # Squares of half-precision numbers overflow or vanish early: at least float32.
-    squares = [
-        matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum()
-        for matrix in matrices
-    ]
-    return (torch.stack(squares).sum() + eps).sqrt()
+    return (torch.stack([squared_norm(matrix) for matrix in matrices]).sum() + eps).sqrt()
+
+
+def squared_norm(matrix: Tensor) -> Tensor:
+    """``||matrix||_F^2``, scalar, float32 or wider: half precision overflows or vanishes early."""
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum()
 
 
 def discover_groups(model: nn.Module, by: str = 'block') -> list[LoRAGroup]:

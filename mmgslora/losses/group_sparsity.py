@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.groups import LoRAGroup
+from mmgslora.lora.groups import LoRAGroup, squared_norm
 
 
 def group_penalty(groups: Sequence[LoRAGroup], eps: float = 1e-12) -> Tensor:
@@ -30,36 +30,41 @@ def group_penalty(groups: Sequence[LoRAGroup], eps: float = 1e-12) -> Tensor:
 
 
 @torch.no_grad()
-def proximal_step(groups: Sequence[LoRAGroup], threshold: float) -> None:
+def proximal_step(groups: Sequence[LoRAGroup], thresholds: Sequence[float]) -> None:
     """Shrink the B matrices of each group together, in place; call it after the optimizer.
 
-    .. math:: B_g \\leftarrow B_g \\max(0, 1 - \\text{threshold} / \\|B_g\\|_F)
+    .. math:: B_g \\leftarrow B_g \\max(0, 1 - \\text{threshold}_g / \\|B_g\\|_F)
 
-    This solves min_B 1/2 ||B - B_g||_F^2 + threshold ||B||_F exactly. A group at or below the
+    This solves min_B 1/2 ||B - B_g||_F^2 + threshold_g ||B||_F exactly. A group at or below its
     threshold becomes exactly zero, and its block is then the original one. ``A`` is left
     alone, so that the group can come back; so are groups without ``B``. Ours, the default of
     this package; the paper has the penalty alone, which never reaches zero.
 
     Args:
-        groups: Groups of LoRA matrices. Norms are taken in float32 or wider.
-        threshold: At least 0; learning rate times alpha.
+        groups: Groups of LoRA matrices, on one device. Norms are taken in float32 or wider.
+        thresholds: One for each group, at least 0; learning rate times alpha.
 
     Raises:
-        ForgettingError: If ``threshold`` is negative or NaN.
+        ForgettingError: If a threshold is negative or NaN.
     """
-    if not threshold >= 0:
-        raise ForgettingError(
-            f'The threshold of the proximal step is {threshold!r}; it must be 0 or more.'
-        )
-    for group in groups:
-        if not group.B:
-            continue
-        norm = group.norm_B()
-        # Written so that it is exactly 0 at the threshold and never 0 / 0; as a tensor, so that
-        # nothing waits for the GPU.
-        factor = (norm - threshold).clamp(min=0) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        for matrix in group.B:
-            matrix.mul_(factor)
+    for threshold in thresholds:
+        if not threshold >= 0:
+            raise ForgettingError(
+                f'The threshold of the proximal step is {threshold!r}; it must be 0 or more.'
+            )
+    # All groups in a dozen small operations: this is done at every step.
+    matrices = [matrix for group in groups for matrix in group.B]
+    if not matrices:
+        return
+    squares = torch.stack([squared_norm(matrix) for matrix in matrices])
+    rows = [row for row, group in enumerate(groups) for _ in group.B]
+    of_group = torch.tensor(rows, device=squares.device)
+    norms = squares.new_zeros(len(groups)).index_add_(0, of_group, squares).sqrt()
+    # Written so that it is exactly 0 at the threshold and never 0 / 0; as tensors, so that
+    # nothing waits for the GPU.
+    above = (norms - norms.new_tensor(thresholds)).clamp(min=0)
+    factors = above / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    torch._foreach_mul_(matrices, list(factors[of_group].unbind()))
 
 
 @torch.no_grad()

@@ -135,9 +135,10 @@ class Sparsity(Part):
         if alpha:
             sides = context.optimizer.param_groups
             lr_of = {p: side['lr'] for side in sides for p in side['params']}
-            for group in self.groups(context):
-                entries = sum(matrix.numel() for matrix in group.B)
-                proximal_step([group], _lr(group, lr_of) * alpha * math.sqrt(entries))
+            groups = self.groups(context)
+            entries = [sum(matrix.numel() for matrix in group.B) for group in groups]
+            rates = [_lr(group, lr_of) for group in groups]
+            proximal_step(groups, [lr * alpha * math.sqrt(n) for lr, n in zip(rates, entries)])
         # Gradients from before they were held, or where all are, may have moved them.
         for group in self._held:
             for matrix in group.B:

@@ -67,11 +67,19 @@ def test_penalty_matches_finite_differences():
 
 def test_proximal_step_worked_by_hand():
     g = group([[[9.0]]], [[[3.0, 0.0]], [[0.0, 4.0]]])
-    proximal_step([g], 1.0)  # joint norm 5, factor 4/5
+    proximal_step([g], [1.0])  # joint norm 5, factor 4/5
     torch.testing.assert_close(g.B[0].detach(), torch.tensor([[2.4, 0.0]]))
     torch.testing.assert_close(g.B[1].detach(), torch.tensor([[0.0, 3.2]]))
     assert g.A[0].item() == 9.0
     assert g.B[0].requires_grad
+
+
+def test_each_group_has_a_threshold_of_its_own():
+    groups = [group([], [[[3.0]], [[4.0]]]), group([[[1.0]]], []), group([], [[[6.0, 8.0]]])]
+    proximal_step(groups, [2.5, 1.0, 1.0])  # factors 1/2 and, of a norm of 10, 9/10
+    torch.testing.assert_close(groups[0].B[0].detach(), torch.tensor([[1.5]]))
+    torch.testing.assert_close(groups[0].B[1].detach(), torch.tensor([[2.0]]))
+    torch.testing.assert_close(groups[2].B[0].detach(), torch.tensor([[5.4, 7.2]]))
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,7 +92,7 @@ def test_proximal_step_minimises_its_objective(seed, shapes, threshold):
     rng = np.random.default_rng(seed)
     start = [rng.normal(size=shape) for shape in shapes]
     g = group([], start, torch.float64)
-    proximal_step([g], threshold)
+    proximal_step([g], [threshold])
     b0, b = np.concatenate([s.ravel() for s in start]), stacked(g.B)
 
     def objective(x):
@@ -103,7 +111,7 @@ def test_proximal_step_minimises_its_objective(seed, shapes, threshold):
 def test_proximal_step_agrees_with_numeric_minimisation():
     b0 = torch.tensor([[1.0, -2.0], [0.5, 2.5]], dtype=torch.float64)
     g = group([], [b0], torch.float64)
-    proximal_step([g], 0.7)
+    proximal_step([g], [0.7])
     x = b0.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12)
 
@@ -123,7 +131,7 @@ def test_proximal_step_is_non_expansive(seed, threshold, spread):
     rng = np.random.default_rng(seed)
     x, y = spread * rng.normal(size=(2, 3, 2))
     gx, gy = group([], [x], torch.float64), group([], [y], torch.float64)
-    proximal_step([gx, gy], threshold)
+    proximal_step([gx, gy], [threshold, threshold])
     after = np.linalg.norm(stacked(gx.B) - stacked(gy.B))
     assert after <= np.linalg.norm(x - y) * (1 + 1e-12)
 
@@ -132,7 +140,7 @@ def test_proximal_step_is_non_expansive(seed, threshold, spread):
 @settings(max_examples=20, deadline=None)
 def test_zero_stays_zero(threshold, dtype):
     g = group([np.ones((2, 3))], [np.zeros((4, 2))], dtype)
-    proximal_step([g], threshold)
+    proximal_step([g], [threshold])
     assert torch.equal(g.B[0], torch.zeros(4, 2, dtype=dtype))
 
 
@@ -140,14 +148,14 @@ def test_zero_stays_zero(threshold, dtype):
 @settings(max_examples=40, deadline=None)
 def test_a_norm_exactly_at_the_threshold_gives_exactly_zero(seed, dtype):
     g = group([], [np.random.default_rng(seed).normal(size=(3, 2))], dtype)
-    proximal_step([g], g.norm_B().item())
+    proximal_step([g], [g.norm_B().item()])
     assert not g.B[0].any()
 
 
 def test_threshold_zero_changes_nothing():
     g = group([], [np.random.default_rng(0).normal(size=(5, 4))])
     before = g.B[0].detach().clone()
-    proximal_step([g], 0.0)
+    proximal_step([g], [0.0])
     assert torch.equal(g.B[0], before)
 
 
@@ -155,7 +163,7 @@ def test_bfloat16_norms_are_taken_in_float32():
     # Sixteen squares of 1 and one of 16: bfloat16 would sum 256 + 16 and lose digits.
     values = np.array([[16.0] + [1.0] * 16])
     g = group([], [values], torch.bfloat16)
-    proximal_step([g], 4.0)
+    proximal_step([g], [4.0])
     expected = values * (1 - 4 / math.sqrt(272))
     assert torch.equal(g.B[0], torch.tensor(expected, dtype=torch.bfloat16))
 
@@ -166,7 +174,7 @@ def test_groups_are_shrunk_each_by_its_own_norm_and_those_without_b_are_left():
     nn.init.constant_(model[0].lora_B, 1.0)
     nn.init.constant_(model[1].lora_B, 0.1)
     a = [model[i].lora_A.detach().clone() for i in range(2)]
-    proximal_step(discover_groups(model, 'matrix'), 0.5)
+    proximal_step(discover_groups(model, 'matrix'), 4 * [0.5])
     # Norms sqrt(6) and 0.1 sqrt(6) = 0.245 < 0.5.
     torch.testing.assert_close(model[0].lora_B.detach(), torch.full((3, 2), 1 - 0.5 / math.sqrt(6)))
     assert not model[1].lora_B.any()
@@ -176,7 +184,7 @@ def test_groups_are_shrunk_each_by_its_own_norm_and_those_without_b_are_left():
 @pytest.mark.parametrize('threshold', [-0.1, math.nan])
 def test_a_threshold_that_is_not_possible(threshold):
     with pytest.raises(ForgettingError, match='must be 0 or more'):
-        proximal_step([group([], [[[1.0]]])], threshold)
+        proximal_step([group([], [[[1.0]]])], [threshold])
 
 
 def test_the_step_switches_groups_off_in_training():
@@ -195,7 +203,7 @@ def test_the_step_switches_groups_off_in_training():
         loss = loss + (model['idle'](x) - idle - 0.01).square().mean()
         loss.backward()
         optimizer.step()
-        proximal_step(groups, 0.1 * 0.05)
+        proximal_step(groups, 2 * [0.1 * 0.05])
     assert zero_ratio(groups) == 0.5
     assert not model['idle'].lora_B.any()
     assert model['idle'].lora_A.any()
