@@ -1,6 +1,6 @@
 """LoRA in plain PyTorch: the layer, injection, groups and adapter files."""
 
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.adapter import Adapter, is_of_adapter
 from mmgslora.lora.adapter_file import apply_adapter, load_adapter, save_adapter
 from mmgslora.lora.attention import LoRAMultiheadAttention
 from mmgslora.lora.fingerprint import fingerprint
@@ -29,6 +29,7 @@ __all__ = [
     'find_blocks',
     'fingerprint',
     'inject_lora',
+    'is_of_adapter',
     'load_adapter',
     'lora_layers',
     'merge_adapters',

@@ -129,6 +129,14 @@ class Adapter(nn.Module):
         return f'{super().extra_repr()}, rank={self.rank}, lora_alpha={self.lora_alpha}'
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether an entry of a state dict is A or B of an adapter, by its last word.
+
+    Part of a name alone is not enough: a model may have a ``flora_head``.
+    """
+    return name.rpartition('.')[2] in ('lora_A', 'lora_B')
+
+
 def check_settings(rank: object, lora_alpha: object, init: object, rows: int, columns: int) -> None:
     """Refuse an adapter that a weight of this shape cannot have.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.adapter import Adapter, is_of_adapter
 from mmgslora.lora.fingerprint import fingerprint
 from mmgslora.lora.folder import CONFIG, WEIGHTS, also_named, packed, write_folder
 from mmgslora.lora.groups import discover_groups
@@ -75,7 +75,7 @@ def save_adapter(
     config = json.dumps(_peft_config(layers, kept, modules_to_save), indent=2) + '\n'
     files = {WEIGHTS: packed(tensors), CONFIG: config.encode()}
 
-    state = {key: value for key, value in model.state_dict().items() if 'lora_' not in key}
+    state = {key: value for key, value in model.state_dict().items() if not is_of_adapter(key)}
     if base is None and not modules_to_save:
         base = fingerprint(state)
     merged = {f'{name}.{layer.weight_name}': layer for name, layer in kept.items()}
@@ -136,7 +136,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     """
     layers = require_lora_layers(model)
     adapter = StoredAdapter.read(folder)
-    state = {key: value for key, value in model.state_dict().items() if 'lora_' not in key}
+    state = {key: value for key, value in model.state_dict().items() if not is_of_adapter(key)}
     for name, (lora_a, _) in adapter.pairs.items():
         if name not in layers:
             raise ForgettingError(
@@ -200,5 +200,5 @@ def _whole(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
                 f'{type(model).__name__} has no module {name!r} to save.'
             ) from error
         state = module.state_dict(keep_vars=True)
-        whole.update({f'{name}.{k}': value for k, value in state.items() if 'lora_' not in k})
+        whole.update({f'{name}.{k}': value for k, value in state.items() if not is_of_adapter(k)})
     return whole

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmgslora.lora.adapter import is_of_adapter
+
 
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes of every weight and buffer but the LoRA matrices.
@@ -24,7 +26,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     state = model.state_dict() if isinstance(model, nn.Module) else model
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
-        if 'lora_' in name:
+        if is_of_adapter(name):
             continue
         digest.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8)

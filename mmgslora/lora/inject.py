@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.adapter import Adapter
+from mmgslora.lora.adapter import Adapter, is_of_adapter
 from mmgslora.lora.attention import LoRAMultiheadAttention, check_attention
 from mmgslora.lora.layer import LoRALinear
 
@@ -171,7 +171,7 @@ def inject_lora(
             LoRAMultiheadAttention.from_attention(layer, rank, lora_alpha, init)
 
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith(('lora_A', 'lora_B')))
+        parameter.requires_grad_(is_of_adapter(name))
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):
             if child in new_layers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmgslora.lora import (
     check_live_adapters,
     discover_groups,
     inject_lora,
+    is_of_adapter,
     lora_layers,
     merge_adapters,
     reset_adapters,
@@ -25,8 +25,6 @@ from mmgslora.lora import (
 )
 from mmgslora.settings import Count, Positive, checked
 from mmgslora.tuning.base import TUNERS, Tuner
-
-_OWN = re.compile(r'(?:.+\.)?lora_[AB]')
 
 
 @TUNERS.register_module()
@@ -114,7 +112,7 @@ class LoRA(Tuner):
         return any(isinstance(layer, Adapter) and layer.learns for layer in layers)
 
     def owns(self, key: str) -> bool:
-        return _OWN.fullmatch(key) is not None
+        return is_of_adapter(key)
 
     def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         """As :func:`~mmgslora.lora.save_adapter`, in the layout of the PEFT library."""

@@ -27,3 +27,9 @@ def test_any_weight_or_buffer_counts_and_adapters_do_not():
         other = copy.deepcopy(model)
         other.state_dict()[change].flatten()[0] += 1
         assert fingerprint(other) != before
+
+
+def test_a_part_whose_name_holds_that_of_adapters_counts():
+    one, other = (dict(flora_head=torch.full((1,), x)) for x in (0.0, 1.0))
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint({**one, 'head.lora_A': torch.ones(1)}) == fingerprint(one)
