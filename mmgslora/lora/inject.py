@@ -136,8 +136,9 @@ def inject_lora(
 
     Raises:
         ForgettingError: If nothing matches, ``target`` is not a valid regular expression, a
-            matched layer can never get a gradient, the model has adapters already, or
-            ``rank``, ``lora_alpha`` or ``init`` is not possible. The model is unchanged then.
+            matched layer can never get a gradient or has its weight in common with another
+            module, the model has adapters already, or ``rank``, ``lora_alpha`` or ``init`` is
+            not possible. The model is unchanged then.
     """
     existing = list(lora_layers(model))
     if existing:
@@ -152,6 +153,7 @@ def inject_lora(
                 f'LoRA in {name!r} would never get a gradient: nn.MultiheadAttention reads the '
                 'weight of its out_proj and does not call the layer; choose other Linears.'
             )
+    _refuse_common_weights(model, matched)
     # All are built before the first is put in, so that an error leaves the model as it was.
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     new_layers = {}
@@ -228,6 +230,26 @@ def _match(
     for name in wanted_names:
         matched.setdefault(linears[name], name)
     return matched
+
+
+def _refuse_common_weights(model: nn.Module, matched: dict[nn.Module, str]) -> None:
+    """See that no other module has the weight of a matched one, which a merge would change too."""
+    owner = {_weight(layer): (layer, name) for layer, name in matched.items()}
+    for other, module in model.named_modules():
+        for weight in module._parameters.values():
+            layer, name = owner.get(weight, (module, ''))
+            if weight is not None and layer is not module:
+                raise ForgettingError(
+                    f'The weight of {name!r} is that of {other!r} as well, so merging an adapter '
+                    'of the one would change both; name other Linears in tune.target, or take '
+                    "tune.type='Full'."
+                )
+
+
+def _weight(layer: nn.Module) -> nn.Parameter | None:
+    """What an adapter on the layer changes; None where it is computed, or there are several."""
+    name = 'weight' if isinstance(layer, nn.Linear) else 'in_proj_weight'
+    return layer._parameters.get(name)
 
 
 def _is_within(name: str, folders: tuple[str, ...]) -> bool:

@@ -285,6 +285,20 @@ def test_out_proj_of_multihead_attention_is_refused():
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize('other', ['decoder.layers.1.linear1', 'lookup'])
+def test_a_weight_that_two_modules_have_in_common_is_refused(other):
+    """Both adapters would be merged into the one weight: each would have the other's on top."""
+    model = TorchTransformer()
+    if other == 'lookup':
+        model.lookup = nn.Embedding(16, 8)
+    model.get_submodule(other).weight = model.decoder.layers[0].linear1.weight
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ForgettingError, match=r'decoder.layers.\d.linear1.*both'):
+        inject_lora(model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == names
+    inject_lora(model, target='decoder.*linear2')  # has a weight of its own
+
+
 def test_an_error_leaves_the_model_as_it_was():
     model = ViT()
     with pytest.raises(ForgettingError, match='transformer.layers.0.1.fn.fn.net.0: rank 9'):
