@@ -38,6 +38,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:
         raise naming(path, error) from None
     finally:
+        if old.exists() and not path.exists():  # stopped between two renames
+            old.rename(path)
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
 

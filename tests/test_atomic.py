@@ -39,6 +39,22 @@ def test_a_folder_replaces_a_folder(tmp_path, monkeypatch, exchange):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_stopped_between_two_renames_the_old_folder_comes_back(tmp_path, monkeypatch):
+    folder = tmp_path / 'task_01'
+    folder.mkdir()
+    (folder / 'a').write_text('old')
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, '_exchanged', lambda *_: False)
+    monkeypatch.setattr(Path, 'replace', stopped)
+    with pytest.raises(KeyboardInterrupt), replacing(folder) as draft:
+        draft.mkdir()
+    assert (folder / 'a').read_text() == 'old'
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='folders change places in one step there')
 def test_a_folder_is_never_away(tmp_path, monkeypatch):
     """Whatever else is renamed or removed, it finds a folder of that name."""
