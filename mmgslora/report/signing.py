@@ -71,8 +71,9 @@ def verify(path: Path, public_key: Path | None = None) -> list[str]:
     try:
         raw = base64.b64decode(signature['public_key'], validate=True)
         value = base64.b64decode(signature['value'], validate=True)
-        inside = Ed25519PublicKey.from_public_bytes(raw)
-        (key or inside).verify(value, canonical(certificate))
+        Ed25519PublicKey.from_public_bytes(raw).verify(value, canonical(certificate))
+        if key and key.public_bytes_raw() != raw:
+            raise ValueError('signed with another key')
     except (KeyError, TypeError, ValueError, InvalidSignature) as error:
         raise ForgettingError(
             f'{str(path)!r} was changed after it was signed, or was signed with another key.'

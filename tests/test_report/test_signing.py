@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mmgslora.errors import ForgettingError
 from mmgslora.records.finished_run import FinishedRun
-from mmgslora.report.certificate import certificates_of, write_certificates
+from mmgslora.report.certificate import certificates_of, file_text, write_certificates
 from mmgslora.report.signing import load_key, make_key, sign, verify
 
 from .records import shapes_record
@@ -75,6 +75,17 @@ def test_another_key_is_not_enough(signed, tmp_path):
     other = make_key(tmp_path / 'other.pem')
     with pytest.raises(ForgettingError, match='signed with another key'):
         verify(path, other)
+
+
+def test_the_key_in_the_file_is_the_one_that_signed(signed):
+    """It is not part of what is signed: whoever reads it must not be told of another signer."""
+    path, public = signed
+    certificate = json.loads(path.read_text())
+    other = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    certificate['signature']['public_key'] = base64.b64encode(other).decode()
+    path.write_text(file_text(certificate))
+    with pytest.raises(ForgettingError, match='changed after it was signed'):
+        verify(path, public)
 
 
 def test_a_model_changed_after_it_was_certified_is_named(signed):
