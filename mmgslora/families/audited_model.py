@@ -183,6 +183,9 @@ class AuditedModel(ABC):
             weight[list(labels)] = rows.to(weight)
             if bias is not None:
                 bias[list(labels)] = self.new_bias
+        for layer in other.class_layers:
+            if getattr(layer, 'sealed', None) is not None:  # a new head has no seal
+                layer.sealed[list(labels)] = 0
         return other
 
     def relearn(

@@ -157,6 +157,18 @@ def test_a_cnn_has_its_embedding_alone(data):
     assert [*audited.objects(data, [0, 1]).features] == ['embedding']
 
 
+def test_an_attacker_with_a_new_head_of_cosines_has_no_seal(data):
+    """Or a sealed model, of which nothing is forgotten, would stand any attack."""
+    head = dict(type='CosineMarginHead', embed_dims=8, num_classes=3)
+    config = dict(CONFIG, head=head)
+    audited = AuditedClassifier(MODELS.build(copy.deepcopy(config)), CLASSES, config=config)
+    sealed = without_rows(audited, [1, 2])
+    fresh = sealed.with_new_rows([1], seed=0)
+    scores = fresh.objects(data, [0, 1]).scores
+    assert scores[:, 1].all() and not scores[:, 2].any()
+    assert sealed.model.head.sealed.tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize('net', [SWIN, VIT], ids=['swin', 'vit'])
 def test_attacks_on_a_library_network(net, data):
     audited = library(net)
