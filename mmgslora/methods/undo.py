@@ -194,8 +194,9 @@ class UNDO(Method):
         stays = _stays(teacher, task)
         on = near if nameless else near * (1 - stays)
         empty = (1 - near) * (1 - stays)
+        gone = _nameable(teacher, task)
         for x in layers:
-            for name, value in self._on_layer(x, teacher, on, empty, task).items():
+            for name, value in self._on_layer(x, teacher, on, empty, gone).items():
                 losses[name] = losses.get(name, 0) + value / len(layers)
         if self.confusion_weight:
             which = (forget.labels[:, None] == task.forget).int().argmax(-1)
@@ -211,10 +212,9 @@ class UNDO(Method):
         return losses
 
     def _on_layer(
-        self, now: Outputs, teacher: Outputs, on: Tensor, empty: Tensor, task: Task
+        self, now: Outputs, teacher: Outputs, on: Tensor, empty: Tensor, gone: Tensor
     ) -> dict[str, Tensor]:
         """S and B of one layer, weighted."""
-        gone = task.must_be_gone
         if now.kind == 'softmax':
             hinge = F.relu(now.log_odds(gone) + self.bound)
             return dict(forget_loss_suppress=self.suppress_weight * joint_weighted_mean(hinge, on))
@@ -236,6 +236,15 @@ def _inside(now: Outputs) -> tuple[Tensor, ...]:
 def _stays(teacher: Outputs, task: Task) -> Tensor:
     """(m,) how sure the teacher is of a class that stays."""
     return teacher.class_log_probs.exp().index_fill(1, task.must_be_gone, 0).max(-1).values
+
+
+def _nameable(teacher: Outputs, task: Task) -> Tensor:
+    """(g,) labels that must be gone, without those that were sealed before the run.
+
+    A sealed class has a score of exactly 0 everywhere, far below any level of the others.
+    """
+    gone = task.must_be_gone
+    return gone[teacher.log_probs[:, gone].exp().any(0)]
 
 
 def _on_objects(view: View) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,18 @@ def test_by_hand():
     assert 'forget_loss_confusion' not in losses and method.parts == []
 
 
+def test_a_class_that_was_sealed_before_has_no_part_in_the_level():
+    """The last class has the logit of a sealed one; the level of the other stays -6."""
+    sealed, box, state = -1e4, [[0.5, 0.5, 1, 1], [0.1, 0.1, 0.1, 0.1]], [[0.0, 0.0]] * 2
+    now = outputs([[EMPTY, -4.0, sealed], [EMPTY, -8.0, sealed]], box, state)
+    teacher = outputs([[EMPTY, -7.0, sealed], [EMPTY, -6.0, sealed]], box, state)
+    method = UNDO('x.pth', confusion_weight=0.0)
+    moment = context(names='abc', forget=(GONE,), old=(2,))
+    losses = method.losses(sides(now, teacher), moment)
+    assert losses['forget_loss_suppress'].item() == pytest.approx(5, rel=1e-6)
+    assert losses['loss_background'].item() == pytest.approx(0.2 * 2**2, rel=1e-6)
+
+
 @pytest.mark.parametrize(('images', 'suppress'), [(1, 0.0), (2, 3.0)])
 def test_a_box_in_another_image_is_not_on_the_object(images, suppress):
     """Of one image both are on it, and with nothing empty there is no level, 0; of two one is."""
