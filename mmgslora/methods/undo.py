@@ -73,8 +73,9 @@ class UNDO(Method):
 
     Raises:
         ForgettingError: From :meth:`check`: what is trained is not the model's own. From
-            :meth:`check_files` and :meth:`before_task`: the teacher cannot be read, does not fit,
-            or differs from the model in what is not trained; or a share is of nothing.
+            :meth:`check_files` and :meth:`before_task`: the teacher cannot be read, is sealed,
+            does not fit, or differs from the model in what is not trained; or a share is of
+            nothing.
     """
 
     tune = dict(type='Full')
@@ -140,6 +141,11 @@ class UNDO(Method):
         learned = {name for name, p in plain.named_parameters() if p.requires_grad}
         before = {name: value.clone() for name, value in plain.state_dict().items()}
         content = read_checkpoint(path, 'The teacher')
+        if sealed := (content.get('meta') or {}).get('sealed'):
+            raise ForgettingError(
+                f'The teacher {path!r} is sealed ({", ".join(sealed)}), and the seal would pass '
+                'for forgetting; take the merged file of its task.'
+            )
         model.load_state_dict(dict(content.get('state_dict', content)))
         for name, value in plain.state_dict().items():
             same = name in before and torch.equal(value, before[name])

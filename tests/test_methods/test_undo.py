@@ -1,9 +1,11 @@
 """Losses of UNDO against values worked out by hand, and how its noise is said."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import Matching, Outputs, View
@@ -135,6 +137,15 @@ def test_shares_of_noise():
         UNDO('x.pth', noise=dict(neck=0.1))._shares(learned)
     with pytest.raises(ForgettingError, match='noise is 2'):
         UNDO('x.pth', noise=2)
+
+
+def test_a_sealed_teacher_is_refused(tmp_path):
+    """The model would begin with its head, which cannot name the classes: no training is needed."""
+    path, plain = tmp_path / 'sealed.pth', nn.Linear(2, 2)
+    torch.save(dict(state_dict=plain.state_dict(), meta=dict(sealed=['cat', 'dog'])), path)
+    model = SimpleNamespace(plain_model=plain, load_state_dict=plain.load_state_dict)
+    with pytest.raises(ForgettingError, match=r'is sealed \(cat, dog\)'):
+        UNDO(str(path)).check_files(model, 1)
 
 
 def test_name_of_the_teacher():
