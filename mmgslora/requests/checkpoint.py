@@ -31,15 +31,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def plain_state(checkpoint: Mapping[str, Any], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The plain model's state dict of any checkpoint that a run can start from.
 
+    In the types of the model, as a run has them: a file may hold the weights in half precision.
+
     Args:
         checkpoint: As from :func:`read_checkpoint`.
-        like: State dict of the same plain model, for its names and shapes.
+        like: State dict of the same plain model, for its names, shapes and types.
 
     Raises:
         ForgettingError: It is of another model.
     """
     state = checkpoint['state_dict']
-    return fitting_weights(state, like, 'model', added=lambda key: False, wrappers=FAMILIES)
+    fitting = fitting_weights(state, like, 'model', added=lambda key: False, wrappers=FAMILIES)
+    return {key: value.to(like[key].dtype) for key, value in fitting.items()}
 
 
 def refuse_to_overwrite(out: str | Path) -> None:

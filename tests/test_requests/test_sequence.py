@@ -47,6 +47,17 @@ def test_leaving_one_out_is_a_run_that_merges_only_the_others(made):
     assert not same(state, made.weights[3])
 
 
+def test_an_original_in_half_precision_is_the_model_that_was_made_of_it(tmp_path):
+    """The run loads it into float32, which is what adapters and their fingerprints are of."""
+    plain = ImageClassifier(**copy.deepcopy(CLASSIFIER)).eval()
+    half = {key: value.half() for key, value in plain.state_dict().items()}
+    plain.load_state_dict(half)
+    made = make_run(tmp_path, plain=plain)
+    write_checkpoint(tmp_path / 'half.pth', half, {})
+    sequence = RequestSequence(made.work_dir, tmp_path / 'half.pth')
+    assert same(sequence.state([1, 2, 3]), made.weights[3])
+
+
 def test_the_original_from_where_it_is(made, tmp_path):
     """By the record's path, by --base, and refused where it is another model or not there."""
     sequence = RequestSequence(made.work_dir)
