@@ -304,14 +304,21 @@ def evaluators(plan: Plan) -> Iterator[str]:
     """What measures: settings, and that its numbers are those a forgetting run is read by."""
     for split in ('val', 'test'):
         given = plan.plain.get(f'{split}_evaluator') or []
+        given = [given] if isinstance(given, Mapping) else given
         found = []
-        for item in [given] if isinstance(given, Mapping) else given:
+        for item in given:
             yield from _of_class(item, f'{split}_evaluator', METRICS)
             found.append(find_class(item.get('type'), METRICS))
         if split != plan.measured_on or not found or None in found:
             continue
         wanted = family_of(plan.plain['model']).metric
-        if not any(issubclass(kind, wanted) for kind in found):
+        ours = [item for item, kind in zip(given, found) if issubclass(kind, wanted)]
+        if prefixes := [item['prefix'] for item in ours if item.get('prefix')]:
+            yield (
+                f'{split}_evaluator.prefix is {prefixes[0]!r}; leave it out: a run reads the '
+                f'numbers of {wanted.__name__} by their own names.'
+            )
+        if not ours:
             yield (
                 f'{split}_evaluator.type is {found[0].__name__!r}; a forgetting run needs '
                 f'{wanted.__name__!r}, which measures every class by itself.'

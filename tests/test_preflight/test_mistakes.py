@@ -99,6 +99,7 @@ SETTINGS = {
     'no tasks': ('train_cfg.protocol.tasks=[]', 'has no tasks'),
     'tasks as text': ('train_cfg.protocol.tasks=star', "tasks is 'star'; it can be"),
     'other evaluator': ('test_evaluator.type=CocoMetric', "needs 'ForgettingCocoMetric'"),
+    'names of its own': ('test_evaluator.prefix=coco', "prefix is 'coco'; leave it out"),
     'evaluator of another file': (
         'test_evaluator.ann_file=no.json',
         "test_evaluator.ann_file is 'n",
