@@ -32,6 +32,7 @@ CHECKS = (
     (resume.resume, _DATA),
     (data.classes, ('model', 'model_settings', *_DATA)),
     (data.protocol, ('classes', 'resume', *_DATA)),
+    (data.measured_images, ('classes', *_DATA)),
     (checkpoint.method_files, ('model', 'model_settings', 'protocol', 'resume', *_DATA)),
     (data.images, _DATA),
     (work_dir.work_dir, ('protocol', *_DATA)),

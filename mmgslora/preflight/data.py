@@ -77,17 +77,32 @@ def files(plan: Plan) -> Iterator[str]:
 def evaluated_files(plan: Plan) -> Iterator[str]:
     """The file that an evaluator reads is that of its data loader."""
     for split, loader in plan.loaders.items():
-        evaluators = plan.plain.get(f'{split}_evaluator') or []
         loaded = annotation_file(loader['dataset'])
-        for metric in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
-            read = metric.get('ann_file')
-            if not read or '://' in read or loaded is None:
-                continue
-            if Path(read).resolve() != loaded.resolve():
+        for read in _evaluated(plan, split):
+            if loaded is not None and Path(read).resolve() != loaded.resolve():
                 yield (
                     f'{split}_evaluator.ann_file is {read!r}, but {split}_dataloader loads '
                     f'{str(loaded)!r}; both must be the same file.'
                 )
+
+
+def measured_images(plan: Plan) -> Iterator[str]:
+    """Every object that an evaluator counts is in an image that the model is shown."""
+    split = plan.measured_on
+    file = annotation_file(plan.loaders[split]['dataset'])
+    content = plan.annotations.get(file.resolve()) if file is not None else None
+    if content is None or not any(_evaluated(plan, split)):
+        return
+    used = {c['id'] for c in content['categories'] if c['name'] in plan.views.classes}
+    counted = {x['image_id'] for x in content['annotations'] if x['category_id'] in used}
+    shown = {plan.held_out.get_data_info(i)['img_id'] for i in range(len(plan.held_out))}
+    left_out = counted.intersection(x['id'] for x in content['images']) - shown
+    if left_out:
+        yield (
+            f'{split}_dataloader leaves out {len(left_out)} of the {len(content["images"])} images '
+            f'of {str(file)!r}, whose objects {split}_evaluator would count as missed; show all '
+            '(indices, filter_cfg), or leave ann_file out of the evaluator.'
+        )
 
 
 def images(plan: Plan) -> Iterator[str]:
@@ -153,6 +168,13 @@ def _asked_of_report(plan: Plan, tasks: int) -> Iterator[str]:
             check(*arguments)
         except ForgettingError as error:
             yield str(error)
+
+
+def _evaluated(plan: Plan, split: str) -> list[str]:
+    """The local annotation files that the evaluators of a split read."""
+    given = plan.plain.get(f'{split}_evaluator') or []
+    found = [x.get('ann_file') for x in ([given] if isinstance(given, Mapping) else given)]
+    return [file for file in found if file and '://' not in file]
 
 
 def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -196,6 +196,17 @@ def test_a_data_set_that_wraps_another(command, cfg):
     refused(command(), 'is a RepeatDataset, which wraps others; give the innermost data set')
 
 
+def test_images_that_are_measured_and_not_shown(command, cfg, shapes_root):
+    """Half of the objects would be missed: a low AP of the forgotten classes would say nothing."""
+    content = json.loads((shapes_root / 'annotations/val.json').read_text())
+    left = {item['image_id'] for item in content['annotations']} - set(range(1, 7))
+    cfg.test_dataloader.dataset.indices = 6
+    words = f'test_dataloader leaves out {len(left)} of the 12 images of .*val.json'
+    refused(command(), words)
+    del cfg.test_evaluator['ann_file']  # it then counts what the data set has
+    assert command().code == 0
+
+
 def test_data_to_measure_on_of_fewer_classes(command, cfg):
     dataset = cfg.test_dataloader.dataset
     names = json.loads(Path(dataset.data_root, dataset.ann_file).read_text())['categories']
