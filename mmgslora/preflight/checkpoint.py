@@ -15,6 +15,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.families.checkpoint import class_names
 from mmgslora.loading import read_checkpoint
 from mmgslora.preflight.plan import Plan, reason
+from mmgslora.preflight.resume import made_by
 from mmgslora.settings import unknown_names
 
 _DEFAULT = 'DefaultOptimWrapperConstructor'
@@ -111,6 +112,13 @@ def start(plan: Plan) -> Iterator[str]:
     if '://' in path:  # fetched when the run starts
         return
     checkpoint = read_checkpoint(path, 'The checkpoint to start from, load_from,')
+    if made_by(checkpoint) is not None:
+        yield (
+            f'load_from {path!r} is a training checkpoint of a forgetting run, which may end in '
+            'the middle of a task and does not say what is to stay forgotten; take the '
+            'merged/task_XX.pth beside it, or go on with that run with --resume.'
+        )
+        return
     plan.forgotten = forgotten_in(checkpoint)
     if plan.forgotten:
         plan.notes.append(

@@ -93,7 +93,7 @@ def resume(plan: Plan) -> Iterator[str]:
         older = f'resume from {str(others[0])!r}, or ' if others else ''
         yield f'{error} To go on, {older}start again in another --work-dir.'
         return
-    before = (checkpoint.get('message_hub') or {}).get('runtime_info', {}).get(HUB_KEY)
+    before = made_by(checkpoint)
     if before is None:
         yield (
             f'{path!r} is no checkpoint of a forgetting run, so there is nothing to resume; '
@@ -108,6 +108,11 @@ def resume(plan: Plan) -> Iterator[str]:
     plan.forgotten = tuple(before['forgotten'])
     yield from differences(before, made_with(plan.cfg, plan.protocol))
     yield from _lost_files(plan, checkpoint)
+
+
+def made_by(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What :func:`made_with` said of the run that saved a training checkpoint; None of others."""
+    return (checkpoint.get('message_hub') or {}).get('runtime_info', {}).get(HUB_KEY)
 
 
 def made_with(cfg: Config, protocol: Protocol) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmgslora.preflight import HUB_KEY
 from mmgslora.preflight.checkpoint import first_difference
 
 # Settings: what is given on the command line, and words of the answer.
@@ -194,6 +195,17 @@ def test_a_data_set_that_wraps_another(command, cfg):
     views = cfg.train_dataloader.dataset
     views.dataset = dict(type='RepeatDataset', times=3, dataset=views.dataset)
     refused(command(), 'is a RepeatDataset, which wraps others; give the innermost data set')
+
+
+def test_a_training_checkpoint_of_a_forgetting_run_is_no_original(
+    command, cfg, random_checkpoint, tmp_path
+):
+    """What it had forgotten would be among the classes that stay, and be trained again."""
+    content = torch.load(random_checkpoint)
+    cfg.load_from = str(tmp_path / 'epoch_2.pth')
+    content['message_hub'] = dict(runtime_info={HUB_KEY: dict(tasks=[['ring']], forgotten=[])})
+    torch.save(content, cfg.load_from)
+    refused(command(), "epoch_2.pth' is a training checkpoint of a forgetting run")
 
 
 def test_images_that_are_measured_and_not_shown(command, cfg, shapes_root):
