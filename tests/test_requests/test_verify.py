@@ -106,6 +106,17 @@ def test_what_a_resumed_run_did_again_counts_as_it_is_now(made):
     assert any(sentence.startswith('Line 4: base and 1 adapter') for sentence in found)
 
 
+def test_a_later_line_about_a_note_does_not_spare_the_weights(made):
+    """Annotations, say, to which the next request has added images."""
+    config = made.work_dir / 'requests/task_01/config.py'
+    config.write_text(config.read_text() + '\n')
+    ledger = Ledger(made.work_dir)
+    last = ledger.entries[-1]
+    facts = {k: last[k] for k in ('task', 'classes', 'base', 'result', 'adapters', 'metrics')}
+    ledger.append('forgotten', **facts, files=dict(last['files'], config=ledger.fact(config)))
+    assert any(line.startswith('Line 1: base and 1 adapter') for line in verify(made.work_dir))
+
+
 def test_taken_back_requests_are_worked_out_again(made):
     entry = revoke(RequestSequence(made.work_dir), 2, measure=lambda *_: {'Acc_f': 1.0})
     assert any(
