@@ -28,8 +28,8 @@ def verify(
     """Check every line of a run's ledger against the files, from the first to the last.
 
     Of every line: its hash and that of the line before; the hash of every file, where no later
-    line names the file again; that base and adapters still give the merged weights, bit for bit;
-    and that the metrics are those of ``forgetting.json``.
+    line of the same event names the file again; that base and adapters still give the merged
+    weights, bit for bit; and that the metrics are those of ``forgetting.json``.
 
     Args:
         work_dir: The run's folder.
@@ -76,18 +76,20 @@ class _Check:
         self.ledger, self.work_dir = ledger, ledger.work_dir
         self.base = base and Path(base)
         self.found: list[str] = []
-        self.latest: dict[str, str] = {}  # a resumed run replaces what it had not finished
+        # By event and path: a resumed run replaces what it had not finished, and writes the same
+        # kind of line. No export, say, excuses that a merged file was changed.
+        self.latest: dict[tuple[str, str], str] = {}
         self.to_destroy: set[str] = set()
         for entry in ledger.entries:
             for file in entry.get('files', {}).values():
-                self.latest[file['path']] = file['sha256']
+                self.latest[entry['event'], file['path']] = file['sha256']
             self.to_destroy.update(entry.get('to_destroy', ()))
 
     def line(self, entry: Mapping[str, Any]) -> None:
         files = {
             role: file
             for role, file in entry.get('files', {}).items()
-            if self.latest[file['path']] == file['sha256']
+            if self.latest[entry['event'], file['path']] == file['sha256']
         }
         found = {role: self._file(entry['number'], role, file) for role, file in files.items()}
         here = {role: path for role, path in found.items() if path is not None}

@@ -106,6 +106,16 @@ def test_what_a_resumed_run_did_again_counts_as_it_is_now(made):
     assert any(sentence.startswith('Line 4: base and 1 adapter') for sentence in found)
 
 
+def test_a_line_of_another_event_does_not_excuse_a_changed_file(made):
+    """Anybody can append one; without a head that was kept nothing else would tell."""
+    merged = made.work_dir / 'merged/task_03.pth'
+    merged.write_bytes((made.work_dir / 'merged/task_02.pth').read_bytes())
+    ledger = Ledger(made.work_dir)
+    ledger.append('exported', classes=['cat'], files=dict(exported=ledger.fact(merged)))
+    with pytest.raises(ForgettingError, match='Line 3 of .*/task_03.pth is another file'):
+        verify(made.work_dir)
+
+
 def test_a_later_line_about_a_note_does_not_spare_the_weights(made):
     """Annotations, say, to which the next request has added images."""
     config = made.work_dir / 'requests/task_01/config.py'
