@@ -183,8 +183,11 @@ class ForgettingViews(Dataset):
         return list(drawn.items())
 
     def image_ids(self, side: str) -> list[int]:
-        """Image ids of one view ('forget' or 'retain'), in the order of its items."""
-        return [self.base.get_data_info(i)['img_id'] for i, _ in self._drawn[side]]
+        """Image ids of one view ('forget' or 'retain'), in the order of its items.
+
+        Where the data set gives its images none (``img_id``), it is their place in it, from 0.
+        """
+        return [self.base.get_data_info(i).get('img_id', i) for i, _ in self._drawn[side]]
 
     def images_of_classes(self, side: str) -> dict[str, list[int]]:
         """Ids of the images of one view that keep objects of each of its classes."""

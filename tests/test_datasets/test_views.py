@@ -72,6 +72,19 @@ def contents(views):
     return found
 
 
+def test_images_without_ids_are_known_by_their_places(dataset, monkeypatch):
+    """As in many classification data sets: ledger and record name the images of a task."""
+    known = dataset.get_data_info
+
+    def without_id(index):
+        return {key: value for key, value in known(index).items() if key != 'img_id'}
+
+    monkeypatch.setattr(dataset, 'get_data_info', without_id)
+    views = ForgettingViews(dataset, data_ratio=1.0)
+    views.set_partition(Protocol(CLASSES, tasks=[['cow']]).partition(1))
+    assert views.image_ids('forget') == [3] and sorted(views.image_ids('retain')) == [0, 1, 2, 3]
+
+
 def test_exact_boxes_of_both_views(dataset):
     views = ForgettingViews(dataset, data_ratio=1.0)
     views.set_partition(Protocol(CLASSES, [['dog'], ['cat']]).partition(1))
