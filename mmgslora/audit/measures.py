@@ -297,9 +297,9 @@ class Audit:
         self, model: str, images: int, seeds: Sequence[int], lr: float | None
     ) -> Iterator[dict]:
         steps = self.settings.relearning_steps
-        subjects = self._with_new_rows(model, seeds)
-        if model != UNSEEN:  # whose rows are those of the forgotten classes
-            subjects = dict.fromkeys(seeds, self.models[model])
+        subjects = dict.fromkeys(seeds, self.models[model])
+        if model == UNSEEN:  # whose rows are those of the forgotten classes
+            subjects = self._with_new_rows(model, seeds)
         for row in self._attack(f'relearning/k{images}', model, subjects, images, steps, lr):
             if row['measure'].endswith('/step0') and model != UNSEEN:
                 self._at_start[model] = row['value']
