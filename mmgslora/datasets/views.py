@@ -251,18 +251,21 @@ def labels_of(info: dict, crowds: bool = False) -> set[int]:
     return {x['bbox_label'] for x in info['instances'] if crowds or not x.get('ignore_flag')}
 
 
-def check_held_out(dataset: BaseDataset, tasks: Sequence[Sequence[str]]) -> list[str]:
-    """Check that held-out data can say of every task whether it forgot anything.
+def check_held_out(
+    dataset: BaseDataset, tasks: Sequence[Sequence[str]], stay: Sequence[str]
+) -> list[str]:
+    """Check that held-out data can say of every task whether it forgot anything, and what it cost.
 
     Args:
         dataset: The data set that is measured on.
         tasks: The classes of each task.
+        stay: The classes that must stay and have training data, in the first task.
 
     Returns:
         The classes to forget that have no object there, if others of their task have.
 
     Raises:
-        ForgettingError: No class of a task has an object there.
+        ForgettingError: No class of a task has an object there, or none that stays.
     """
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
     found = {dataset.metainfo['classes'][label] for info in infos for label in labels_of(info)}
@@ -272,6 +275,11 @@ def check_held_out(dataset: BaseDataset, tasks: Sequence[Sequence[str]]) -> list
                 f'Task {number} forgets {", ".join(task)}, and the data to measure on have no '
                 'object of them; leave the task out, or give data that show them.'
             )
+    if not found.intersection(stay):
+        raise ForgettingError(
+            f'The data to measure on have no object of {", ".join(stay)}, which must stay, so what '
+            'forgetting costs could not be told; give data that show some of them.'
+        )
     return [name for task in tasks for name in task if name not in found]
 
 

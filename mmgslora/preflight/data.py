@@ -150,7 +150,7 @@ def protocol(plan: Plan) -> Iterator[str]:
         except ForgettingError as error:
             yield str(error)
     yield from _asked_of_report(plan, len(asked))
-    unseen = check_held_out(plan.held_out, asked.tasks)
+    unseen = check_held_out(plan.held_out, asked.tasks, asked.partition(1).retain)
     if unseen:
         plan.notes.append(
             f'No object of {", ".join(unseen)} in the data to measure on: whether they are '

@@ -196,10 +196,12 @@ def test_a_crowd_of_a_missing_class_shows_it():
 
 def test_held_out_data_show_what_is_forgotten():
     dataset = Crowds([{0}, {1, 12}, {3}])
-    assert check_held_out(dataset, [['a', 'b'], ['d']]) == []
-    assert check_held_out(dataset, [['a', 'c'], ['d', 'e', 'f']]) == ['c', 'e', 'f']
+    assert check_held_out(dataset, [['a', 'b'], ['d']], ['d', 'e', 'f']) == []
+    assert check_held_out(dataset, [['a', 'c'], ['d', 'e', 'f']], 'bdef') == ['c', 'e', 'f']
     with pytest.raises(ForgettingError, match='Task 2 forgets c, e, .* no object of them'):
-        check_held_out(dataset, [['a'], ['c', 'e']])  # of c there is a crowd only
+        check_held_out(dataset, [['a'], ['c', 'e']], ['b'])  # of c there is a crowd only
+    with pytest.raises(ForgettingError, match='no object of c, e, which must stay'):
+        check_held_out(dataset, [['a']], ['c', 'e'])
 
 
 label_sets = st.lists(st.sets(st.integers(0, 5), max_size=4), min_size=1, max_size=30)
