@@ -136,7 +136,8 @@ class RequestSequence:
         state = plain_state(read_checkpoint(self.base_file), self.template['state_dict'])
         self.adapter(self.tasks[0]).check_base(state)
         left_out: set[str] = set()
-        for task in self.tasks[: self._place(tasks[-1]) + 1] if tasks else ():
+        last = max(map(self._place, tasks), default=-1)
+        for task in self.tasks[: last + 1]:
             adapter = self.adapter(task)
             if task not in tasks:
                 left_out |= adapter.changes(state)

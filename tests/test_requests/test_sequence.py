@@ -25,7 +25,7 @@ def by_hand(made, tasks):
     return state
 
 
-@pytest.mark.parametrize('tasks', [[], [1], [1, 2], [1, 2, 3], [1, 3], [2, 3], [3]])
+@pytest.mark.parametrize('tasks', [[], [1], [1, 2], [1, 2, 3], [1, 3], [3, 1], [2, 3], [3]])
 def test_any_requests_on_the_original(made, tasks):
     sequence = RequestSequence(made.work_dir, made.base)
     state = sequence.state(tasks)
