@@ -87,7 +87,10 @@ def verify(path: Path, public_key: Path | None = None) -> list[str]:
     if not public_key:
         whose = f'{signature["public_key"]}; --key PUBKEY checks whose that is'
     found = [f'{path}: the signature is valid, made with the key {whose}.']
-    return found + _check_files(certificate.get('files', {}), path.resolve().parent.parent)
+    files = dict(certificate.get('files', {}))
+    if certificate.get('sealed'):  # which is what is handed out
+        files['sealed'] = certificate['sealed']['file']
+    return found + _check_files(files, path.resolve().parent.parent)
 
 
 def _signature(public: bytes, value: bytes) -> dict[str, str]:

@@ -95,6 +95,22 @@ def test_a_model_changed_after_it_was_certified_is_named(signed):
         verify(path, public)
 
 
+def test_the_sealed_model_is_compared_as_well(tmp_path):
+    record = shapes_record()
+    record['tasks'][0]['metrics']['sealed/AP_f'] = 0.0
+    work_dir = make_run(tmp_path, record)
+    sealed = work_dir / 'sealed/task_01.pth'
+    sealed.parent.mkdir()
+    sealed.write_bytes(b'abc')
+    make_key(tmp_path / 'officer.pem')
+    run, key = FinishedRun(work_dir), load_key(tmp_path / 'officer.pem')
+    path = write_certificates(run, [sign(c, key) for c in certificates_of(run)])[0]
+    assert 'sealed: sealed/task_01.pth is the file that was certified.' in verify(path)
+    sealed.write_bytes(b'other')
+    with pytest.raises(ForgettingError, match='sealed/task_01.pth changed after'):
+        verify(path)
+
+
 def test_a_file_that_is_not_here_is_said_to_be_missing(signed):
     path, public = signed
     (path.parent.parent / 'original.pth').unlink()
