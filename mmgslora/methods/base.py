@@ -138,6 +138,13 @@ class Part:
         """Whether what is trained at this moment is what the task will end with."""
         return True
 
+    def check(self, tune: Tuner) -> None:
+        """See, when the model is built, that this tuner can be driven. Defaults to any.
+
+        Raises:
+            ForgettingError: It cannot.
+        """
+
     def check_epochs(self, epochs: int) -> None:
         """See, before anything runs, that a task has epochs enough. Defaults to any.
 
@@ -214,13 +221,6 @@ class Method(Part, ABC):
     def losses(self, views: Mapping[str, View], context: Context) -> dict[str, Tensor]:
         """Named losses of one step; those with 'loss' in their name are summed."""
 
-    def check(self, tune: Tuner) -> None:
-        """See, when the model is built, that the method can drive this tuner. Defaults to any.
-
-        Raises:
-            ForgettingError: It cannot.
-        """
-
     def sides_of(self, context: Context) -> tuple[str, ...]:
         """The sides needed at this moment. Defaults to ``sides``."""
         return self.sides
@@ -251,6 +251,10 @@ class Method(Part, ABC):
 
     def settled(self, context: Context) -> bool:
         return all(part.settled(context) for part in self.parts)
+
+    def check(self, tune: Tuner) -> None:
+        for part in self.parts:
+            part.check(tune)
 
     def check_epochs(self, epochs: int) -> None:
         for part in self.parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from mmgslora.lora import LoRAGroup
 from mmgslora.losses import group_penalty, proximal_step, zero_ratio
 from mmgslora.methods.base import Context, Part
 from mmgslora.settings import NonNegative, NonNegativeCount, PositiveShare, build, checked
+
+if TYPE_CHECKING:
+    from mmgslora.tuning import Tuner
 
 _SCREEN_AFTER = 0.05
 """Share of a task before which nothing is looked at: at its start all groups are zero."""
@@ -70,6 +73,11 @@ class Sparsity(Part):
         self._at_zero: set[str] = set()
         self._screened: tuple[int, int, bool] | None = None
         self._summary: dict[str, Any] = {}
+
+    def check(self, tune: Tuner) -> None:
+        """See :class:`~mmgslora.methods.base.Part`: there are groups to switch off."""
+        if self.mode != 'none':
+            tune.groups(self.by)
 
     def check_epochs(self, epochs: int) -> None:
         """See :class:`~mmgslora.methods.base.Part`: there is a time at which alpha counts."""

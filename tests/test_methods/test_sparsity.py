@@ -9,7 +9,9 @@ from torch import nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup
+from mmgslora.methods import GSLoRA
 from mmgslora.methods.sparsity import Sparsity
+from mmgslora.tuning import Full
 
 from .views import context
 
@@ -25,6 +27,15 @@ def moment():
     groups.append(group('small', [[2.0, 0.0]], [[0.1, 0.0], [0.0, 0.0]]))
     optimizer = torch.optim.SGD([b for g in groups for b in g.B], lr=0.1)
     return context(groups, steps=2, optimizer=optimizer)
+
+
+def test_a_tuner_without_groups_is_refused_when_the_model_is_built():
+    """Not in the first step of a run, after the pre-trained model was measured."""
+    tune = Full()
+    tune.attach(nn.Linear(2, 2), ())
+    with pytest.raises(ForgettingError, match="Full has no groups .* set sparsity.mode='none'"):
+        GSLoRA().check(tune)
+    GSLoRA(sparsity=dict(mode='none')).check(tune)
 
 
 def step(sparsity, moment):

@@ -152,8 +152,8 @@ class PartCalledClassifier(nn.Module):
 def test_a_network_with_a_part_called_classifier(partition, around):
     """Its own file, and a training checkpoint of ours, load into the wrapper."""
     classifier = dict(type='LibraryClassifier', net=PartCalledClassifier())
-    tune = dict(type='Full')
-    model, other = (ForgettingClassifier(classifier, dict(OURS), tune) for _ in range(2))
+    method, tune = dict(OURS, sparsity=dict(mode='none')), dict(type='Full')
+    model, other = (ForgettingClassifier(classifier, method, tune) for _ in range(2))
     plain = PartCalledClassifier().state_dict()
     model.load_state_dict(plain)
     other.load_state_dict(model.state_dict() if around else model.plain_model.state_dict())

@@ -111,7 +111,8 @@ def test_once_per_image_and_only_for_what_does_not_learn(build):
 
 
 def test_what_follows_the_last_fixed_layer_is_not_run_for_it(build):
-    model = build(tune=dict(type='Full', target=r'(decoder\.layers\.1|bbox_head)\..*'))
+    tune = dict(type='Full', target=r'(decoder\.layers\.1|bbox_head)\..*')
+    model = build(method=dict(sparsity=dict(mode='none')), tune=tune)
     model.detector.bbox_head.requires_grad_(False)
     other = batch(model)
     model.views(**dict(other, inputs=other['inputs'].flip(-1)))  # images may go together: tried
