@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Annotated, Any
@@ -14,7 +14,14 @@ from pydantic import Field
 
 from mmgslora.audit.rows import AuditRows, is_oracle
 from mmgslora.errors import ForgettingError
-from mmgslora.records.record import merged_file, metric_prefix, number, share_kept, values_before
+from mmgslora.records.record import (
+    hardest_hit,
+    merged_file,
+    metric_prefix,
+    number,
+    share_kept,
+    values_before,
+)
 from mmgslora.settings import Share, problems
 
 Percent = Annotated[float, Field(ge=0, le=100, description='a number from 0 to 100')]
@@ -29,15 +36,24 @@ class Limits:
             to the oracle's on the same classes where that was measured and is higher, and to that
             of a random order of all queries (``random/AP_f`` of the run): AP is a ranking, and a
             class without a single example can have some.
+        forgotten_class_max: Highest AP (or accuracy) of any one of them, so that a class which is
+            still there does not hide behind nine that are not. It gives way in the same way, to
+            the oracle's on that class, and to all that the classes have together in a random order.
+            Of detectors: the accuracy of a person of two test images is 0, 50 or 100.
         retained_min_share: Smallest share of their own value that retained classes keep, and
             missing ones.
+        retained_class_min_share: Smallest share that any one of them keeps of its own, of those
+            that the original has more of than ``forgotten_class_max``. Of detectors, too; a class
+            with few objects can lose some of its AP by chance.
         probe_gap_max: Most points by which a probe may name more than the oracle's, in any decoder
             layer or block.
         relearning_gap_max: Most points by which relearning may lead the oracle.
     """
 
     forgotten_max: Percent = 2.0
+    forgotten_class_max: Percent = 5.0
     retained_min_share: Share = 0.95
+    retained_class_min_share: Share = 0.5
     probe_gap_max: Percent = 2.0
     relearning_gap_max: Percent = 0.0
 
@@ -92,6 +108,7 @@ _TOO_EASY = (
     'never seen that are as hard'
 )
 _UNSAID = 'the run did not record it'
+_GRADED = 'AP_'  # what of a single class is held against a limit of its own
 # A share of 0.95 that comes out as 0.9499999999 of floating point has not failed.
 _ROUNDING = 1e-9
 
@@ -146,12 +163,13 @@ def judge_request(
     """Judge one request of a run.
 
     - 'not forgotten': AP_f (Acc_f) after its task is above the limit, the oracle's and that of a
-      random order; or in the last model of the run, if it was not measured before.
+      random order, or the AP of one of the classes is above its own; or in the last model of the
+      run, if it was not measured before.
     - 'came back in part': it was not, but in the last model of the run it is.
     - 'hidden, not forgotten': the output does not name the classes, but the probe of a decoder
       layer or block, or one of the :data:`ATTACKS`, finds more than in the oracle. One gap above
       its limit is enough, even where others were not measured.
-    - 'at too high a price': the retained classes kept too little.
+    - 'at too high a price': the retained classes kept too little, or one of them did.
     - 'not shown': one of the values of the run was not measured, or not on the file that is there.
     - 'gone from the output; ...': no audit with an oracle, or classes never seen, looked inside,
       or one of the attacks was left out.
@@ -168,15 +186,18 @@ def judge_request(
     """
     checks = _checks(record, task, limits, audit, reason, unfit or {})
     results = {part: [c['result'] for c in checks if c['threshold'] == part] for part in limits}
-    output, (retained,) = results['forgotten_max'], results['retained_min_share']
+    output = [*results['forgotten_max'], *results['forgotten_class_max']]
+    retained = [*results['retained_min_share'], *results['retained_class_min_share']]
     inside = [*results['probe_gap_max'], *results['relearning_gap_max']]
     if FAILED in output:  # it came back only if it is known to have been gone
-        verdict = CAME_BACK if output[0] == PASSED else NOT_FORGOTTEN
+        first, *_ = results['forgotten_max']
+        single = results['forgotten_class_max'][:1]
+        verdict = CAME_BACK if {first, *single} == {PASSED} else NOT_FORGOTTEN
     elif FAILED in inside:
         verdict = HIDDEN
-    elif retained == FAILED:
+    elif FAILED in retained:
         verdict = TOO_COSTLY
-    elif NOT_MEASURED in (*output, retained):
+    elif NOT_MEASURED in (*output, *retained):
         verdict = NOT_SHOWN
     elif NOT_MEASURED in inside:
         verdict = OUTPUT_ONLY
@@ -199,31 +220,60 @@ def _checks(
     unfit: Mapping[int, str],
 ) -> list[dict[str, Any]]:
     """What is compared with which limit: the output, once or twice; what stays; the inside."""
+    rows = audit or AuditRows({})
+    probes = [x for x in rows.of('probe') if not x.startswith(_BELOW)] or ['probe']
+    return [
+        *_of_forgotten(record, task, limits, rows, unfit),
+        *_of_retained(record, task, limits, unfit),
+        _inside(rows, 'probe_gap_max', probes, probes, limits, audit, reason),
+        _inside(rows, 'relearning_gap_max', ATTACKS, ATTACKS[:2], limits, audit, reason),
+    ]
+
+
+def _of_forgotten(
+    record: Mapping[str, Any],
+    task: Mapping[str, Any],
+    limits: Mapping[str, float],
+    rows: AuditRows,
+    unfit: Mapping[int, str],
+) -> Iterator[dict[str, Any]]:
+    """The classes together, and of several the one that is furthest above what it may have."""
     prefix, n, last = metric_prefix(record), task['task'], record['tasks'][-1]
-    names, rows = task['forget'], audit or AuditRows({})
+    names = task['forget']
     at_random = number(task['metrics'].get(f'random/{prefix}f')) or 0.0
     allowed = max(limits['forgotten_max'], at_random)
-    for oracle in filter(is_oracle, rows.models):  # the highest mean that one of them has
-        of_it = [rows.value(f'output/per_class/{name}', oracle) for name in names]
-        if None not in of_it:
-            allowed = max(allowed, fmean(value.mean for value in of_it))
+    # No class can have more in a random order than all of them together.
+    of_class = dict.fromkeys(names, max(limits['forgotten_class_max'], len(names) * at_random))
+    for oracle in filter(is_oracle, rows.models):  # the highest that one of them has
+        of_it = {name: rows.value(f'output/per_class/{name}', oracle) for name in names}
+        if None not in of_it.values():
+            allowed = max(allowed, fmean(value.mean for value in of_it.values()))
+            of_class = {name: max(of_class[name], of_it[name].mean) for name in names}
     # At the end of the task, and again in the last model of the run. Where no image to measure on
     # shows one of the classes, nothing is known of the request, whatever the others say.
-    found = {m['task']: [number(m['per_class'].get(x)) for x in names] for m in (task, last)}
-    values = {m: None if None in x else fmean(x) for m, x in found.items()}
-    if values[n] is not None:
-        values[n] = number(task['metrics'].get(f'{prefix}f'))
-    checks = [
-        _check(
-            'forgotten_max',
-            f'{prefix}{"f" if m == n else "o of these classes"} after task {m}',
-            value,
-            allowed,
-            m,
-            unfit.get(m),
-        )
-        for m, value in values.items()
-    ]
+    for m, now in {n: task, last['task']: last}.items():
+        values = {name: number(now['per_class'].get(name)) for name in names}
+        known = None not in values.values()
+        mean = fmean(values.values()) if known else None
+        if known and m == n:
+            mean = number(task['metrics'].get(f'{prefix}f'))
+        what = f'{prefix}{"f" if m == n else "o of these classes"} after task {m}'
+        yield _check('forgotten_max', what, mean, allowed, m, unfit.get(m))
+        if known and len(names) > 1 and prefix == _GRADED:
+            most = max(names, key=lambda x: values[x] - of_class[x])
+            what = f'{prefix.rstrip("_")} of {most} after task {m}'
+            one = values[most], of_class[most], m, unfit.get(m)
+            yield _check('forgotten_class_max', what, *one)
+
+
+def _of_retained(
+    record: Mapping[str, Any],
+    task: Mapping[str, Any],
+    limits: Mapping[str, float],
+    unfit: Mapping[int, str],
+) -> Iterator[dict[str, Any]]:
+    """The mean of the classes that must stay, and the one of them that has lost most."""
+    n = task['task']
     # Classes with and without training data both must stay. Those that have kept less count, and
     # what is not known of the one does not hide that the others kept too little.
     stay = {'retained': task['retain'], 'missing': task.get('missing') or []}
@@ -236,15 +286,12 @@ def _checks(
     what = f'share of their pre-trained mean kept by {len(stay[kind])} {kind} classes'
     before = {number(values_before(record).get(name)) for name in stay[kind]}
     nothing = 'the original has 0 there, of which nothing can be kept' if before == {0} else _UNSAID
-    checks.append(
-        _check('retained_min_share', what, shares.get(kind), least, n, unfit.get(n), nothing)
-    )
-
-    probes = [x for x in rows.of('probe') if not x.startswith(_BELOW)] or ['probe']
-    return checks + [
-        _inside(rows, 'probe_gap_max', probes, probes, limits, audit, reason),
-        _inside(rows, 'relearning_gap_max', ATTACKS, ATTACKS[:2], limits, audit, reason),
-    ]
+    yield _check('retained_min_share', what, shares.get(kind), least, n, unfit.get(n), nothing)
+    hit = hardest_hit(record, task, known_from=limits['forgotten_class_max'])
+    if hit and sum(map(len, stay.values())) > 1 and metric_prefix(record) == _GRADED:
+        what = f'share of its own that {hit["name"]} has kept'
+        least = limits['retained_class_min_share']
+        yield _check('retained_class_min_share', what, hit['share'], least, n, unfit.get(n))
 
 
 def _inside(
@@ -291,15 +338,16 @@ def _check(
     check = dict(threshold=threshold, measure=measure, value=value, limit=limit, model=model)
     if value is None:
         return dict(check, result=NOT_MEASURED, reason=why or missing)
-    least = threshold == 'retained_min_share'
+    least = threshold.endswith('min_share')
     fits = value >= limit - _ROUNDING if least else value <= limit + _ROUNDING
     return dict(check, result=PASSED if fits else FAILED, reason=None)
 
 
 def _reason(checks: Sequence[Mapping[str, Any]]) -> str:
-    """What failed; where nothing did, every value, and what was not measured."""
+    """What failed; where nothing did, the means, the inside, and what was not measured."""
     failed = [check for check in checks if check['result'] == FAILED]
-    said = [_in_words(check) for check in failed or checks if check['value'] is not None]
+    means = [check for check in checks if '_class_' not in check['threshold']]
+    said = [_in_words(check) for check in failed or means if check['value'] is not None]
     missing = [check for check in checks if check['result'] == NOT_MEASURED]
     said += [f'{check["measure"]}: {check["reason"]}' for check in missing if not failed]
     return f'{"; ".join(said)}.'
@@ -307,6 +355,6 @@ def _reason(checks: Sequence[Mapping[str, Any]]) -> str:
 
 def _in_words(check: Mapping[str, Any]) -> str:
     value, limit = check['value'], check['limit']
-    if check['threshold'] == 'retained_min_share':
+    if check['threshold'].endswith('min_share'):
         return f'{check["measure"]}: {100 * value:.1f} % (at least {100 * limit:.3g} %)'
     return f'{check["measure"]}: {value:.3g} (allowed: {limit:.3g})'

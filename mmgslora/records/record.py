@@ -142,11 +142,17 @@ def share_kept(record: dict, task: dict, names: Iterable[str] | None = None) -> 
     return mean_of(now_all, both) / before if before else None
 
 
-def hardest_hit(record: dict, task: dict) -> dict[str, Any] | None:
+def hardest_hit(record: dict, task: dict, known_from: float = 0.0) -> dict[str, Any] | None:
     """The class that must stay and kept the smallest share of its own pre-trained value.
 
     Classes with and without training data both must stay, so both are looked at. A class
-    the pre-trained model did not know either (0 %) has nothing to lose and is left out.
+    the pre-trained model did not know either has nothing to lose and is left out.
+
+    Args:
+        record: The content of ``forgetting.json``.
+        task: The task's entry in it.
+        known_from: What the pre-trained model has of a class that it knows is more than this, in
+            percent. Defaults to 0.
 
     Returns:
         Its ``name``, its value ``now`` and ``before``, in percent, and their quotient ``share``.
@@ -154,7 +160,7 @@ def hardest_hit(record: dict, task: dict) -> dict[str, Any] | None:
     hits = []
     for name in [*task['retain'], *task.get('missing', [])]:
         now, before = number(task['per_class'].get(name)), number(values_before(record).get(name))
-        if now is not None and before:
+        if None not in (now, before) and before > known_from:
             hits.append(dict(name=name, now=now, before=before, share=now / before))
     return min(hits, key=lambda hit: hit['share'], default=None)
 

@@ -109,6 +109,50 @@ CASES = {
     'stayed away': (dict(forgotten=0, latest=2.0), dict(oracle=0, **NEAR), FORGOTTEN),
     'as the oracle in the end': (dict(forgotten=0, latest=9), dict(oracle=9, **NEAR), FORGOTTEN),
 }
+GONE, STAY = [f'g{i}' for i in range(10)], [f's{i}' for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    'left, at_random, oracle, lost, expected',
+    [
+        (5.0, 0.1, 0.0, 0.5, FORGOTTEN),  # at both limits of a single class
+        (18.0, 0.1, 0.0, 1.0, NOT_FORGOTTEN),  # a mean of 1.8
+        (18.0, 1.8, 0.0, 1.0, FORGOTTEN),  # all that a random order finds may be of that class
+        (18.0, 0.1, 18.0, 1.0, FORGOTTEN),  # the oracle has that class, too
+        (0.0, 0.1, 0.0, 0.49, TOO_COSTLY),  # a mean of 98.7 %
+    ],
+)
+def test_one_class_does_not_hide_behind_the_mean(left, at_random, oracle, lost, expected):
+    before = {**dict.fromkeys(GONE, 80.0), **dict.fromkeys(STAY, 60.0)}
+    now = {**before, **dict.fromkeys(GONE, 0.0), 'g3': left, 's7': 60.0 * lost}
+    task = dict(task=1, forget=GONE, old=[], retain=STAY, missing=[], per_class=now)
+    task['metrics'] = {'AP_f': left / 10, 'AP_r': 59.0, 'random/AP_f': at_random}
+    record = dict(tasks=[task], pretrained=dict(per_class=before))
+    measured = [(f'output/per_class/{name}', 'oracle', 0.0) for name in GONE if name != 'g3']
+    measured += [('output/per_class/g3', 'oracle', oracle)]
+    rows = rows_of(oracle=0.0, **NEAR)
+    rows += [dict(measure=m, model=model, seed=None, value=v) for m, model, v in measured]
+    verdict = judge_request(record, task, limits_of(None), AuditRows(dict(task=1, rows=rows)))
+    assert verdict.verdict == expected
+    if left and expected == NOT_FORGOTTEN:
+        assert verdict.reason == 'AP of g3 after task 1: 18 (allowed: 5).'
+    if expected == TOO_COSTLY:
+        assert verdict.reason.startswith('share of its own that s7 has kept: 49.0 %')
+
+
+def test_a_class_that_the_original_hardly_knew_has_nothing_to_lose():
+    record = record_of(forgotten=0)
+    task = record['tasks'][0]
+    for values, ap in ((record['pretrained']['per_class'], 5.0), (task['per_class'], 0.1)):
+        values['d'] = ap
+    task['retain'] = ['c', 'd']
+    record['pretrained']['per_class']['c'] = task['per_class']['c'] = 600.0  # the mean is kept
+    verdict = judge_request(record, task, limits_of(None))
+    assert verdict.verdict == OUTPUT_ONLY
+    task['per_class']['c'] = 290.0
+    assert judge_request(record, task, limits_of(None)).verdict == TOO_COSTLY
+
+
 RESULTS = {FORGOTTEN: 'passed', OUTPUT_ONLY: 'incomplete', NOT_SHOWN: 'incomplete'}
 
 
