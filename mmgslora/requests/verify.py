@@ -150,13 +150,17 @@ class _Check:
         return state
 
     def record(self) -> None:
-        """The ledger's numbers are those of ``forgetting.json``, and no request lacks a line."""
+        """The ledger's requests and numbers are those of ``forgetting.json``."""
         path = self.work_dir / 'forgetting.json'
         if not path.is_file():
             self.found.append('forgetting.json is not here, so the metrics were not compared.')
             return
         lines = {e['task']: e for e in self.ledger.entries if e['event'] == 'forgotten'}
-        for task in tasks_of(read_json(path)):
+        tasks = tasks_of(read_json(path))
+        for number in lines.keys() - {task['task'] for task in tasks}:
+            why = f'it is of request {number}, which forgetting.json does not have'
+            raise self.ledger.misfit(lines[number]['number'], why)
+        for task in tasks:
             number = task['task']
             if number not in lines:
                 raise self.ledger.misfit(

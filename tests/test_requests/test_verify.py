@@ -85,6 +85,11 @@ def test_metrics_and_requests_are_those_of_the_record(made):
     path.write_text(text.replace('"Acc_f": 1.5', '"Acc_f": 0.5', 1))
     with pytest.raises(ForgettingError, match='Line 1 of .* metrics are not those'):
         verify(made.work_dir)
+    shorter = json.loads(text)
+    del shorter['tasks'][1]
+    path.write_text(json.dumps(shorter))
+    with pytest.raises(ForgettingError, match='Line 2 of .* request 2, which forgetting.json does'):
+        verify(made.work_dir)
     path.write_text(text)
     lines = Ledger(made.work_dir).path.read_text().splitlines(keepends=True)
     Ledger(made.work_dir).path.write_text(''.join(lines[:2]))
