@@ -50,7 +50,8 @@ class ForgettingCocoMetric(CocoMetric):
       detections, plain COCO, for the classes that must be gone.
     - ``random/AP_f``: AP_f of the same queries in a random order, the mean of three. It is about
       the share of queries that lie on an object of the class, so a class that is everywhere has
-      much of it, and an AP_f below it says nothing.
+      much of it, and an AP_f below it says nothing. Of the tasks of a run alone, not of the model
+      before them or within an audit.
     - ``AP_f``, ... under ``paper/``, as the authors' detection code evaluates: listed detections,
       and a class is measured only on images with at least one box (crowds too) of its group, so
       that false positives elsewhere do not count. Not comparable with COCO AP.
@@ -136,7 +137,8 @@ class ForgettingCocoMetric(CocoMetric):
             metrics.update({f'coco/per_class/{name}': usual[name] for name in gone})
             metrics.update(self._recalls(found_with, partition))
             forgotten = [name for name in partition.forget if name in strict]
-            metrics.update(self._in_random_order(coco_eval, said, forgotten))
+            if self._pretrained('') is not None:
+                metrics.update(self._in_random_order(coco_eval, said, forgotten))
             metrics.update(self._paper_metrics(coco_eval, partition))
         if self._pretrained('') is None and published_tasks():
             per_class = usual

@@ -237,6 +237,9 @@ def test_a_ranking_that_knows_nothing(tmp_path):
     scores = np.zeros((8, 3), np.float32)
     scores[0, 1] = 0.9
     DOG_GOES.publish()
+    before = measure(tmp_path, truth, samples([(boxes, scores)] * 200, 24))
+    assert 'random/AP_f' not in before  # no task was measured
+    remember_pretrained(before)
     metrics = measure(tmp_path, truth, samples([(boxes, scores)] * 200, 24))
     assert metrics['AP_f'] == pytest.approx(100)
     assert 12 < metrics['random/AP_f'] < 15  # 1 / 8; the best of what comes later adds a little
