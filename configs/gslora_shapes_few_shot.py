@@ -3,7 +3,7 @@
 # three directions, turns, sizes and colours, all that these shapes differ in, make more of so few
 # images.
 #   python tools/train.py configs/gslora_shapes_few_shot.py
-# Expected: docs/results/few_shot.md; about 80 s a task on two CPU cores.
+# Expected: docs/results/few_shot.md; about 150 s a task on one thread of a slow machine.
 _base_ = './gslora_shapes_forget.py'
 train_dataloader = dict(
     dataset=dict(
