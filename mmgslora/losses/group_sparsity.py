@@ -59,7 +59,9 @@ def proximal_step(groups: Sequence[LoRAGroup], thresholds: Sequence[float]) -> N
     squares = torch.stack([squared_norm(matrix) for matrix in matrices])
     rows = [row for row, group in enumerate(groups) for _ in group.B]
     of_group = torch.tensor(rows, device=squares.device)
-    norms = squares.new_zeros(len(groups)).index_add_(0, of_group, squares).sqrt()
+    # Not index_add_, which sums in any order on a GPU: processes would come to differ.
+    own = of_group == torch.arange(len(groups), device=squares.device)[:, None]
+    norms = torch.where(own, squares, 0.0).sum(1).sqrt()
     # Written so that it is exactly 0 at the threshold and never 0 / 0; as tensors, so that
     # nothing waits for the GPU.
     above = (norms - norms.new_tensor(thresholds)).clamp(min=0)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup, discover_groups, inject_lora
@@ -166,6 +167,22 @@ def test_bfloat16_norms_are_taken_in_float32():
     proximal_step([g], [4.0])
     expected = values * (1 - 4 / math.sqrt(272))
     assert torch.equal(g.B[0], torch.tensor(expected, dtype=torch.bfloat16))
+
+
+def test_the_norms_of_several_matrices_are_sums_of_one_order():
+    """On a GPU what index_add and scatter_add sum comes in any order, in each process another."""
+    called = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    groups = [group([], [[[2.0]], [[4.0]], [[4.0]]]), group([], [[[3.0]]]), group([[[1.0]]], [])]
+    with Names():
+        proximal_step(groups, [3.0, 6.0, 1.0])  # norms 6 and 3: a half is left, and nothing
+    assert [b.item() for b in groups[0].B] == [1.0, 2.0, 2.0] and groups[1].B[0].item() == 0
+    assert called and not [name for name in called if 'index_add' in name or 'scatter' in name]
 
 
 def test_groups_are_shrunk_each_by_its_own_norm_and_those_without_b_are_left():
