@@ -50,6 +50,7 @@ from mmgslora.tuning.base import TUNERS
 # Read by the tools, the reports and MMEngine's config system, beside what the Runner takes.
 TOP_LEVEL = {'auto_scale_lr', 'custom_imports', 'runner_type', 'requests', 'thresholds', 'audit'}
 TOP_LEVEL |= {'tta_model', 'compile', 'vis_backends', 'work_dir'}
+TOP_LEVEL |= {'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn'}  # of several processes
 TOP_LEVEL |= set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 
 _NEEDED = ('MethodHook', 'AdapterHook', 'RecordHook')

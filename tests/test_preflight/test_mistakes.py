@@ -243,6 +243,16 @@ def test_a_name_that_a_config_sets_to_no_effect(command, cfg, tmp_path):
     assert command(config=config).code == 0
 
 
+def test_what_mmengine_alone_reads_for_several_processes(command, cfg, tmp_path):
+    cfg.dump(tmp_path / 'base.py')
+    config = tmp_path / 'mine.py'
+    wrapper = "dict(type='MMDistributedDataParallel', find_unused_parameters=True)"
+    lines = ["_base_ = './base.py'", 'find_unused_parameters = True', "sync_bn = 'torch'"]
+    config.write_text('\n'.join([*lines, f'model_wrapper_cfg = {wrapper}', '']))
+    assert command(config=config).code == 0
+    assert command('--cfg-options', 'find_unused_parameters=True').code == 0
+
+
 CONFIGS = {
     'syntax': ('model = dict(', 'cannot be read'),
     'empty': ('', 'is empty'),
