@@ -205,7 +205,11 @@ class ForgettingDetector(ForgettingModel):
 
     def _match(self, side: str, now: Outputs, kept: Tensor | None, samples: SampleList) -> Matching:
         head = self.detector.bbox_head
-        for name, value in (('loss_cls', now.logits), ('loss_bbox', now.boxes)):
+        # A cost that is the log of a sigmoid of 0 in float16 is infinite, and nothing is matched.
+        logits, boxes = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (now.logits, now.boxes)
+        )
+        for name, value in (('loss_cls', logits), ('loss_bbox', boxes)):
             if not torch.isfinite(value).all():  # matching would fail with less to say
                 raise ForgettingError(
                     f'loss term {side}_{name} cannot be computed, the predictions it is made '
@@ -214,8 +218,8 @@ class ForgettingDetector(ForgettingModel):
                 )
         with _recorded_targets(head, kept) as targets:
             values = head.loss_by_feat_single(
-                now.logits,
-                now.boxes,
+                logits,
+                boxes,
                 batch_gt_instances=[sample.gt_instances for sample in samples],
                 batch_img_metas=[sample.metainfo for sample in samples],
             )

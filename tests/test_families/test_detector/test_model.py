@@ -6,11 +6,13 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 
 from mmgslora.datasets import SHAPES, Protocol
 from mmgslora.errors import ForgettingError
 from mmgslora.families.detector import ForgettingDetector
 from mmgslora.families.detector.predictions import predict_every_query
+from mmgslora.families.view import Outputs
 from mmgslora.lora import lora_layers, merge_adapters
 
 
@@ -120,6 +122,26 @@ def test_view_terms_equal_the_heads_own_losses(build, plain):
             if side == 'forget':
                 expected = 0.015 * (max(0, 15 - expected) if name == 'loss_cls' else expected)
             assert ours == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_task_loss_of_predictions_in_half_precision(build):
+    """A float16 sigmoid of -18 is 0, and mmcv's focal loss knows no bfloat16."""
+    model = build(type='GSLoRA')
+    given = []
+    model.detector.bbox_head.loss_cls.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    true = InstanceData(labels=torch.tensor([0]), bboxes=torch.tensor([[16.0, 16, 48, 48]]))
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 64)), gt_instances=true)
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.125, 0.125, 0.25, 0.25]]])
+    for dtype in (torch.float16, torch.bfloat16):
+        logits = torch.full((1, 2, model.num_classes), -18.0, dtype=dtype)
+        now = Outputs(logits, torch.zeros(1, 2, 16), boxes.to(dtype), 'sigmoid')
+        labels, matched, terms = model._match('forget', now, None, [sample])
+        assert (labels.tolist(), matched.tolist()) == ([0], [0])
+        # Focal loss of weight 2: 0.25 * 18 for the true class, and (1e-8)^2 * 1e-8 for the others.
+        assert {k: v.item() for k, v in terms.items()} == pytest.approx(
+            dict(loss_cls=9.0, loss_bbox=0.0, loss_iou=0.0), abs=1e-5
+        )
+    assert [x.dtype for x in given] == 2 * [torch.float32]
 
 
 def test_drift_is_zero_until_something_moves(build):
