@@ -65,12 +65,12 @@ def _handed_out(item: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _drawing(seed: list[int]) -> Iterator[None]:
-    """Within, all sources of random numbers are seeded; afterwards they are as they were."""
+    """Within, what a pipeline draws from is seeded; afterwards it is as it was."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     number = int(np.random.SeedSequence(seed).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
-    torch.manual_seed(number)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would seed the GPU as well
     try:
         yield
     finally:

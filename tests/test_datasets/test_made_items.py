@@ -50,6 +50,14 @@ def test_others_draw_as_if_nothing_had_happened(pipeline):
     assert (float(torch.rand(())), np.random.rand(), random.random()) == alone
 
 
+def test_a_gpu_draws_as_if_nothing_had_happened(pipeline, monkeypatch):
+    """Dropout draws there, and its state is not the one that is put back."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
+    MadeItems(0).get(5, pipeline)
+    assert not seeded
+
+
 @pytest.mark.parametrize('room, made', [(0, 4), (12, 3), (24, 2)])
 def test_kept_as_far_as_there_is_room(pipeline, room, made):
     items = MadeItems(room)
