@@ -103,11 +103,12 @@ class Encoding:
         known = self._continued.setdefault(classifier, {})
         if stage not in known:
             names = list(block_modules(classifier))
-            with torch.no_grad():
-                gave = _stages(classifier, image, 'head')
-                known[stage] = gave.keys() >= set(names[: names.index(stage) + 1]) and torch.equal(
-                    _outputs(classifier, image, stage, gave[stage]).logits, gave['head'][0]
-                )
+            # With gradients: autocast keeps the weights it has cast, and those of a pass without
+            # would have none in the pass that is to learn (PyTorch issue 112583).
+            gave = _stages(classifier, image, 'head')
+            known[stage] = gave.keys() >= set(names[: names.index(stage) + 1]) and torch.equal(
+                _outputs(classifier, image, stage, gave[stage]).logits, gave['head'][0]
+            )
         return known[stage]
 
 

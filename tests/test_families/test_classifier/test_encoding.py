@@ -83,6 +83,20 @@ def test_what_autocast_has_rounded_is_not_given_without_it():
     torch.testing.assert_close(other, one)
 
 
+def test_what_learns_is_never_run_without_gradients():
+    """Autocast would keep its half precision, made there, for the pass that is to learn."""
+    model = wrapped()
+    images, samples = batch([1, 0, 1, 3], SIDES)
+    modes = []
+    model.classifier.backbone.encoder.layers[2].register_forward_pre_hook(
+        lambda *_: modes.append(torch.is_grad_enabled())
+    )
+    for number in (0, 1):  # each begins the passes at another block
+        hold(model, number)
+        model.views(images, samples)
+    assert len(modes) > 2 and all(modes)
+
+
 @pytest.mark.parametrize('held', [[], [0], [0, 1], [0, 1, 2], [1, 2]])
 def test_the_same_as_without(held):
     """Outputs, rows after the blocks, losses and gradients, in any order of the images."""
