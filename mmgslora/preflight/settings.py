@@ -236,6 +236,13 @@ def training_settings(plan: Plan) -> Iterator[str]:
     else:
         yield from unknown_names(seeds, inspect.signature(_randomness).parameters, 'randomness')
         yield from wrong_values(_randomness, seeds, 'randomness')
+    several = plan.cfg.get('launcher', 'none') != 'none' and not plan.cfg.get('model_wrapper_cfg')
+    if several and not plan.cfg.get('find_unused_parameters'):
+        yield (
+            f'launcher is {plan.cfg.launcher!r} and find_unused_parameters is not set: the first '
+            'group that is held at zero would stop the run; set find_unused_parameters=True, as '
+            'configs/_base_/forgetting.py does.'
+        )
 
 
 def _served(plan: Plan, limits: Any) -> Iterator[str]:

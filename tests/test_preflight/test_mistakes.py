@@ -219,6 +219,14 @@ def test_images_that_are_measured_and_not_shown(command, cfg, shapes_root):
     assert command().code == 0
 
 
+def test_several_processes_without_what_held_groups_need(command, cfg):
+    cfg.launcher = 'pytorch'
+    cfg.find_unused_parameters = False
+    refused(command(), "launcher is 'pytorch' and find_unused_parameters is not set: the first")
+    cfg.find_unused_parameters = True
+    assert command().code == 0
+
+
 def test_data_to_measure_on_of_fewer_classes(command, cfg):
     dataset = cfg.test_dataloader.dataset
     names = json.loads(Path(dataset.data_root, dataset.ann_file).read_text())['categories']
