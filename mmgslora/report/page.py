@@ -84,6 +84,7 @@ def report_page(run: FinishedRun, certificates: list[dict[str, Any]] | None = No
         unit=prefix[:-1],
         name_rate=NAME_RATE,
         certificates=certificates,
+        checks=_checks(certificates, run.audit and run.audit.reference_name or 'the oracle'),
         verdict=worst(run.verdicts),
         unfinished=unfinished(record),
         sealed_note=SEALED_NOTE,
@@ -135,6 +136,34 @@ def _in_short(run: FinishedRun) -> list[str]:
         return [*said, f'Whether they are only hidden in this model was not audited: {reason}.']
     kinds = ('probe', 'relearning', 'new_head')
     return said + [sentence(run.audit, kind) for kind in kinds if run.audit.of(kind)]
+
+
+def _checks(
+    certificates: list[dict[str, Any]], reference: str
+) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
+    """Columns of what the results rest on: title, threshold, and the check of every request.
+
+    None where a request has no such check; a threshold that no request has gets no column.
+    """
+    last = certificates[-1]['task']
+    final, columns = f', after task {last}', []
+    for what, name in (('forgotten', 'forgotten_max'), ('one of them', 'forgotten_class_max')):
+        columns += [(f'{what}, after its task', name, False), (f'{what}{final}', name, True)]
+    columns += [('retained', 'retained_min_share', False)]
+    columns += [('one of them', 'retained_class_min_share', False)]
+    columns += [(f'probe, above {reference}', 'probe_gap_max', False)]
+    columns += [(f'relearning, above {reference}', 'relearning_gap_max', False)]
+
+    def of(certificate: dict[str, Any], name: str, again: bool) -> dict[str, Any] | None:
+        task = certificate['task']
+        if again and task == last:
+            return None
+        file = merged_file(last if again else task)
+        made = [check for check in certificate['checks'] if check['threshold'] == name]
+        return next((x for x in made if x['model'] == file or 'forgotten' not in name), None)
+
+    found = [(title, name, [of(c, name, x) for c in certificates]) for title, name, x in columns]
+    return [column for column in found if any(column[2])]
 
 
 def _class_order(run: FinishedRun) -> list[str]:

@@ -206,6 +206,25 @@ def test_requests_are_shown_with_what_was_given_and_what_was_not(tmp_path):
     assert first[6].startswith('failed At too high a price')
 
 
+def test_what_is_checked_of_single_classes_has_columns_of_its_own(tmp_path):
+    record = shapes_record()
+    first = record['tasks'][0]
+    first['per_class'].update(circle=8.0, square=0.0)
+    first['metrics']['AP_f'] = 4.0
+    head, *rows = read(tmp_path, record).table('checks-table')
+    assert [re.split(' *[a-z]+_', title)[0] for title in head] == [
+        'task', 'forgotten, after its task', 'forgotten, after task 2', 'one of them, after its task',
+        'one of them, after task 2', 'retained', 'one of them', 'probe, above the oracle',
+        'relearning, above the oracle',
+    ]  # fmt: skip
+    nobody = ['not measured', 'not measured']
+    assert rows == [  # of 65 of the retained classes 56 are kept, then of 60 48; of hexagon's 60 30
+        ['1', '4.00 failed', '1.00 passed', '8.00 failed', '1.00 passed', '86.2 % failed',
+         '50.0 % passed', *nobody],
+        ['2', '1.00 passed', '', '', '', '80.0 % failed', '50.0 % passed', *nobody],
+    ]  # fmt: skip
+
+
 def test_without_an_audit_the_page_says_so(tmp_path, real_charts):
     page = read(tmp_path)
     assert 'No audit was run' in page.says
