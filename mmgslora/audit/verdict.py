@@ -283,7 +283,8 @@ def _of_retained(
     kind = min(
         shares, key=lambda x: unknown if shares[x] is None else shares[x], default='retained'
     )
-    what = f'share of their pre-trained mean kept by {len(stay[kind])} {kind} classes'
+    classes = f'{len(stay[kind])} {kind} class{"es" * (len(stay[kind]) != 1)}'
+    what = f'share of their pre-trained mean kept by {classes}'
     before = {number(values_before(record).get(name)) for name in stay[kind]}
     nothing = 'the original has 0 there, of which nothing can be kept' if before == {0} else _UNSAID
     yield _check('retained_min_share', what, shares.get(kind), least, n, unfit.get(n), nothing)
@@ -353,8 +354,23 @@ def _reason(checks: Sequence[Mapping[str, Any]]) -> str:
     return f'{"; ".join(said)}.'
 
 
+def figures(check: Mapping[str, Any]) -> tuple[str, str]:
+    """Value and limit of a check as text, shares in percent.
+
+    Of one that failed they are never the same, however close the value is.
+    """
+    share = check['threshold'].endswith('min_share')
+    value, limit = (100 * x if share else x for x in (check['value'], check['limit']))
+    for digits in range(3, 18):
+        said = f'{value:.{digits - 2}f}' if share else f'{value:.{digits}g}'
+        allowed = f'{limit:.{digits}g}'
+        if check['result'] != FAILED or float(said) != float(allowed):
+            break
+    return said, allowed
+
+
 def _in_words(check: Mapping[str, Any]) -> str:
-    value, limit = check['value'], check['limit']
+    said, allowed = figures(check)
     if check['threshold'].endswith('min_share'):
-        return f'{check["measure"]}: {100 * value:.1f} % (at least {100 * limit:.3g} %)'
-    return f'{check["measure"]}: {value:.3g} (allowed: {limit:.3g})'
+        return f'{check["measure"]}: {said} % (at least {allowed} %)'
+    return f'{check["measure"]}: {said} (allowed: {allowed})'

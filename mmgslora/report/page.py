@@ -15,7 +15,7 @@ from PIL import Image
 from mmgslora.atomic import write_text
 from mmgslora.audit.rows import MODEL_NAMES
 from mmgslora.audit.sentences import name_of, sentence, text_of, worst_first
-from mmgslora.audit.verdict import worst
+from mmgslora.audit.verdict import figures, worst
 from mmgslora.records.finished_run import FinishedRun
 from mmgslora.records.record import (
     NAME_RATE,
@@ -70,7 +70,12 @@ def report_page(run: FinishedRun, certificates: list[dict[str, Any]] | None = No
         lstrip_blocks=True,
     )
     environment.filters.update(
-        points=points, percent=percent, short=short, norm=_norm, quote=lambda x: shlex.quote(str(x))
+        points=points,
+        percent=percent,
+        short=short,
+        norm=_norm,
+        figures=figures,
+        quote=lambda x: shlex.quote(str(x)),
     )
     certificates = certificates_of(run) if certificates is None else certificates
     record, prefix = run.record, metric_prefix(run.record)

@@ -200,7 +200,7 @@ def test_verdict_rests_on_the_furthest_layer_and_attack(record_at):
     verdict = record.verdict()
     assert {check['measure']: check['value'] for check in verdict.checks} == {
         'AP_f after task 1': 2.5,
-        'share of their pre-trained mean kept by 1 retained classes': 1.0,
+        'share of their pre-trained mean kept by 1 retained class': 1.0,
         'probe/decoder.0, above the oracle': 1.0,
         'new_head/k16/step20, above the oracle': -1.0,
     }

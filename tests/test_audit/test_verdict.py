@@ -217,6 +217,21 @@ def test_the_reason_names_what_decided():
     assert reason.endswith('above the oracle: the audit has no such comparison with the oracle.')
 
 
+@pytest.mark.parametrize(
+    ('forgotten', 'kept', 'said'),
+    [
+        (2.004, 60.0, 'AP_f after task 1: 2.004 (allowed: 2).'),
+        (0.0, 56.98, 'kept by 1 retained class: 94.97 % (at least 95 %).'),  # of 60
+    ],
+)
+def test_what_just_fails_does_not_read_as_the_limit(forgotten, kept, said):
+    record = record_of(forgotten)
+    task = record['tasks'][0]
+    task.update(retain=['c'])
+    record['pretrained']['per_class']['c'], task['per_class']['c'] = 60.0, kept
+    assert judge_request(record, task, limits_of(None)).reason.endswith(said)
+
+
 def test_a_run_is_as_good_as_its_worst_request():
     verdicts = [judged(value, oracle=0, **NEAR) for value in (0.0, 9.0, 1.0)]
     assert [v.verdict for v in verdicts] == [FORGOTTEN, NOT_FORGOTTEN, FORGOTTEN]
@@ -332,7 +347,7 @@ def test_what_missing_classes_kept_and_nobody_measured_is_not_shown():
     audit = AuditRows(dict(task=1, rows=rows_of(oracle=0, **NEAR)))
     verdict = judge_request(record, record['tasks'][0], limits_of(None), audit)
     assert verdict.verdict == NOT_SHOWN
-    assert 'kept by 1 missing classes: the run did not record it' in verdict.reason
+    assert 'kept by 1 missing class: the run did not record it' in verdict.reason
 
 
 @pytest.mark.parametrize(('kept', 'verdict'), [(60.0, NOT_SHOWN), (40.0, TOO_COSTLY)])
@@ -344,4 +359,4 @@ def test_missing_classes_that_the_original_never_knew_hide_no_failure(kept, verd
     found = judge_request(record, record['tasks'][0], limits_of(None), AuditRows({}))
     assert found.verdict == verdict
     if verdict == NOT_SHOWN:
-        assert 'by 1 missing classes: the original has 0 there, of which nothing' in found.reason
+        assert 'by 1 missing class: the original has 0 there, of which nothing' in found.reason

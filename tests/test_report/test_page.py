@@ -213,15 +213,15 @@ def test_what_is_checked_of_single_classes_has_columns_of_its_own(tmp_path):
     first['metrics']['AP_f'] = 4.0
     head, *rows = read(tmp_path, record).table('checks-table')
     assert [re.split(' *[a-z]+_', title)[0] for title in head] == [
-        'task', 'forgotten, after its task', 'forgotten, after task 2', 'one of them, after its task',
-        'one of them, after task 2', 'retained', 'one of them', 'probe, above the oracle',
-        'relearning, above the oracle',
+        'task', 'forgotten, after its task', 'forgotten, after task 2',
+        'one of them, after its task', 'one of them, after task 2', 'retained', 'one of them',
+        'probe, above the oracle', 'relearning, above the oracle',
     ]  # fmt: skip
     nobody = ['not measured', 'not measured']
     assert rows == [  # of 65 of the retained classes 56 are kept, then of 60 48; of hexagon's 60 30
-        ['1', '4.00 failed', '1.00 passed', '8.00 failed', '1.00 passed', '86.2 % failed',
-         '50.0 % passed', *nobody],
-        ['2', '1.00 passed', '', '', '', '80.0 % failed', '50.0 % passed', *nobody],
+        ['1', '4 failed', '1 passed', '8 failed', '1 passed', '86.2 % failed', '50.0 % passed',
+         *nobody],
+        ['2', '1 passed', '', '', '', '80.0 % failed', '50.0 % passed', *nobody],
     ]  # fmt: skip
 
 
