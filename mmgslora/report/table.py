@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mmgslora.records.record import (
     NAME_RATE,
+    class_groups,
     found_keys,
     hardest_hit,
     mean_before,
@@ -123,7 +124,8 @@ def summary_lines(record: dict) -> list[str]:
     prefix = metric_prefix(record)
     last = tasks[-1]
     gone = sum(len(task['forget']) for task in tasks)
-    known = len(record['pretrained']['per_class'])
+    # Not those with a value: images to measure on need not show every class.
+    known = sum(map(len, class_groups(last).values()))
     lines = [
         f'{_count(len(tasks), "forgetting task")}: {gone} of {_count(known, "class")} '
         'asked to be forgotten.'

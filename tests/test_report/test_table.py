@@ -142,6 +142,14 @@ def test_summary_says_what_share_of_the_original_training_it_was():
     assert 'steps; these are 300, 20 %.' in ' '.join(summary_lines(record))
 
 
+def test_classes_that_no_image_to_measure_on_shows_are_counted_too():
+    record = shapes_record()
+    for values in (record['pretrained'], *record['tasks']):
+        for name in ('circle', 'square', 'triangle', 'cross'):
+            del values['per_class'][name]
+    assert summary_lines(record)[0].startswith('2 forgetting tasks: 3 of 6 classes')
+
+
 def test_summary_says_what_the_run_cost():
     text = '\n'.join(summary_lines(shapes_record()))
     assert '2 forgetting tasks: 3 of 6 classes' in text
