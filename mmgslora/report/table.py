@@ -187,19 +187,21 @@ def shorten_names(names: list[str], width: int, lines: int = 1) -> str:
 
     Args:
         names: Class names.
-        width: Characters in a line.
+        width: Columns of a terminal in a line; a wide character takes two.
         lines: Lines that may be filled.
     """
     for shown in range(len(names), 0, -1):
         more = len(names) - shown
         text = ', '.join(names[:shown]) + (f', +{more}' if more else '')
         wrapped = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-        if len(wrapped) <= lines and all(len(line) <= width for line in wrapped):
+        if len(wrapped) <= lines and all(cell_len(line) <= width for line in wrapped):
             return '\n'.join(wrapped)
     if not names:
         return _NOTHING
     more = f', +{len(names) - 1}' if len(names) > 1 else ''
-    return names[0][: width - len(more) - 1] + '…' + more
+    first = Text(names[0])
+    first.truncate(width - len(more), overflow='ellipsis')
+    return first.plain + more
 
 
 def _caption(prefix: str, found: list[str], every_query: bool) -> Text:

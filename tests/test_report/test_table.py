@@ -176,6 +176,12 @@ def test_names_are_shortened_and_counted(width, lines, expected):
     assert max(map(len, text.split('\n'))) <= width
 
 
+def test_of_wide_names_it_is_said_how_many_there_are():
+    names = ['消火栓', '信号機', '駐車場']  # six columns each
+    assert shorten_names(names, 14, 1) == '消火栓, +2'
+    assert shorten_names(names, 9, 1) == '消火…, +2'
+
+
 def test_a_record_without_tasks_is_refused():
     for empty in ({'tasks': []}, {}):
         with pytest.raises(ForgettingError, match='no finished forgetting task'):
