@@ -206,7 +206,8 @@ def _audit(run: FinishedRun) -> dict[str, Any]:
     return dict(
         sections=[_section(run, kind, measures) for kind, measures in audit.kinds().items()],
         models=[MODEL_NAMES.get(model, model) for model in audit.models],
-        seeds=max((value.seeds for value in values if value), default=0),
+        # An attack that was close has more draws than the others.
+        seeds=sorted({value.seeds for value in values if value and value.seeds > 1}),
         verdict=worst(covered) if covered else None,
         several=len(covered) > 1,
         rows=audit,

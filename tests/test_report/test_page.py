@@ -276,6 +276,15 @@ def test_the_audit_is_shown_with_mean_and_spread_and_the_lead_over_the_oracle(tm
     assert 'Nothing is known about night.' in page.says and 'No audit was run' not in page.says
 
 
+def test_the_page_says_that_an_attack_had_more_draws_than_the_others(tmp_path):
+    audit = audit_of(shapes_record())
+    assert 'seeds 2; numbers are means' in read(tmp_path / 'two', audit=audit).says
+    more = dict(measure='new_head/k16/step20', unit='new_head/k16/more:unlearned')
+    audit['rows'] += [dict(more, model='unlearned', seed=2 + i, value=33.0) for i in range(2)]
+    says = read(tmp_path / 'more', audit=with_units(audit)).says
+    assert 'seeds 2 to 4; numbers are means' in says
+
+
 def test_an_audit_without_an_oracle_concludes_nothing(tmp_path):
     page = read(tmp_path, audit=audit_of(shapes_record(), oracle=False))
     assert 'This audit has no oracle to compare with.' in page.says
