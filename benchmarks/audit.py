@@ -4,10 +4,11 @@
 
 Runs are those of compare.py and their deepened copies (UNDO), trained if they are not there yet.
 Ours and the deepened copy have one run per seed, what stands beside them one of the first seed.
-Every model is attacked with the same three draws; original and oracles (trained if they are not
-there) are attacked once. Rows go to docs/results/audit.json; in docs/results/audit.md what stands
-between the two marks of the subject is replaced by a table: mean and, in brackets, lowest and
-highest value over runs and draws. The table is also drawn, docs/images/audit_SUBJECT.png.
+Every model is attacked with the same three draws, a run and the oracles with the same two more
+where that was close; original and oracles (trained if they are not there) are attacked once. Rows
+go to docs/results/audit.json; in docs/results/audit.md what stands between the two marks of the
+subject is replaced by a table: mean and, in brackets, lowest and highest value over runs and draws.
+The table is also drawn, docs/images/audit_SUBJECT.png.
 """
 
 from __future__ import annotations
@@ -114,10 +115,11 @@ def rows_of(folder: Path, name: str, seed: int, flags: list[str]) -> list[dict]:
     record = json.loads((folder / 'forgetting.json').read_text())
     last, prefix = record['tasks'][-1], metric_prefix(record)
     cost = record.get('original_training') or {}
+    took = [task['train_seconds'] + (task.get('prepare_seconds') or 0) for task in record['tasks']]
     said = {
         f'{prefix}r kept': 100 * share_kept(record, last),
         f'{prefix}f': last['metrics'][f'{prefix}f'],
-        'seconds': sum(task['train_seconds'] for task in record['tasks']),
+        'seconds': sum(took),
         'seconds of training the original': cost.get('seconds'),
         'verdict': audit['verdict']['verdict'],
     }

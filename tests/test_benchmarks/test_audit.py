@@ -34,6 +34,7 @@ def finished(tmp_path, audit, monkeypatch):
     verdict = dict(verdict='forgotten')
     (tmp_path / 'audit.json').write_text(json.dumps(dict(rows=rows, verdict=verdict)))
     task = dict(task=1, forget=['circle'], retain=['heart'], old=[], missing=[], train_seconds=9.0)
+    task['prepare_seconds'] = 1.5  # of what a method does before it trains
     task.update(metrics=dict(AP_f=0.7, AP_r=40.0), per_class=dict(circle=0.7, heart=40.0))
     before = dict(per_class=dict(circle=80.0, heart=50.0))
     (tmp_path / 'forgetting.json').write_text(json.dumps(dict(pretrained=before, tasks=[task])))
@@ -56,7 +57,7 @@ def test_rows_and_table(audit, finished):
     assert head.startswith('| model | AP_gone | AP_r kept | probe decoder.1 | new head |')
     assert original.startswith('| original |  |  | 90.0 |')
     assert deepened.startswith('| deepened | 0.7 | 80.0 | 62.0 (60.0 to 64.0) |')
-    assert deepened.endswith('| 9.0 | forgotten |') and oracle.startswith('| oracle |')
+    assert deepened.endswith('| 10.5 | forgotten |') and oracle.startswith('| oracle |')
 
 
 def test_every_config_is_there(audit, repo_root):
