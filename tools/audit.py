@@ -24,7 +24,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 import mmgslora.register  # noqa: F401  puts compat in place
-from mmgslora.audit.measures import MEASURES, MORE, Audit, Settings
+from mmgslora.audit.measures import MEASURES, Audit, Settings
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
 from mmgslora.audit.sentences import sentence
@@ -151,9 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for unit, model in audit.units(['output', *args.measures]):
         if model in asked:
             measure(unit, model)
-    for unit in record.close_calls():
-        for model in filter(lambda m: m in (UNLEARNED, UNSEEN) or is_oracle(m), asked):
-            measure(f'{unit}{MORE}', model)
+    for unit, model in record.further_draws(asked):
+        measure(unit, model)
     record.write()
     console.print(audit_table(record))
     for kind in record.rows.kinds():

@@ -203,6 +203,18 @@ class AuditRecord:
         begun = {name.rpartition(':')[0].removesuffix(MORE) for name in self.units if MORE in name}
         return [unit for unit, m in units.items() if unit in begun or self.rows.is_close(m)]
 
+    def further_draws(self, models: Sequence[str]) -> list[tuple[str, str]]:
+        """Units of further draws, and which of these models make them.
+
+        Those that are compared and have the first draws, whose learning rate they take.
+        """
+        return [
+            (f'{unit}{MORE}', model)
+            for unit in self.close_calls()
+            for model in models
+            if (model in (UNLEARNED, UNSEEN) or is_oracle(model)) and self.has(unit, model)
+        ]
+
     def rate(self, unit: str, model: str) -> float | None:
         """The learning rate of the draws that a unit of further ones adds to; None of others."""
         name = f'{unit.removesuffix(MORE)}:{model}'

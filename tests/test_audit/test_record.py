@@ -289,3 +289,6 @@ def test_further_draws_are_completed(record_at):
     record.add(attack + MORE, 'oracle', further, 0.0)
     assert not record.rows.is_close(measure)  # 10.4 by now
     assert record_at().close_calls() == [attack]
+    # Nor are they made for a second oracle that nobody has attacked yet, or the original.
+    models = 'unlearned', 'oracle', 'oracle 2', 'original'
+    assert record_at().further_draws(models) == [(attack + MORE, m) for m in models[:2]]
