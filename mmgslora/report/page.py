@@ -126,9 +126,10 @@ def _in_short(run: FinishedRun) -> list[str]:
     said = []
     if values:
         highest = max(values, key=values.get)
+        count = len(gone) if len(values) == len(gone) else f'{len(values)} of {len(gone)} measured'
         now, before = mean_of(values, gone), mean_before(run.record, gone, gone=True)
         said.append(
-            f'Forgotten classes ({len(gone)}), after the last task: mean {unit} {points(now)} of '
+            f'Forgotten classes ({count}), after the last task: mean {unit} {points(now)} of '
             f'{points(before)} before; the highest is {highest} with {points(values[highest])}.'
         )
     if (share := share_kept(run.record, last)) is not None:

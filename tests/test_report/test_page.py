@@ -225,6 +225,15 @@ def test_what_is_checked_of_single_classes_has_columns_of_its_own(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_page_does_not_say_more_than_was_set_and_measured(tmp_path):
+    record = dict(shapes_record(), thresholds=dict(forgotten_max=1.5))
+    for values in (record['pretrained'], *record['tasks']):
+        del values['per_class']['square']
+    says = read(tmp_path, record).says
+    assert 'thresholds of which the user set forgotten_max; the others are the defaults' in says
+    assert 'Forgotten classes (2 of 3 measured), after the last task: mean AP 1.0 of 80.0' in says
+
+
 def test_without_an_audit_the_page_says_so(tmp_path, real_charts):
     page = read(tmp_path)
     assert 'No audit was run' in page.says
