@@ -81,7 +81,7 @@ def _probe(audit: AuditRows, kind: str, measures: list[str]) -> str:
     if gap is None:
         return f'{text}; without an oracle it is not known how many would be too many.'
     text += f', from {audit.reference_name} {points(audit.reference(last).mean)} %: '
-    text += f'{points(gap)} points' if gap > 0 else 'no'
+    text += f'{_lead(gap)} points' if gap > 0 else 'no'
     text += ' more than in a model that never saw them.'
     gaps = {m: gap for m in measures if (gap := audit.gap(m)) is not None}
     widest = max(gaps, key=gaps.get)
@@ -103,8 +103,16 @@ def _relearning(audit: AuditRows, measures: list[str]) -> str:
         return f'{text}; without an oracle it is not known how much of that is new learning.'
     text += f', {audit.reference_name} to {points(audit.reference(measure).mean)} %: '
     if gap > 0:
-        return f'{text}{points(gap)} points of lead are knowledge that was left behind.'
+        text += f'{_lead(gap)} points of lead'
+        if audit.is_close(measure):
+            return f'{text}, less than the draws of one of the two lie apart.'
+        return f'{text} are knowledge that was left behind.'
     return f'{text}no lead over a model that never saw the classes.'
+
+
+def _lead(gap: float) -> str:
+    # One that fails must not read as none.
+    return points(gap) if round(gap, 1) else f'{gap:.1g}'
 
 
 def _outcomes(audit: AuditRows) -> str:

@@ -31,3 +31,17 @@ def test_classes_that_all_gained_have_lost_nothing():
     text = said('damage', ring=dict(unlearned=-3.0), star=dict(unlearned=-1.24))
     assert text == 'No class that stays has lost points; star has gained least: 1.2 points.'
     assert said('damage', ring=dict(unlearned=-0.04)) == 'ring has lost most: 0.0 points.'
+
+
+@pytest.mark.parametrize(
+    ('draws', 'end'),
+    [
+        ((62.0, 60.0), '20.5 points of lead are knowledge that was left behind.'),
+        ((40.53, 40.53), '0.03 points of lead, less than the draws of one of the two lie apart.'),
+    ],
+)
+def test_a_lead_is_said_with_what_it_is_worth(draws, end):
+    measure = 'relearning/k16/step20'
+    values = [('unlearned', x) for x in draws] + [('oracle', 40.0), ('oracle', 41.0)]
+    rows = [dict(measure=measure, model=model, value=value) for model, value in values]
+    assert sentence(AuditRows(dict(rows=rows)), 'relearning').endswith(f' %: {end}')
