@@ -52,7 +52,7 @@ _MODELS = {
     'unlearned': ('#D55E00', 's', '-'),
     'oracle': ('#0072B2', 'D', '--'),
 }
-_OTHER_MODELS = ('#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_OTHER_MODELS = ('#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442', '#000000')
 _OUTCOMES = dict(zip(OUTCOMES, ('#D55E00', '#E69F00', '#56B4E9', _PALE)))
 # From a task's own classes before any forgetting down to what is left of them.
 _FALL = dict(color='#D55E00', ls=':', lw=1, marker='s', markersize=5, markerfacecolor='white')
@@ -331,7 +331,11 @@ def _figure(width: float, height: float) -> Figure:
 def _look(audit: AuditRows, model: str) -> tuple[str, str, str]:
     """Colour, marker and dash of a model."""
     others = [name for name in audit.models if name not in _MODELS]
-    return _MODELS.get(model) or (_OTHER_MODELS[others.index(model) % 4], 'X', '-.')
+    return _MODELS.get(model) or (
+        _OTHER_MODELS[others.index(model) % len(_OTHER_MODELS)],
+        'X',
+        '-.',
+    )
 
 
 def _errors(values: Sequence[Spread]) -> np.ndarray:

@@ -218,6 +218,14 @@ def test_the_probe_chart_has_the_means_and_the_spread_of_the_seeds(audit):
     assert [t.get_text() for t in axes.get_xticklabels()] == ['encoder', 'decoder.2']
 
 
+def test_a_control_classes_never_seen_and_four_oracles_are_told_apart():
+    models = ['original', 'unlearned', 'head only', 'unseen', 'oracle']
+    models += ['oracle 2', 'oracle 3', 'oracle 4']
+    rows = [dict(model=model, measure='probe/last', value=50.0) for model in models]
+    (axes,) = probe_figure(AuditRows(dict(rows=rows)), ['probe/last']).axes
+    assert len({colour for *_, colour in bars(axes)}) == len(models)
+
+
 def test_the_relearning_chart_has_a_curve_per_model(audit):
     (axes,) = relearning_figure(audit).axes
     curves = [container.lines[0] for container in axes.containers]
