@@ -126,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     limits, path = limits_of(run.thresholds), run.work_dir / 'audit.json'
     data = _data(cfg, run, task)
-    record = AuditRecord(path, run.record, task, files, settings, limits, data, args.known)
+    record = AuditRecord(
+        path, run.record, task, files, settings, limits, data, args.known, run.unfit
+    )
     audit = _audit(cfg, paths, run, task, files, settings, unseen)
     console = terminal()
     # The output comes with every audit: no verdict without it.

@@ -79,6 +79,8 @@ class AuditRecord:
         data: What identifies the data and the architecture of the audit. Defaults to ''.
         known: Files of other audits, whose units count as this one's own where they are of the
             same model, data and settings. Defaults to none.
+        unfit: Task number -> why its merged file is not the one that the run measured, as
+            :attr:`FinishedRun.unfit` has it. Defaults to None: all are.
 
     Raises:
         ForgettingError: The ledger beside the file is not as it was written.
@@ -94,8 +96,9 @@ class AuditRecord:
         limits: Mapping[str, float] | None = None,
         data: str = '',
         known: Sequence[str | Path] = (),
+        unfit: Mapping[int, str] | None = None,
     ) -> None:
-        self.path, self.run = Path(path), run
+        self.path, self.run, self._unfit = Path(path), run, unfit
         self.about = dict(
             data=data,
             task=task['task'],
@@ -225,7 +228,10 @@ class AuditRecord:
         if not self.has('output', UNLEARNED):
             return None
         tasks = [task for task in self.run['tasks'] if task['task'] <= self.about['task']]
-        return worst(judge_request(self.run, task, self.limits, self.rows) for task in tasks)
+        rows = self.rows
+        return worst(
+            judge_request(self.run, task, self.limits, rows, unfit=self._unfit) for task in tasks
+        )
 
     def cannot_conclude(self) -> list[str]:
         """What this audit says nothing about, in sentences."""

@@ -183,6 +183,18 @@ def test_steps_that_were_not_reached_are_null(record_at, tmp_path):
     assert found['relearning/k1/lead'] == -4
 
 
+def test_the_verdict_counts_no_model_that_is_not_there_any_more(record_at):
+    """As in the certificate: of an earlier task, whose merged file somebody deleted."""
+    measured = [row('unlearned', 'output/AP_gone', 2.5)]
+    for about, verdict in (
+        ({}, 'not forgotten'),
+        (dict(unfit={1: 'merged/task_01.pth is missing'}), 'not shown'),
+    ):
+        record = record_at(about=about)
+        record.add('output', 'unlearned', measured, 0.0)
+        assert record.verdict().verdict == verdict
+
+
 def test_verdict_rests_on_the_furthest_layer_and_attack(record_at):
     record = record_at(limits=dict(forgotten_max=3.0))
     assert record.verdict() is None
