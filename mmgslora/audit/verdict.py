@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -15,6 +16,7 @@ from pydantic import Field
 from mmgslora.audit.rows import AuditRows, is_oracle
 from mmgslora.errors import ForgettingError
 from mmgslora.records.record import (
+    NAME_RATE,
     hardest_hit,
     merged_file,
     metric_prefix,
@@ -40,6 +42,9 @@ class Limits:
             still there does not hide behind nine that are not. It gives way in the same way, to
             the oracle's on that class, and to all that the classes have together in a random order.
             Of detectors: the accuracy of a person of two test images is 0, 50 or 100.
+        forgotten_name_max: Highest share, in %, of the images of all classes forgotten by then that
+            get the name of any of them (``forgotten_name_rate``, of classifiers): two classes that
+            have swapped their names have an accuracy of 0. It gives way to the limit of the mean.
         retained_min_share: Smallest share of their own value that retained classes keep, and
             missing ones.
         retained_class_min_share: Smallest share that any one of them keeps of its own, of those
@@ -52,6 +57,7 @@ class Limits:
 
     forgotten_max: Percent = 2.0
     forgotten_class_max: Percent = 5.0
+    forgotten_name_max: Percent = 5.0
     retained_min_share: Share = 0.95
     retained_class_min_share: Share = 0.5
     probe_gap_max: Percent = 2.0
@@ -163,8 +169,8 @@ def judge_request(
     """Judge one request of a run.
 
     - 'not forgotten': AP_f (Acc_f) after its task is above the limit, the oracle's and that of a
-      random order, or the AP of one of the classes is above its own; or in the last model of the
-      run, if it was not measured before.
+      random order, the AP of one of the classes is above its own, or they still get each other's
+      names; or in the last model of the run, if it was not measured before.
     - 'came back in part': it was not, but in the last model of the run it is.
     - 'hidden, not forgotten': the output does not name the classes, but the probe of a decoder
       layer or block, or one of the :data:`ATTACKS`, finds more than in the oracle. One gap above
@@ -186,13 +192,13 @@ def judge_request(
     """
     checks = _checks(record, task, limits, audit, reason, unfit or {})
     results = {part: [c['result'] for c in checks if c['threshold'] == part] for part in limits}
-    output = [*results['forgotten_max'], *results['forgotten_class_max']]
+    output = [c for c in checks if c['threshold'].startswith('forgotten')]
     retained = [*results['retained_min_share'], *results['retained_class_min_share']]
     inside = [*results['probe_gap_max'], *results['relearning_gap_max']]
+    at_first = {c['result'] for c in output if c['model'] == merged_file(task['task'])}
+    output = [c['result'] for c in output]
     if FAILED in output:  # it came back only if it is known to have been gone
-        first, *_ = results['forgotten_max']
-        single = results['forgotten_class_max'][:1]
-        verdict = CAME_BACK if {first, *single} == {PASSED} else NOT_FORGOTTEN
+        verdict = CAME_BACK if at_first == {PASSED} else NOT_FORGOTTEN
     elif FAILED in inside:
         verdict = HIDDEN
     elif FAILED in retained:
@@ -264,6 +270,10 @@ def _of_forgotten(
             what = f'{prefix.rstrip("_")} of {most} after task {m}'
             one = values[most], of_class[most], m, unfit.get(m)
             yield _check('forgotten_class_max', what, *one)
+        if NAME_RATE in now['metrics']:
+            named, what = number(now['metrics'][NAME_RATE]), f'{NAME_RATE} after task {m}'
+            most = max(limits['forgotten_name_max'], allowed)
+            yield _check('forgotten_name_max', what, named, most, m, unfit.get(m))
 
 
 def _of_retained(
@@ -347,7 +357,7 @@ def _check(
 def _reason(checks: Sequence[Mapping[str, Any]]) -> str:
     """What failed; where nothing did, the means, the inside, and what was not measured."""
     failed = [check for check in checks if check['result'] == FAILED]
-    means = [check for check in checks if '_class_' not in check['threshold']]
+    means = [x for x in checks if not re.search('_class_|_name_', x['threshold'])]
     said = [_in_words(check) for check in failed or means if check['value'] is not None]
     missing = [check for check in checks if check['result'] == NOT_MEASURED]
     said += [f'{check["measure"]}: {check["reason"]}' for check in missing if not failed]

@@ -153,7 +153,11 @@ def _checks(
     """
     last = certificates[-1]['task']
     final, columns = f', after task {last}', []
-    for what, name in (('forgotten', 'forgotten_max'), ('one of them', 'forgotten_class_max')):
+    for what, name in (
+        ('forgotten', 'forgotten_max'),
+        ('one of them', 'forgotten_class_max'),
+        ('named as any', 'forgotten_name_max'),
+    ):
         columns += [(f'{what}, after its task', name, False), (f'{what}{final}', name, True)]
     columns += [('retained', 'retained_min_share', False)]
     columns += [('one of them', 'retained_class_min_share', False)]

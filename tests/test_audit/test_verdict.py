@@ -140,6 +140,25 @@ def test_one_class_does_not_hide_behind_the_mean(left, at_random, oracle, lost, 
         assert verdict.reason.startswith('share of its own that s7 has kept: 49.0 %')
 
 
+@pytest.mark.parametrize(
+    'at_first, at_last, oracle, expected',
+    [
+        (5.0, 5.0, None, OUTPUT_ONLY),
+        (5.1, 0.0, None, NOT_FORGOTTEN),
+        (0.0, 5.1, None, CAME_BACK),
+        (9.0, 9.0, 9.0, FORGOTTEN),  # the oracle is right as often, which is a name, too
+    ],
+)
+def test_classes_that_take_each_others_names(at_first, at_last, oracle, expected):
+    record = record_of(forgotten=0, latest=0)
+    for task, rate in zip(record['tasks'], (at_first, at_last)):
+        task['metrics'] = {k.replace('AP', 'Acc'): v for k, v in task['metrics'].items()}
+        task['metrics']['forgotten_name_rate'] = rate
+    audit = oracle and AuditRows(dict(task=2, rows=rows_of(oracle=oracle, **NEAR)))
+    verdict = judge_request(record, record['tasks'][0], limits_of(None), audit)
+    assert verdict.verdict == expected
+
+
 def test_a_class_that_the_original_hardly_knew_has_nothing_to_lose():
     record = record_of(forgotten=0)
     task = record['tasks'][0]
