@@ -34,10 +34,14 @@ _KINDS = {
 }
 
 
+def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the data set that wrappers (``dataset=dict(...)``) are around."""
+    return innermost(dataset['dataset']) if 'dataset' in dataset else dataset
+
+
 def annotation_file(dataset: Mapping[str, Any]) -> Path | None:
     """The local annotation file that a data set's config names, or None."""
-    if 'dataset' in dataset:
-        return annotation_file(dataset['dataset'])
+    dataset = innermost(dataset)
     root, name = dataset.get('data_root') or '', dataset.get('ann_file')
     return Path(root, name) if name and '://' not in f'{root}{name}' else None
 

@@ -19,6 +19,7 @@ from mmgslora.preflight.annotations import (
     category_problems,
     dropped_boxes,
     image_problems,
+    innermost,
 )
 from mmgslora.preflight.checkpoint import first_difference
 from mmgslora.preflight.plan import Plan, find_class
@@ -34,7 +35,7 @@ def files(plan: Plan) -> Iterator[str]:
     for split, loader in plan.loaders.items():
         if split == 'test' != plan.measured_on:
             continue
-        dataset = _innermost(loader['dataset'])
+        dataset = innermost(loader['dataset'])
         kind = find_class(dataset['type'], DATASETS)
         prefix = dataset.get('data_prefix', {})
         if not isinstance(prefix, Mapping):
@@ -175,10 +176,6 @@ def _evaluated(plan: Plan, split: str) -> list[str]:
     given = plan.plain.get(f'{split}_evaluator') or []
     found = [x.get('ann_file') for x in ([given] if isinstance(given, Mapping) else given)]
     return [file for file in found if file and '://' not in file]
-
-
-def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _innermost(dataset['dataset']) if 'dataset' in dataset else dataset
 
 
 def _absent(dataset: Mapping[str, Any]) -> Iterator[str]:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
 
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.errors import ForgettingError
-from mmgslora.preflight.annotations import annotation_file, parsed, read_annotations
+from mmgslora.preflight.annotations import annotation_file, innermost, parsed, read_annotations
 
 LOOP = 'ContinualForgettingLoop'
 
@@ -93,10 +94,17 @@ class Plan:
 
     @cached_property
     def annotations(self) -> dict[Path, dict | ForgettingError]:
-        """The content of every annotation file that MMDetection would read, or what is wrong."""
+        """The content of every file that MMDetection would read as COCO's, or what is wrong.
+
+        Files of data sets of other kinds, such as the list of images of an ``XMLDataset``, are none
+        of these.
+        """
         found: dict[Path, dict | ForgettingError] = {}
         for loader in self.loaders.values():
             file = annotation_file(loader['dataset'])
+            kind = find_class(innermost(loader['dataset']).get('type'), DATASETS)
+            if kind is None or not issubclass(kind, CocoDataset):
+                continue
             if file is None or not file.is_file() or file.resolve() in found:
                 continue
             try:

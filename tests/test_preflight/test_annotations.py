@@ -67,6 +67,16 @@ def test_remote_and_generated_data_are_left_alone():
     assert not said(dict(type='ShapesDataset', data_root='nowhere/', ann_file='a.json'))
 
 
+def test_a_list_of_images_is_no_annotation_file_of_coco(tmp_path):
+    """Of a data set in VOC's format, whose boxes are in XML files."""
+    (tmp_path / 'train.txt').write_text('000001\n000002\n')
+    metainfo = dict(classes=('cat',))
+    voc = dict(type='XMLDataset', data_root=str(tmp_path), ann_file='train.txt', metainfo=metainfo)
+    assert said(dict(type='ForgettingViews', dataset=voc)) == ''
+    words = "train.txt' cannot be read as COCO JSON"
+    assert words in said(dict(type='ForgettingViews', dataset=voc | dict(type='CocoDataset')))
+
+
 def test_mmdetection_numbers_labels_in_the_order_of_the_file(tmp_path):
     """The reason for the next test: the label of 'cat' is that of 'dog'."""
     image = dict(id=1, file_name='1.png', width=9, height=9)
