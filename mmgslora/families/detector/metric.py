@@ -78,7 +78,8 @@ class ForgettingCocoMetric(CocoMetric):
             ``use_mp_eval`` have no effect.
 
     Raises:
-        ForgettingError: ``metric`` is not 'bbox', or ``iou_thrs`` is given.
+        ForgettingError: ``metric`` is not 'bbox', or ``iou_thrs`` is given; or, in use, there is
+            neither ``ann_file`` nor ``instances`` in the data samples.
     """
 
     # Not None, for which MMEngine would warn; the keys get no prefix either way.
@@ -105,6 +106,12 @@ class ForgettingCocoMetric(CocoMetric):
 
     def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
         """Keep of every image what CocoMetric keeps, and what every query says if it is known."""
+        if self._coco_api is None and any('instances' not in sample for sample in data_samples):
+            raise ForgettingError(
+                'The data to measure on do not say where their objects are; give the evaluator an '
+                "ann_file in COCO's format, or name 'instances' among the meta_keys of their "
+                "pipeline's PackDetInputs."
+            )
         super().process(data_batch, data_samples)
         for (_, result), sample in zip(self.results[-len(data_samples) :], data_samples):
             if 'every_query' in sample:

@@ -522,6 +522,13 @@ def test_ground_truth_from_the_data_set(tmp_path):
     assert run(metric, samples) == first
 
 
+def test_no_ann_file_and_samples_without_their_objects():
+    """As of a data set in VOC's format, whose pipeline keeps no boxes for measuring."""
+    metric = ForgettingCocoMetric()
+    with pytest.raises(ForgettingError, match="ann_file .* or name 'instances' among the meta_key"):
+        metric.process({}, data_samples([(1, [('cat', 0, 0, 9, 9)], [])]))
+
+
 def test_is_built_by_name_and_is_quiet(tmp_path, capsys):
     (tmp_path / 'truth.json').write_text(json.dumps(coco_dict(small_images())))
     heard = logging.StreamHandler(io.StringIO())
