@@ -49,9 +49,10 @@ class ForgettingViews(Dataset):
         keep_gb: Memory for that, in 10^9 bytes; worker processes keep nothing. Defaults to 1.
 
     Raises:
-        ForgettingError: A setting is out of range, or the data set is a wrapper such as
-            ``RepeatDataset``; or, from :meth:`set_partition`, a class to forget has no training
-            image, a class has fewer than ``few_shot``, or no image is left to retain.
+        ForgettingError: A setting is out of range, the data set is a wrapper such as
+            ``RepeatDataset``, or its pipeline mixes images; or, from :meth:`set_partition`, a class
+            to forget has no training image, a class has fewer than ``few_shot``, or no image is
+            left to retain.
     """
 
     @checked
@@ -71,6 +72,13 @@ class ForgettingViews(Dataset):
                 f'The data set of the views is a {type(self.base).__name__}, which wraps others; '
                 'give the innermost data set, for the views draw and repeat images themselves.'
             )
+        for step in _steps(getattr(self.base, 'pipeline', None)):
+            if hasattr(step, 'get_indexes'):
+                raise ForgettingError(
+                    f'The training pipeline has {type(step).__name__}, which mixes other images '
+                    'into one, and with them objects that are not of its view; take it out of the '
+                    'pipeline of the data set.'
+                )
         self.base.full_init()
         self.data_ratio, self.min_images = data_ratio, min_images
         self.few_shot = few_shot
@@ -242,6 +250,14 @@ class ForgettingViews(Dataset):
                 'The training pipeline gives no boxes; let it have '
                 "dict(type='LoadAnnotations', with_bbox=True)."
             )
+
+
+def _steps(step: Any) -> Iterator[Any]:
+    """A pipeline or a step of it, and the steps within."""
+    yield step
+    within = getattr(step, 'transforms', ())
+    for inner in within if isinstance(within, (list, tuple)) else (within,):
+        yield from _steps(inner)
 
 
 def labels_of(info: dict, crowds: bool = False) -> set[int]:

@@ -85,6 +85,21 @@ def test_images_without_ids_are_known_by_their_places(dataset, monkeypatch):
     assert views.image_ids('forget') == [3] and sorted(views.image_ids('retain')) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize('within', [False, True])
+def test_a_pipeline_that_mixes_images(dataset, within):
+    """The image to forget would show, with their labels, objects of classes that must stay."""
+    step = dict(type='CachedMosaic', img_scale=(40, 40), max_cached_images=5)
+    step = dict(type='RandomApply', transforms=[step]) if within else step
+    mixing = CocoDataset(
+        ann_file=dataset.ann_file,
+        data_prefix=dict(img=dataset.data_prefix['img']),
+        metainfo=dict(classes=CLASSES),
+        pipeline=[*PIPELINE[:2], step, PIPELINE[2]],
+    )
+    with pytest.raises(ForgettingError, match='pipeline has CachedMosaic, which mixes other image'):
+        ForgettingViews(mixing)
+
+
 def test_exact_boxes_of_both_views(dataset):
     views = ForgettingViews(dataset, data_ratio=1.0)
     views.set_partition(Protocol(CLASSES, [['dog'], ['cat']]).partition(1))
