@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,26 @@ def evaluated_files(plan: Plan) -> Iterator[str]:
 
 
 def measured_images(plan: Plan) -> Iterator[str]:
-    """Every object that an evaluator counts is in an image that the model is shown."""
+    """Every object that an evaluator counts is in an image that the model is shown, and once."""
     split = plan.measured_on
+    infos = (plan.held_out.get_data_info(i) for i in range(len(plan.held_out)))
+    shown = Counter(info['img_id'] for info in infos if {'img_id', 'instances'} <= info.keys())
+    twice = [image for image, count in shown.items() if count > 1]
+    if twice:
+        yield (
+            f'{split}_dataloader has {len(twice)} image ids more than once, the first is '
+            f'{twice[0]!r}, and {split}_evaluator would take them for one image; give a data set '
+            'in which every image has an id of its own: one annotation file of all images instead '
+            'of several, and none repeated.'
+        )
+        return
     file = annotation_file(plan.loaders[split]['dataset'])
     content = plan.annotations.get(file.resolve()) if file is not None else None
     if content is None or not any(_evaluated(plan, split)):
         return
     used = {c['id'] for c in content['categories'] if c['name'] in plan.views.classes}
     counted = {x['image_id'] for x in content['annotations'] if x['category_id'] in used}
-    shown = {plan.held_out.get_data_info(i)['img_id'] for i in range(len(plan.held_out))}
-    left_out = counted.intersection(x['id'] for x in content['images']) - shown
+    left_out = counted.intersection(x['id'] for x in content['images']) - shown.keys()
     if left_out:
         yield (
             f'{split}_dataloader leaves out {len(left_out)} of the {len(content["images"])} images '

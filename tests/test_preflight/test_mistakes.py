@@ -219,6 +219,14 @@ def test_images_that_are_measured_and_not_shown(command, cfg, shapes_root):
     assert command().code == 0
 
 
+def test_images_that_are_measured_as_one(command, cfg):
+    """Two files number their images from 1: the detections of one would miss what the other has."""
+    dataset = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
+    del cfg.test_evaluator['ann_file']
+    refused(command(), 'test_dataloader has 12 image ids more than once, the first is 1, and test')
+
+
 def test_several_processes_without_what_held_groups_need(command, cfg):
     cfg.launcher = 'pytorch'
     cfg.find_unused_parameters = False
