@@ -126,6 +126,18 @@ def start(plan: Plan) -> Iterator[str]:
             'old from the first task on and have no training images.'
         )
     state = checkpoint.get('state_dict', checkpoint)
+    inner = [
+        key
+        for key, value in state.items()
+        if isinstance(value, Mapping) and any(isinstance(x, torch.Tensor) for x in value.values())
+    ]
+    if inner:
+        yield (
+            f'load_from {path!r} holds weights under {", ".join(map(repr, inner))}, where MMEngine '
+            f'does not look; write the state dict under {inner[0]!r} to a file of its own and take '
+            'that one.'
+        )
+        return
     broken = [
         name
         for name, value in state.items()

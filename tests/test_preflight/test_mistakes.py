@@ -445,7 +445,14 @@ def _folder(path):
     path.mkdir()
 
 
+def _as_others_save(path):
+    state = torch.load(path)['state_dict']
+    optimizer = dict(state={0: dict(step=torch.ones(1))}, param_groups=[])
+    torch.save(dict(model=state, optimizer=optimizer, model_ema=state, epoch=9), path)
+
+
 CHECKPOINTS = {
+    'of other scripts': (_as_others_save, "holds weights under 'model', 'model_ema', where"),
     'cut off': (lambda p: p.write_bytes(p.read_bytes()[:1000]), 'is cut off or no checkpoint'),
     'text': (lambda p: p.write_text('hello'), 'is cut off or no checkpoint'),
     'empty': (lambda p: p.write_bytes(b''), 'is cut off or no checkpoint'),
