@@ -166,11 +166,10 @@ def dropped_boxes(content: Mapping[str, Any], classes: Sequence[str]) -> Counter
         if size is None:
             dropped['of an image that is not listed'] += 1
             continue
-        if item['category_id'] not in wanted:
-            kind = 'a class that is not used' if item['category_id'] in known else 'no category'
-            dropped[f'of {kind}'] += 1
+        if item.get('ignore'):
+            dropped['marked with ignore'] += 1
             continue
-        try:
+        try:  # MMDetection reads the boxes of classes that it leaves out, too
             x, y, width, height = item['bbox']
             area = item['area']
             numbers = math.isfinite(x + y + width + height + area)
@@ -181,6 +180,10 @@ def dropped_boxes(content: Mapping[str, Any], classes: Sequence[str]) -> Counter
                 f'Annotation {item["id"]!r} has the bbox {item["bbox"]!r} and the area '
                 f'{item["area"]!r}; a bbox is [x, y, width, height], an area a number.'
             )
+        if item['category_id'] not in wanted:
+            kind = 'a class that is not used' if item['category_id'] in known else 'no category'
+            dropped[f'of {kind}'] += 1
+            continue
         if width < 1 or height < 1 or area <= 0:
             dropped['thinner than a pixel'] += 1
         elif x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:

@@ -146,6 +146,7 @@ BOXES = {
     'no class': dict(bbox=[1, 1, 5, 5], category_id=99),
     'unused class': dict(bbox=[1, 1, 5, 5], category_id=12),
     'no image': dict(bbox=[1, 1, 5, 5], image_id=7),
+    'ignored': dict(bbox=[1, 1, 5, 5], ignore=1),
 }
 
 
@@ -190,6 +191,10 @@ def test_counts_of_dropped_boxes_are_a_note(dataset, tmp_path):
         (
             dict(annotations=[dict(id=5, image_id=1, category_id=10, area=1, bbox=[1])]),
             r'Annotation 5 has the bbox \[1\]',
+        ),
+        (  # a mask alone, of a class that is not used
+            dict(annotations=[dict(id=5, image_id=1, category_id=99, area=1, bbox=[])]),
+            r'Annotation 5 has the bbox \[\]',
         ),
         *(
             (
