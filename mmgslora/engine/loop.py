@@ -96,6 +96,11 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         runner.logger.addFilter(_is_no_frozen_parameter)
         # Building every task's loader now finds what is wrong with task 7 before task 1 trains.
         steps = [len(self._build_loader(t)) for t in range(1, len(self.protocol) + 1)]
+        if 0 in steps:
+            raise ForgettingError(
+                f'Task {steps.index(0) + 1} would have no step: its images do not fill a batch, '
+                'and train_dataloader.drop_last leaves out what does not; set drop_last=False.'
+            )
         super().__init__(
             runner,
             self._build_loader(1),

@@ -219,6 +219,14 @@ def test_images_that_are_measured_and_not_shown(command, cfg, shapes_root):
     assert command().code == 0
 
 
+def test_a_task_whose_images_fill_no_batch(command, cfg):
+    """It would be measured, merged and recorded as forgotten, and nothing had been trained."""
+    cfg.train_dataloader.update(batch_size=64, drop_last=True)  # of 40 images
+    result = command(name='train')
+    assert result.code == 1 and not list(result.work_dir.glob('*.pth'))
+    assert 'Task 1 would have no step: its images do not fill a batch' in result.err
+
+
 def test_images_that_are_measured_as_one(command, cfg):
     """Two files number their images from 1: the detections of one would miss what the other has."""
     dataset = cfg.test_dataloader.dataset
