@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -102,7 +103,7 @@ class Protocol:
         order: Sequence[str | int] | None = None,
         sizes: Sequence[int] | None = None,
         file: str | Path | None = None,
-        category_ids: Mapping[int, str] | None = None,
+        category_ids: Mapping[int | str, str] | None = None,
         forgotten: Sequence[str] = (),
     ) -> None:
         self.classes = tuple(classes)
@@ -220,6 +221,8 @@ class Protocol:
                 f'{self.category_ids[entry]!r}; write the name in quotes in a config or a protocol '
                 'file, or the id of the class that is meant.'
             )
+        if str(entry) in (self.category_ids or {}):  # some files have text for their ids
+            return self.category_ids[str(entry)]
         if not _is_integer(entry):
             near = difflib.get_close_matches(str(entry), self.classes, n=1, cutoff=0)
             raise ForgettingError(
@@ -238,7 +241,7 @@ class Protocol:
                 f'format; give class names: {", ".join(self.classes)}.'
             )
         if entry not in self.category_ids:
-            near = sorted(sorted(self.category_ids, key=lambda known: abs(known - entry))[:4])
+            near = sorted(sorted(self.category_ids, key=partial(_distance, entry))[:4])
             raise ForgettingError(
                 f'Category id {entry} in {where} does not exist in the data set; it has '
                 f'{len(self.category_ids)} ids, the next ones being '
@@ -247,7 +250,7 @@ class Protocol:
         return self.category_ids[entry]
 
 
-def category_ids_of(dataset: Dataset) -> dict[int, str] | None:
+def category_ids_of(dataset: Dataset) -> dict[int | str, str] | None:
     """Class name of every id of a data set in COCO format, of every number of a folder per class.
 
     None for other data sets.
@@ -255,6 +258,10 @@ def category_ids_of(dataset: Dataset) -> dict[int, str] | None:
     if not hasattr(dataset, 'cat_ids'):
         return None
     return dict(zip(dataset.cat_ids, dataset.metainfo['classes']))
+
+
+def _distance(one: int, other: int | str) -> int:
+    return 0 if isinstance(other, str) else abs(other - one)
 
 
 def _is_integer(value: object) -> bool:

@@ -51,7 +51,8 @@ def read_annotations(file: Path) -> dict[str, Any]:
 
     Raises:
         ForgettingError: It is not JSON, lacks one of its three lists or a key of their entries, an
-            entry has a value of another kind, or two entries of a list have one id.
+            entry has a value of another kind, or two entries of a list have one id or ids of two
+            kinds.
     """
     name = f'Annotation file {str(file)!r}'
     try:
@@ -87,6 +88,11 @@ def read_annotations(file: Path) -> dict[str, Any]:
         if len({entry['id'] for entry in entries}) < len(entries):
             (twice, _), *_ = Counter(entry['id'] for entry in entries).most_common(1)
             raise ForgettingError(f'{name} has the id {twice!r} more than once in {part!r}.')
+        if len({isinstance(entry['id'], str) for entry in entries}) > 1:
+            raise ForgettingError(
+                f'{name} has numbers and text as ids in {part!r}; they can be of one kind only, '
+                'for the evaluator sorts them.'
+            )
     if not content['images']:
         raise ForgettingError(f'{name} has no images.')
     return content

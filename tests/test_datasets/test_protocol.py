@@ -191,6 +191,14 @@ def test_files_that_cannot_be_used(tmp_path, name, text, words):
     assert '\n' not in str(error.value)
 
 
+def test_category_ids_may_be_text():
+    """A number of the command line means the text, too; what is no id is named beside those."""
+    ids = dict(zip(['1', '2', 'c', '7', '9'], CLASSES))
+    assert Protocol(CLASSES, [[2, 'c', '9']], category_ids=ids).tasks == (('dog', 'cow', 'pig'),)
+    with pytest.raises(ForgettingError, match=r'Category id 5 .* has 5 ids, .* being 1 \(cat\), 2'):
+        Protocol(CLASSES, [[5]], category_ids=ids)
+
+
 def test_category_ids_of_data_sets(shapes_root):
     from mmdet.datasets import CocoDataset
     from torch.utils.data import TensorDataset

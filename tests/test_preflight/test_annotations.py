@@ -185,6 +185,7 @@ def test_counts_of_dropped_boxes_are_a_note(dataset, tmp_path):
     [
         (dict(images=[]), 'has no images'),
         (dict(images=[IMAGE, IMAGE]), "id 1 more than once in 'images'"),
+        (dict(images=[IMAGE, IMAGE | dict(id='b')]), "numbers and text as ids in 'images'; they"),
         (dict(images=[IMAGE, dict(id=2)]), "entry 1 of 'images' lacks file_name, width, height"),
         (dict(images=[IMAGE | dict(file_name='2.png')]), '1 of the 1 images .* are missing.*2.png'),
         (dict(annotations=None), "no list 'annotations'"),
