@@ -59,8 +59,9 @@ class FolderDataset(BaseDataset):
 
     Raises:
         ForgettingError: The folder or its class folders are missing, a class folder has no
-            image, an image cannot be decoded, the class folders of ``classes_from`` differ, a
-            class has fewer images than the split has parts, or a setting is unknown.
+            image, an image cannot be decoded or has more than 8 bits, the class folders of
+            ``classes_from`` differ, a class has fewer images than the split has parts, or a setting
+            is unknown or not read.
     """
 
     def __init__(
@@ -299,6 +300,13 @@ def _decode(path: str, small: bool = False) -> Image.Image:
         with Image.open(path) as image:
             if small:
                 image.draft('RGB', (1, 1))
+            if image.mode[0] in 'IF':  # grey of more than 8 bits, which PIL would cut off
+                least, most = image.getextrema()
+                if least < 0 or most > 255:
+                    raise ValueError(
+                        f'its values are from {least:g} to {most:g}, and an image in RGB has 0 to '
+                        '255; save it with 8 bits'
+                    )
             return image.convert('RGB')
     except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
         raise ForgettingError(f'Image {path!r} cannot be decoded: {error}.') from error

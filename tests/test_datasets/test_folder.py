@@ -96,6 +96,15 @@ def test_grey_palette_and_transparent_images_become_rgb(root):
         torch.testing.assert_close(dataset[i]['inputs'], torch.full((3, 4, 6), 0.2))
 
 
+@pytest.mark.parametrize(('most', 'suffix'), [(60000, 'png'), (60000, 'tif'), (256, 'png')])
+def test_grey_of_more_than_eight_bits_would_become_white(root, most, suffix):
+    path = root / f'train/ant/deep.{suffix}'
+    Image.fromarray(np.array([[7, most]], np.uint16)).save(path)
+    words = f"deep.{suffix}' cannot be decoded: its values are from 7 to {most}, and an image"
+    with pytest.raises(ForgettingError, match=words):
+        FolderDataset(str(root), 'train', transforms=TENSOR)
+
+
 def test_transforms_are_torchvisions():
     built = build_transforms(
         [
