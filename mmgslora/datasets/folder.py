@@ -77,6 +77,13 @@ class FolderDataset(BaseDataset):
         verify: str = 'all',
         **kwargs,
     ) -> None:
+        for name in ('ann_file', 'data_prefix', 'pipeline', 'filter_cfg'):
+            if kwargs.get(name):
+                raise ForgettingError(
+                    f'{name} is {kwargs[name]!r}, which is not read; the images of a '
+                    f'{type(self).__name__} are those of data_root and folder, and their pipeline '
+                    'is transforms.'
+                )
         self.folder = Path(data_root, folder)
         found = class_folders(self.folder)
         metainfo = dict(kwargs.get('metainfo') or {})

@@ -68,6 +68,13 @@ def test_some_classes_in_an_order_of_their_own(root):
     assert {half.get_data_info(i)['gt_label'] for i in range(len(half))} == {0, 1}
 
 
+@pytest.mark.parametrize('name', ['ann_file', 'data_prefix', 'pipeline', 'filter_cfg'])
+def test_settings_of_other_data_sets_are_not_read(root, name):
+    """A list of some images would count for nothing, and all of the folder would be taken."""
+    with pytest.raises(ForgettingError, match=f"^{name} is 'x', which is not read; the images of"):
+        FolderDataset(str(root), 'train', **{name: 'x'})
+
+
 def test_files_that_are_left_out_are_counted(root, monkeypatch):
     """Four; a hidden one and what lies in folders that do not count are not named."""
     for name in ('ant/a.txt', 'ant/b.avif', 'bee/more/c.avif', 'bee/d', 'bee/.e', 'cow/f.txt'):
