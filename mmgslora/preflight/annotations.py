@@ -22,6 +22,7 @@ _KEYS = {
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
     'categories': ('id', 'name'),
 }
+_MANY = 5  # absent categories from which on they are said together
 _ID = (int, float, str), 'a number or text'
 _KINDS = {
     'id': _ID,
@@ -125,6 +126,14 @@ def category_problems(file: Path, names: Sequence[str], classes: Sequence[str]) 
     so that label k would go by the name of another class.
     """
     where = f'Annotation file {str(file)!r}'
+    absent = [name for name in dict.fromkeys(classes) if name not in names]
+    if len(absent) > _MANY:
+        yield (
+            f'{where} has no category for {len(absent)} of the {len(classes)} classes of '
+            f'metainfo.classes, the first is {absent[0]!r}; it has {", ".join(names) or "none"}. '
+            "Without metainfo=dict(classes=...) the classes are the data set's own, such as COCO's."
+        )
+        return
     found = False
     for name in dict.fromkeys(classes):
         if classes.count(name) > 1:

@@ -112,6 +112,14 @@ def test_categories_that_no_class_has_are_left_out_as_mmdetection_does(dataset, 
     assert not said(dataset)
 
 
+def test_classes_that_nobody_named_are_those_of_coco(dataset):
+    """One sentence and not one for each of eighty."""
+    del dataset['metainfo']
+    (line,) = said(dataset).splitlines()
+    assert 'has no category for 77 of the 80 classes of metainfo.classes, the first is' in line
+    assert "'person'; it has cat, dog, cow. Without metainfo" in line
+
+
 def test_two_classes_of_one_name(dataset):
     dataset['metainfo'] = dict(classes=('cat', 'dog', 'cat'))
     assert "metainfo.classes has 'cat' 2 times" in said(dataset)
