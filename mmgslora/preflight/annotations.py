@@ -208,16 +208,17 @@ def dropped_boxes(content: Mapping[str, Any], classes: Sequence[str]) -> Counter
 
 def image_problems(images: Sequence[Mapping[str, Any]], folder: Path, file: Path) -> Iterator[str]:
     """Images of a file that are missing or empty, found by listing their folders."""
-    there: dict[str, int] = {}
+    there: dict[tuple[str, str], int] = {}
     for inner in {os.path.dirname(image['file_name']) for image in images}:  # noqa: PTH120
         if (folder / inner).is_dir():
             with os.scandir(folder / inner) as entries:
                 there.update(
-                    (f'{inner}/{x.name}' if inner else x.name, x.stat().st_size)
+                    ((inner, x.name), x.stat().st_size)
                     for x in entries
                     if x.is_file()  # and no link to what is gone
                 )
-    sizes = {image['file_name']: there.get(image['file_name']) for image in images}
+    names = [image['file_name'] for image in images]
+    sizes = {name: there.get(os.path.split(name)) for name in names}
     for what, names in (
         ('missing', [name for name, size in sizes.items() if size is None]),
         ('empty', [name for name, size in sizes.items() if size == 0]),

@@ -260,6 +260,15 @@ def test_a_link_to_nothing_is_a_missing_image_where_it_is_listed(tmp_path):
     assert sentence.startswith("1 of the 2 images of 'x' are missing")
 
 
+def test_an_image_whose_name_has_a_slash_too_many_is_there(tmp_path):
+    """As a folder with a slash at its end, joined with another, makes it."""
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'sub/a b.PNG').write_bytes(b'x')
+    assert not list(image_problems([dict(file_name='sub//a b.PNG')], tmp_path, Path('x')))
+    absolute = str(tmp_path / 'sub/a b.PNG')
+    assert not list(image_problems([dict(file_name=absolute)], Path('nowhere'), Path('x')))
+
+
 def test_images_that_are_never_read_may_be_missing(tmp_path):
     """Those without objects where these are filtered, and test data of a run that has others."""
     (tmp_path / 'a.png').write_bytes(b'x')
