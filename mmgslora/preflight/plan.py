@@ -177,9 +177,10 @@ class Plan:
         except ForgettingError:
             raise
         except Exception as error:  # data sets of others fail in ways of their own
-            raise ForgettingError(
-                f'{split}_dataloader.dataset cannot be built: {reason(error)}'
-            ) from error
+            why = reason(error)
+            if 'need at least one array' in why:  # MMEngine packs what is left
+                why = 'of its images none is left, by filter_cfg or indices'
+            raise ForgettingError(f'{split}_dataloader.dataset cannot be built: {why}') from error
 
 
 Check = Callable[[Plan], Iterator[str]]

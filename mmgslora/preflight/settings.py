@@ -157,7 +157,10 @@ def data_settings(plan: Plan) -> Iterator[str]:
         ('dataset', DATASETS, ForgettingViews),
         ('sampler', DATA_SAMPLERS, PairedSampler),
     ):
-        kind = find_class((loader.get(key) or {}).get('type'), registry)
+        if not loader.get(key):
+            yield f'train_dataloader has no {key}; give it a {wanted.__name__}.'
+            continue
+        kind = find_class(loader[key].get('type'), registry)
         if kind is not None and not issubclass(kind, wanted):
             yield (
                 f'train_dataloader.{key}.type is {kind.__name__!r}; a forgetting run needs '

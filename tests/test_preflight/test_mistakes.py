@@ -197,6 +197,16 @@ def test_a_data_set_that_wraps_another(command, cfg):
     refused(command(), 'is a RepeatDataset, which wraps others; give the innermost data set')
 
 
+def test_no_sampler(command, cfg):
+    del cfg.train_dataloader['sampler']
+    refused(command(), 'train_dataloader has no sampler; give it a PairedSampler')
+
+
+def test_a_filter_that_leaves_no_image(command, cfg):
+    cfg.train_dataloader.dataset.dataset.filter_cfg = dict(min_size=65)  # images of 64 pixels
+    refused(command(), 'train_dataloader.dataset cannot be built: of its images none is left, by')
+
+
 def test_a_training_checkpoint_of_a_forgetting_run_is_no_original(
     command, cfg, random_checkpoint, tmp_path
 ):
