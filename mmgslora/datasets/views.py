@@ -67,7 +67,13 @@ class ForgettingViews(Dataset):
         keep_gb: NonNegative = 1.0,
     ) -> None:
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        if hasattr(self.base, 'dataset') or hasattr(self.base, 'datasets'):
+        if hasattr(self.base, 'datasets'):
+            raise ForgettingError(
+                f'The data set of the views is a {type(self.base).__name__} of '
+                f'{len(self.base.datasets)}; give one data set: one annotation file that lists the '
+                'images of all, whose names may have folders, or one folder of class folders.'
+            )
+        if hasattr(self.base, 'dataset'):
             raise ForgettingError(
                 f'The data set of the views is a {type(self.base).__name__}, which wraps others; '
                 'give the innermost data set, for the views draw and repeat images themselves.'

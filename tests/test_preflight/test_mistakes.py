@@ -197,6 +197,13 @@ def test_a_data_set_that_wraps_another(command, cfg):
     refused(command(), 'is a RepeatDataset, which wraps others; give the innermost data set')
 
 
+def test_a_data_set_of_several(command, cfg):
+    """None of them is the innermost one."""
+    views = cfg.train_dataloader.dataset
+    views.dataset = dict(type='ConcatDataset', datasets=[views.dataset, views.dataset])
+    refused(command(), 'is a ConcatDataset of 2; give one data set: one annotation file that lists')
+
+
 def test_no_sampler(command, cfg):
     del cfg.train_dataloader['sampler']
     refused(command(), 'train_dataloader has no sampler; give it a PairedSampler')
