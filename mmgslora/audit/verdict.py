@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -38,10 +37,10 @@ class Limits:
             to the oracle's on the same classes where that was measured and is higher, and to that
             of a random order of all queries (``random/AP_f`` of the run): AP is a ranking, and a
             class without a single example can have some.
-        forgotten_class_max: Highest AP (or accuracy) of any one of them, so that a class which is
-            still there does not hide behind nine that are not. It gives way in the same way, to
-            the oracle's on that class, and to all that the classes have together in a random order.
-            Of detectors: the accuracy of a person of two test images is 0, 50 or 100.
+        forgotten_class_max: Highest AP of any one of them, of detectors alone (the accuracy of a
+            person of two test images is 0, 50 or 100), so that a class which is still there does
+            not hide behind nine that are not. It gives way in the same way, to the oracle's on that
+            class, and to all that the classes have together in a random order.
         forgotten_name_max: Highest share, in %, of the images of all classes forgotten by then that
             get the name of any of them (``forgotten_name_rate``, of classifiers): two classes that
             have swapped their names have an accuracy of 0. It gives way to the limit of the mean.
@@ -115,6 +114,8 @@ _TOO_EASY = (
 )
 _UNSAID = 'the run did not record it'
 _GRADED = 'AP_'  # what of a single class is held against a limit of its own
+# Where these pass, the means that stand beside them say more.
+_OF_ONE = ('forgotten_class_max', 'forgotten_name_max', 'retained_class_min_share')
 # A share of 0.95 that comes out as 0.9499999999 of floating point has not failed.
 _ROUNDING = 1e-9
 
@@ -192,11 +193,12 @@ def judge_request(
     """
     checks = _checks(record, task, limits, audit, reason, unfit or {})
     results = {part: [c['result'] for c in checks if c['threshold'] == part] for part in limits}
-    output = [c for c in checks if c['threshold'].startswith('forgotten')]
+    of_output = [c for c in checks if c['threshold'].startswith('forgotten')]
+    output = [check['result'] for check in of_output]
+    first = merged_file(task['task'])
+    at_first = {check['result'] for check in of_output if check['model'] == first}
     retained = [*results['retained_min_share'], *results['retained_class_min_share']]
     inside = [*results['probe_gap_max'], *results['relearning_gap_max']]
-    at_first = {c['result'] for c in output if c['model'] == merged_file(task['task'])}
-    output = [c['result'] for c in output]
     if FAILED in output:  # it came back only if it is known to have been gone
         verdict = CAME_BACK if at_first == {PASSED} else NOT_FORGOTTEN
     elif FAILED in inside:
@@ -357,8 +359,8 @@ def _check(
 def _reason(checks: Sequence[Mapping[str, Any]]) -> str:
     """What failed; where nothing did, the means, the inside, and what was not measured."""
     failed = [check for check in checks if check['result'] == FAILED]
-    means = [x for x in checks if not re.search('_class_|_name_', x['threshold'])]
-    said = [_in_words(check) for check in failed or means if check['value'] is not None]
+    shown = failed or [check for check in checks if check['threshold'] not in _OF_ONE]
+    said = [_in_words(check) for check in shown if check['value'] is not None]
     missing = [check for check in checks if check['result'] == NOT_MEASURED]
     said += [f'{check["measure"]}: {check["reason"]}' for check in missing if not failed]
     return f'{"; ".join(said)}.'
