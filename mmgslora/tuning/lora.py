@@ -108,8 +108,9 @@ class LoRA(Tuner):
         return copied
 
     def learns(self, module: nn.Module, recurse: bool = True) -> bool:
-        layers = lora_layers(module).values() if recurse else (module,)
-        return any(isinstance(layer, Adapter) and layer.learns for layer in layers)
+        if not recurse:
+            return isinstance(module, Adapter) and module.learns
+        return any(layer.learns for layer in lora_layers(module).values())
 
     def owns(self, key: str) -> bool:
         return is_of_adapter(key)

@@ -141,6 +141,21 @@ def test_widths_must_fit():
         ImageClassifier(BACKBONE, {**COSINE, 'embed_dims': 24})
 
 
+def test_samples_are_moved_only_from_elsewhere(by_hand):
+    here = BaseDataElement(gt_label=torch.tensor(1), metainfo=dict(view='forget'))
+    elsewhere = BaseDataElement(gt_label=torch.tensor(1, device='meta'))
+    inside = BaseDataElement(inner=elsewhere)
+    for sample in (elsewhere, inside):  # a CPU has nothing to copy from 'meta'
+        with pytest.raises(NotImplementedError):
+            by_hand.data_preprocessor(dict(data_samples=[sample]))
+    given = by_hand.data_preprocessor(dict(inputs=[torch.ones(1)], data_samples=[here]))
+    assert given['data_samples'][0] is here
+    on_meta = by_hand.data_preprocessor.to('meta')
+    moved = on_meta(dict(inputs=[torch.ones(1)], data_samples=[here]))
+    assert moved['inputs'][0].is_meta and moved['data_samples'][0].gt_label.is_meta
+    assert moved['data_samples'][0].view == 'forget' and not here.gt_label.is_meta
+
+
 def test_unknown_mode(by_hand):
     with pytest.raises(ForgettingError, match="mode is 'losses'; allowed are 'tensor'"):
         by_hand(IMAGES, mode='losses')

@@ -14,6 +14,7 @@ from mmgslora.lora import find_blocks
 
 _BLOCKS: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
 _READ: WeakKeyDictionary[nn.Module, tuple[int, slice]] = WeakKeyDictionary()
+_WIDTHS: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
 
 
 def block_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -95,8 +96,10 @@ def _positions_read(model: nn.Module, image: Sequence[Tensor] | Tensor) -> tuple
 def _rows(output: Any, block: nn.Module, positions: int = 0, read: slice = slice(None)) -> Tensor:
     """(n, D) of what a block gives: (n, t, D), (n, h, w, D) or (n, D, h, w), or a tuple of it."""
     output = output[0] if isinstance(output, (tuple, list)) else output
-    widths = {layer.in_features for layer in block.modules() if isinstance(layer, nn.Linear)}
-    width_axis = output.dim() - 1 if output.shape[-1] in widths else 1
+    if block not in _WIDTHS:
+        linears = (layer for layer in block.modules() if isinstance(layer, nn.Linear))
+        _WIDTHS[block] = {layer.in_features for layer in linears}
+    width_axis = output.dim() - 1 if output.shape[-1] in _WIDTHS[block] else 1
     axes = [axis for axis in range(1, output.dim()) if axis != width_axis]
     if axes == [1] and output.shape[1] == positions:
         output = output[:, read]
