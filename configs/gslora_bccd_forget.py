@@ -16,6 +16,7 @@ train_dataloader = dict(
         type='ForgettingViews',
         dataset=_base_.train_dataloader.dataset,
         data_ratio=1.0,
+        redraw='forget',  # a mirrored image to retain tells little more, and costs as much
     ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')

@@ -32,6 +32,7 @@ train_dataloader = dict(
         dataset=_base_.train_dataloader.dataset,
         data_ratio=_base_.forgetting.data_ratio,
         min_images=30,  # of rare classes too
+        redraw='forget',  # an image to retain goes through what does not learn once
     ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')

@@ -8,6 +8,7 @@ _base_ = './gslora_shapes_forget.py'
 train_dataloader = dict(
     dataset=dict(
         few_shot=4,
+        redraw=True,  # so few vary in little else
         dataset=dict(
             pipeline=[
                 dict(type='LoadImageFromFile'),

@@ -18,7 +18,12 @@ model = dict(
 load_from = 'work_dirs/deformable-detr_shapes/epoch_12.pth'
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='PairedSampler'),
-    dataset=dict(_delete_=True, type='ForgettingViews', dataset=_base_.train_dataloader.dataset),
+    dataset=dict(
+        _delete_=True,
+        type='ForgettingViews',
+        dataset=_base_.train_dataloader.dataset,
+        redraw='forget',  # a mirrored image to retain tells little more, and costs as much
+    ),
 )
 val_evaluator = dict(type='ForgettingCocoMetric')
 test_evaluator = val_evaluator

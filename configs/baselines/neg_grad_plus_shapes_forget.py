@@ -3,4 +3,5 @@
 #   python tools/train.py configs/baselines/neg_grad_plus_shapes_forget.py
 _base_ = '../gslora_shapes_forget.py'
 model = dict(method=dict(_delete_=True, type='NegGradPlus'))
+train_dataloader = dict(dataset=dict(redraw=True))
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

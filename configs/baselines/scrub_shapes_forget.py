@@ -3,5 +3,6 @@
 #   python tools/train.py configs/baselines/scrub_shapes_forget.py
 _base_ = '../gslora_shapes_forget.py'
 model = dict(method=dict(_delete_=True, type='SCRUB'))
+train_dataloader = dict(dataset=dict(redraw=True))
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 train_cfg = dict(epochs_per_task=9)  # the first and the third go away from the original

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -44,8 +44,9 @@ class ForgettingViews(Dataset):
             Defaults to None: ``data_ratio`` decides.
         seed: Seed of the draw, used together with the number of the task. Defaults to 0.
         redraw: Whether the pipeline draws what it draws (a flip, a crop) anew whenever an image is
-            asked for, or once for a task. What is drawn once depends on ``seed``, task and image
-            alone, and up to ``keep_gb`` of what the pipeline made is kept. Defaults to True.
+            asked for, or once for a task; with 'forget' anew in the forget view alone. What is
+            drawn once depends on ``seed``, task and image alone, and up to ``keep_gb`` of what the
+            pipeline made is kept. Defaults to True.
         keep_gb: Memory for that, in 10^9 bytes; worker processes keep nothing. Defaults to 1.
 
     Raises:
@@ -63,7 +64,7 @@ class ForgettingViews(Dataset):
         min_images: Count = 10,
         few_shot: Count | None = None,
         seed: NonNegativeCount = 0,
-        redraw: bool = True,
+        redraw: bool | Literal['forget'] = True,
         keep_gb: NonNegative = 1.0,
     ) -> None:
         self.base = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
@@ -215,7 +216,8 @@ class ForgettingViews(Dataset):
         return self.num_forget + self.num_retain
 
     def __getitem__(self, index: int) -> dict:
-        return self._make(index) if self.redraw else self._made.get(index, self._make)
+        once = self.redraw is False or (self.redraw == 'forget' and index >= self.num_forget)
+        return self._made.get(index, self._make) if once else self._make(index)
 
     def _make(self, index: int) -> dict:
         side = 'forget' if index < self.num_forget else 'retain'

@@ -89,7 +89,7 @@ class Context:
     @property
     def redraws(self) -> bool:
         """Whether another pass shows the images as they were not seen before."""
-        return getattr(getattr(self.loader, 'dataset', None), 'redraw', True)
+        return bool(getattr(getattr(self.loader, 'dataset', None), 'redraw', True))
 
     @property
     def batches(self) -> int:

@@ -373,6 +373,20 @@ def test_long_epochs_go_round():
     assert all(len(set(drawn[start : start + 8])) == 8 for start in (0, 8, 16))
 
 
+@pytest.mark.parametrize('redraw, again', [(True, 2), ('forget', 1), (False, 0)])
+def test_which_view_is_drawn_anew(dataset, monkeypatch, redraw, again):
+    views = ForgettingViews(dataset, data_ratio=1.0, redraw=redraw)
+    views.set_partition(Protocol(CLASSES, tasks=[['dog']]).partition(1))
+    made = []
+    make = views._make
+    monkeypatch.setattr(views, '_make', lambda index: made.append(index) or make(index))
+    for _ in range(2):
+        for index in (0, views.num_forget):
+            views[index]
+    assert len(made) == 2 + again
+    assert made.count(0) == 1 + (again > 0)
+
+
 def test_a_copy_shares_the_data_and_draws_for_itself(dataset):
     views = ForgettingViews(dataset, data_ratio=1.0)
     protocol = Protocol(CLASSES, [['cat'], ['dog']])

@@ -231,6 +231,8 @@ def test_configs_differ_in_method_and_learning_rate_rule(load):
     assert theirs.train_dataloader.sampler.pop('by_class') is False
     images = [x.train_dataloader.dataset.pop('min_images') for x in (ours, theirs)]
     assert images == [30, 1]
+    redraw = [x.train_dataloader.dataset.pop('redraw') for x in (ours, theirs)]
+    assert redraw == ['forget', True]
     batches = ours.train_dataloader.pop('batch_size'), theirs.train_dataloader.pop('batch_size')
     assert batches == (16, 4) and ours.train_dataloader == theirs.train_dataloader
     assert ours.train_cfg.protocol == theirs.train_cfg.protocol
