@@ -16,7 +16,7 @@ from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 from torchvision.transforms import InterpolationMode, v2
@@ -59,7 +59,7 @@ class FolderDataset(BaseDataset):
 
     Raises:
         ForgettingError: The folder or its class folders are missing, a class folder has no
-            image, an image cannot be decoded or has more than 8 bits, the class folders of
+            image, an image cannot be decoded or is not of 8 bits, the class folders of
             ``classes_from`` differ, a class has fewer images than the split has parts, or a setting
             is unknown or not read.
     """
@@ -188,7 +188,7 @@ class ImagePipeline:
         self.transforms = build_transforms(transforms)
 
     def __call__(self, info: dict) -> dict:
-        image = self.transforms(_decode(info['img_path']))
+        image = self.transforms(read_image(info['img_path']))
         if not (
             isinstance(image, Tensor)
             and image.dtype == torch.float32
@@ -301,20 +301,29 @@ def check_same_classes(
             )
 
 
-def _decode(path: str, small: bool = False) -> Image.Image:
-    """The image in RGB; ``small`` reads a JPEG at an eighth of its size, every byte of it."""
+def read_image(path: str, small: bool = False) -> Image.Image:
+    """An image file in RGB, turned as its EXIF data say.
+
+    Args:
+        path: The file.
+        small: Read a JPEG at an eighth of its size, every byte of it. Defaults to False.
+
+    Raises:
+        ForgettingError: It cannot be decoded, or its values are none of 8 bits.
+    """
     try:
         with Image.open(path) as image:
             if small:
                 image.draft('RGB', (1, 1))
             if image.mode[0] in 'IF':  # grey of more than 8 bits, which PIL would cut off
                 least, most = image.getextrema()
-                if least < 0 or most > 255:
+                # Floats from 0 to 1, which would all be black, or NaN, which no comparison finds.
+                if not 0 <= least <= most <= 255 or (image.mode == 'F' and most <= 1):
                     raise ValueError(
                         f'its values are from {least:g} to {most:g}, and an image in RGB has 0 to '
                         '255; save it with 8 bits'
                     )
-            return image.convert('RGB')
+            return ImageOps.exif_transpose(image).convert('RGB')
     except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
         raise ForgettingError(f'Image {path!r} cannot be decoded: {error}.') from error
 
@@ -331,7 +340,7 @@ def _decode_all(paths: Sequence[str]) -> None:
 
     def problem(path: str) -> str | None:
         try:
-            _decode(path, small=True)
+            read_image(path, small=True)
         except ForgettingError as error:
             return str(error)
         return None

@@ -112,6 +112,35 @@ def test_grey_of_more_than_eight_bits_would_become_white(root, most, suffix):
         FolderDataset(str(root), 'train', transforms=TENSOR)
 
 
+@pytest.mark.parametrize(('values', 'said'), [([0, 1], 'from 0 to 1'), ([np.nan, 9], 'from nan')])
+def test_floats_would_become_black(root, values, said):
+    """0.5 of 1 is no grey of 255."""
+    path = root / 'train/ant/float.tif'
+    Image.fromarray(np.array([values], np.float32)).save(path)
+    with pytest.raises(
+        ForgettingError, match=f"float.tif' cannot be decoded: its values are {said}"
+    ):
+        FolderDataset(str(root), 'train', transforms=TENSOR)
+    Image.fromarray(np.array([[0, 51.0, 255]], np.float32)).save(path)
+    item = FolderDataset(str(root), 'train', transforms=TENSOR)[3]
+    torch.testing.assert_close(item['inputs'][0], torch.tensor([[0, 0.2, 1]]))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+def test_images_are_turned_as_exif_says(root, suffix):
+    """6: what the file has as its left column is the upper row, from right to left."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, 8:] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = root / f'train/cow/turned.{suffix}'
+    Image.fromarray(pixels).save(path, exif=turned)
+    dataset = FolderDataset(str(root), 'train', TENSOR)
+    inputs = dataset[len(dataset) - 1]['inputs']
+    assert inputs.shape == (3, 16, 8)
+    assert (inputs[:, :8] < 0.1).all() and (inputs[:, 8:] > 0.9).all()
+
+
 def test_transforms_are_torchvisions():
     built = build_transforms(
         [

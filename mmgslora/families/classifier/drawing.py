@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import zip_longest
 
-import cv2
 from matplotlib.figure import Figure
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
+from mmgslora.datasets.folder import read_image
 from mmgslora.datasets.protocol import Protocol
 from mmgslora.families.drawing import BeforeAfter, Drawing, Found
 from mmgslora.report.charts import as_text
@@ -50,7 +50,7 @@ class LabelDrawing(Drawing):
         figure = Figure(figsize=(1.9 * columns, 2.6 * rows), layout='constrained')
         for place, (info, then, now) in enumerate(zip(infos, shown.before, shown.after), 1):
             axes = figure.add_subplot(rows, columns, place)
-            axes.imshow(cv2.imread(info['img_path'])[..., ::-1])
+            axes.imshow(read_image(info['img_path']))
             axes.set(xticks=[], yticks=[])
             name = classes[int(info['gt_label'])]
             gone = name in shown.forget

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmgslora.datasets import Protocol
 from mmgslora.families.classifier.drawing import LabelDrawing
@@ -40,6 +41,17 @@ def test_red_title_for_what_was_forgotten(tmp_path):
 @pytest.mark.parametrize('name', ['$', '$\\frac{1}$ _x', 'a $ b $ c', '\\$', '<b>', '犬'])
 def test_every_class_name_can_be_drawn(tmp_path, name):
     assert draw(tmp_path, [name, name], [name], count=2) is not None
+
+
+def test_a_turned_image_is_drawn_as_the_model_sees_it(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = str(tmp_path / 'turned.png')
+    Image.fromarray(np.zeros((8, 16), np.uint8)).save(path, exif=turned)
+    said = dict(label=0, score=0.5)
+    shown = BeforeAfter([dict(img_path=path, gt_label=0)], [said], [said], ('cat',), [])
+    (axes,) = LabelDrawing(0.3).figure(shown).axes
+    assert axes.images[0].get_array().shape == (16, 8, 3)
 
 
 def test_the_first_image_of_each_class_in_turn():
