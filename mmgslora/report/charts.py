@@ -243,6 +243,8 @@ def classes_figure(record: dict, order: Sequence[str]) -> Figure:
         now = [number(task['per_class'].get(name)) or 0.0 for name in order]
         _bars(axes, now, 0.5, colours)
         _style(axes, unit, f'after task {task["task"]}', 9)
+    rows[0].autoscale(axis='y')  # by what all of the rows hold: the first one alone has set it
+    rows[0].set_ylim(bottom=0)
     many = sum(map(len, order)) > 110
     size = 9 if len(order) < 40 else 6.5
     every = math.ceil(len(order) / _NAMES)

@@ -214,6 +214,14 @@ def test_every_class_has_its_bars_after_every_task():
     assert texts == ['pre-trained', 'retained', 'forgotten now', 'forgotten earlier']
 
 
+def test_a_class_that_gained_in_a_later_task_stays_within_its_chart():
+    record = shapes_record()
+    record['tasks'][1]['per_class']['cross'] = 99.0
+    for axes in classes_figure(record, ['circle', 'square', 'cross', 'hexagon']).axes:
+        low, high = axes.get_ylim()
+        assert low == 0 and 99 < high < 110
+
+
 def test_a_thousand_classes_are_drawn_at_once_and_their_names_can_be_read():
     """One class in 12 is named, 84 in all; a bar or a tick of its own each took half a minute."""
     names = [f'class {number}' for number in range(1000)]
