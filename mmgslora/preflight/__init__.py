@@ -24,6 +24,7 @@ CHECKS = (
     (settings.hooks, ()),
     (settings.evaluators, ('top_level', 'model_settings', 'training_settings')),
     (data.files, ('data_settings',)),
+    (data.workers, _DATA),
     (data.evaluated_files, ('data_settings',)),
     (checkpoint.model, ('model_settings',)),
     (checkpoint.optimizer, ('top_level', 'training_settings', 'model', 'model_settings')),

@@ -76,6 +76,16 @@ def files(plan: Plan) -> Iterator[str]:
                 yield from image_problems(listed, folder, file)
 
 
+def workers(plan: Plan) -> Iterator[str]:
+    """What is asked of the training loader's processes and not done."""
+    if plan.loaders['train'].get('persistent_workers'):
+        plan.notes.append(
+            'train_dataloader.persistent_workers is taken as False: workers that outlive an epoch '
+            'would not take the seeds of the next one.'
+        )
+    yield from ()
+
+
 def evaluated_files(plan: Plan) -> Iterator[str]:
     """The file that an evaluator reads is that of its data loader."""
     for split, loader in plan.loaders.items():

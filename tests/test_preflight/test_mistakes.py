@@ -178,6 +178,15 @@ def test_steps_that_the_epochs_do_not_share_are_worth_a_note(command, cfg):
     assert 'steps_per_task' not in command().out
 
 
+def test_workers_that_do_not_persist_are_worth_a_note(command, cfg):
+    cfg.train_dataloader.persistent_workers = False
+    assert 'persistent_workers' not in command().out
+    cfg.train_dataloader.persistent_workers = True
+    result = command()
+    said = 'note: train_dataloader.persistent_workers is taken as False: workers that outlive an'
+    assert result.code == 0 and result.out.count(said) == 1
+
+
 def test_a_key_of_no_parameter_is_worth_a_note(command, cfg):
     keys = {'decoder.layers.1': dict(lr_mult=0.5), 'decodre': dict(lr_mult=0.1)}
     cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
