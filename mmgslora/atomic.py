@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import shutil
 import sys
@@ -42,6 +43,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             old.rename(path)
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+
+
+def drop_drafts(path: str | os.PathLike[str]) -> None:
+    """Delete what killed processes left half written of a file, which nobody may be writing now."""
+    path = Path(path)
+    name = f'.{glob.escape(path.stem)}.{"[0-9a-f]" * 32}{glob.escape(path.suffix)}'
+    for left in path.parent.glob(name):
+        left.unlink(missing_ok=True)
 
 
 def naming(path: str | os.PathLike[str], error: Exception) -> Exception:

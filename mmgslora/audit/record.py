@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mmgslora.atomic import write_text
+from mmgslora.atomic import drop_drafts, write_text
 from mmgslora.audit.measures import MORE, Settings
 from mmgslora.audit.relearning import Curve, area_between, steps_to_oracle
 from mmgslora.audit.rows import (
@@ -248,7 +248,7 @@ class AuditRecord:
             there, task = _read(self.path), self.about['task']
             self._take(there)
             if there.get('task', task) != task:
-                write_text(self.put_aside(there['task']), json.dumps(there, indent=1))
+                _write(self.put_aside(there['task']), there)
             verdict = self.verdict()
             content = dict(
                 self.rows.content,
@@ -256,7 +256,13 @@ class AuditRecord:
                 verdict=verdict and verdict.as_dict(),
                 cannot_conclude=self.cannot_conclude(),
             )
-            write_text(self.path, json.dumps(content, indent=1))
+            _write(self.path, content)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whose lock is held, so that a draft of it that is there was left by a kill."""
+    drop_drafts(path)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -65,6 +65,23 @@ def test_two_that_measure_at_once(record_at):
     assert not new.has('output', 'unlearned') and new.has('output', 'oracle')
 
 
+def test_what_a_killed_audit_left_half_written_goes(record_at, tmp_path):
+    """Of the file and of the one that is put beside it; what others are writing stays."""
+    record_at().write()
+    left = [f'.audit.{"a" * 32}.json', f'.audit_task_01.{"b" * 32}.json']
+    kept = [f'.forgetting.{"a" * 32}.json', f'.audit.{"a" * 31}.json', '.audit.json', 'audit.lock']
+    for name in left + kept:
+        (tmp_path / name).write_text('{')
+    record_at(task=2, forgotten=('a', 'b')).write()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        *kept,
+        'audit.json',
+        'audit_task_01.json',
+        *names.intersection(['.audit.lock']),
+    }
+
+
 def test_what_was_measured_of_another_task_is_put_beside(record_at, tmp_path):
     after = changed('unlearned')
     record_at().add('probe', 'unlearned', [row('unlearned', 'probe/x', 1.0, seed=0)], 0.0)
