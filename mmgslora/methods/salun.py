@@ -22,7 +22,8 @@ class SalUn(Method):
 
     Before a task the gradient of the forget view's classification loss is summed over one pass;
     the share ``saliency`` of the parameters where it is largest may change, all others keep their
-    values (their eq. 3, where the threshold is the median). Then
+    values (their eq. 3, where the threshold is the median), and so does whatever has a gradient of
+    exactly 0, though the share had room for it. Then
 
     .. math:: L = \alpha\, L_f(\text{other labels}) + L_r
 
@@ -63,7 +64,7 @@ class SalUn(Method):
         sizes = torch.cat([total.abs().flatten() for total in sums.values()])
         count = max(1, int(self.saliency * len(sizes)))
         threshold = sizes.kthvalue(len(sizes) - count + 1).values
-        self._masks = {name: total.abs() >= threshold for name, total in sums.items()}
+        self._masks = {n: (x.abs() >= threshold) & (x != 0) for n, x in sums.items()}
         self._start = {name: p.detach().clone() for name, p in trained.items()}
 
     def prepare(self, samples: list, context: Context) -> list:

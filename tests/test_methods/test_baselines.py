@@ -100,6 +100,16 @@ def test_salun(context):
     torch.testing.assert_close(model.weight.detach(), expected - 0.1 * mask * weight)
 
 
+def test_salun_changes_nothing_that_has_no_gradient(context):
+    """Ten of 15 weights have one: of the share of 0.8, or 12, those ten alone may change."""
+    model, method = context.model, SalUn(saliency=0.8)
+    model.forget[0][:, 2] = 0
+    context.loader = [lambda: 0.0]
+    method.before_task(context)
+    mask = method.state_dict()['masks']['weight']
+    assert mask.tolist() == [[True, True, False]] * 5
+
+
 def test_saluns_mask_is_the_same_whatever_was_drawn_before(context):
     """As of a run that is resumed between two tasks."""
     masks = []
