@@ -9,6 +9,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmgslora.engine.overflow import if_taken
+
 _KEYS = ('method', 'tune', 'together')
 
 
@@ -44,7 +46,7 @@ class MethodHook(Hook):
         self._detach()
         model, context = runner.train_loop.model, self._context(runner)
 
-        def before_step(*_) -> None:
+        def before_step() -> None:
             # Gradients exist just before a step only: OptimWrapper clears them right after it.
             if not self._learns:
                 model.tune.check_gradients()
@@ -53,8 +55,8 @@ class MethodHook(Hook):
 
         optimizer = runner.optim_wrapper.optimizer
         self._handles = [
-            optimizer.register_step_pre_hook(before_step),
-            optimizer.register_step_post_hook(lambda *_: model.method.after_step(context)),
+            optimizer.register_step_pre_hook(if_taken(before_step)),
+            optimizer.register_step_post_hook(if_taken(lambda: model.method.after_step(context))),
         ]
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:

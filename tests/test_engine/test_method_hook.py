@@ -1,9 +1,12 @@
 """The hook calls a method at its moments, and what it must remember survives a kill."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.runner import Runner
 
+from mmgslora.engine.method_hook import MethodHook
 from mmgslora.methods import METHODS, RetainOnly
 
 from .stopped import whole_and_resumed
@@ -58,6 +61,35 @@ def test_every_moment_in_its_order(run_cfg):
     assert Diary.lines == expected
     assert runner.message_hub.get_info('method_summary') == dict(note='written')
     assert runner.message_hub.get_info('prepare_seconds') > 0
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason='no fused AdamW on a CPU')
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_step_that_overflowed_is_none(fused):
+    """GradScaler calls a fused optimizer with an infinite gradient, and tells it to do nothing."""
+    layer, called = torch.nn.Linear(1, 1), []
+    method = SimpleNamespace(
+        before_step=lambda _: called.append('before'), after_step=lambda _: called.append('after')
+    )
+    model = SimpleNamespace(
+        method=method, tune=SimpleNamespace(check_gradients=lambda: called.append('checked'))
+    )
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=fused)
+    hook = MethodHook()
+    hook._context, hook._learns = lambda _: None, False
+    hook.before_train_epoch(
+        SimpleNamespace(
+            train_loop=SimpleNamespace(model=model),
+            optim_wrapper=SimpleNamespace(optimizer=optimizer),
+        )
+    )
+    scaler = torch.amp.GradScaler('cpu')
+    for value, expected in ((float('inf'), []), (1.0, ['checked', 'before', 'after'])):
+        scaler.scale(layer(torch.tensor([[value]])).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert called == expected
 
 
 WITH_PROTOTYPES = dict(type='GSLoRAPlusPlus', prototypes='embeddings', feature_pull_weight=0.5)
