@@ -40,7 +40,7 @@ class Limits:
         forgotten_class_max: Highest AP of any one of them, of detectors alone (the accuracy of a
             person of two test images is 0, 50 or 100), so that a class which is still there does
             not hide behind nine that are not. It gives way in the same way, to the oracle's on that
-            class, and to all that the classes have together in a random order.
+            class, and to the highest that it has in a random order.
         forgotten_name_max: Highest share, in %, of the images of all classes forgotten by then that
             get the name of any of them (``forgotten_name_rate``, of classifiers): two classes that
             have swapped their names have an accuracy of 0. It gives way to the limit of the mean.
@@ -250,8 +250,10 @@ def _of_forgotten(
     names = task['forget']
     at_random = number(task['metrics'].get(f'random/{prefix}f')) or 0.0
     allowed = max(limits['forgotten_max'], at_random)
-    # No class can have more in a random order than all of them together.
-    of_class = dict.fromkeys(names, max(limits['forgotten_class_max'], len(names) * at_random))
+    # Of a record that does not say it by class: none can have more than all of them together.
+    lucky = dict.fromkeys(names, len(names) * at_random)
+    lucky.update(task['metrics'].get('random/per_class', {}))
+    of_class = {name: max(limits['forgotten_class_max'], lucky[name]) for name in names}
     for oracle in filter(is_oracle, rows.models):  # the highest that one of them has
         of_it = {name: rows.value(f'output/per_class/{name}', oracle) for name in names}
         if None not in of_it.values():

@@ -140,6 +140,19 @@ def test_one_class_does_not_hide_behind_the_mean(left, at_random, oracle, lost, 
         assert verdict.reason.startswith('share of its own that s7 has kept: 49.0 %')
 
 
+@pytest.mark.parametrize('left, expected', [(6.5, OUTPUT_ONLY), (6.6, NOT_FORGOTTEN)])
+def test_what_others_have_in_a_random_order_is_not_of_this_class(left, expected):
+    """Ten classes with a mean of 1.1: together 11, but g3 has had 6.5 of them at most."""
+    before = {**dict.fromkeys(GONE, 80.0), **dict.fromkeys(STAY, 60.0)}
+    task = dict(task=1, forget=GONE, old=[], retain=STAY, missing=[])
+    task['per_class'] = {**before, **dict.fromkeys(GONE, 0.0), 'g3': left}
+    by_class = {**dict.fromkeys(GONE, 0.6), 'g3': 6.5}
+    task['metrics'] = {'AP_f': left / 10, 'AP_r': 60.0, 'random/AP_f': 1.1}
+    task['metrics']['random/per_class'] = by_class
+    record = dict(tasks=[task], pretrained=dict(per_class=before))
+    assert judge_request(record, task, limits_of(None)).verdict == expected
+
+
 @pytest.mark.parametrize(
     'at_first, at_last, oracle, expected',
     [

@@ -50,8 +50,9 @@ class ForgettingCocoMetric(CocoMetric):
       detections, plain COCO, for the classes that must be gone.
     - ``random/AP_f``: AP_f of the same queries in a random order, the mean of three. It is about
       the share of queries that lie on an object of the class, so a class that is everywhere has
-      much of it, and an AP_f below it says nothing. Of the tasks of a run alone, not of the model
-      before them or within an audit.
+      much of it, and an AP_f below it says nothing. ``random/per_class/<name>``: the highest of
+      the three, for a class of few objects may be lucky. Of the tasks of a run alone, not of the
+      model before them or within an audit.
     - ``AP_f``, ... under ``paper/``, as the authors' detection code evaluates: listed detections,
       and a class is measured only on images with at least one box (crowds too) of its group, so
       that false positives elsewhere do not count. Not comparable with COCO AP.
@@ -197,15 +198,16 @@ class ForgettingCocoMetric(CocoMetric):
     def _in_random_order(
         self, coco_eval: COCOeval, said: dict[str, dict], names: Sequence[str]
     ) -> dict[str, float]:
-        """The mean AP of these classes for a ranking that knows nothing."""
-        aps = []
-        for name in names:
+        """The mean AP of these classes for a ranking that knows nothing, and the most of each."""
+        aps: dict[str, list[float]] = {name: [] for name in names}
+        for name, of_it in aps.items():
             for seed in range(_ORDERS):
                 draw = np.random.default_rng(seed).random
                 drawn = {i: (boxes, 1 - draw(len(boxes))) for i, (boxes, _) in said[name].items()}
                 ranked = match_every_query(coco_eval, self._id(name), drawn)
-                aps.append(self._class_ap(ranked, ranked.evalImgs)[name])
-        return {'random/AP_f': fmean(aps)} if aps else {}
+                of_it.append(self._class_ap(ranked, ranked.evalImgs)[name])
+        most = {f'random/per_class/{name}': max(of_it) for name, of_it in aps.items()}
+        return {'random/AP_f': fmean(map(fmean, aps.values())), **most} if aps else {}
 
     def _warn_of_a_limit(self, names: Sequence[str]) -> None:
         if names:
