@@ -7,7 +7,8 @@ Ours and the deepened copy have one run per seed, what stands beside them one of
 Every model is attacked with the same three draws, a run and the oracles with the same two more
 where that was close; original and oracles (trained if they are not there) are attacked once. Rows
 go to docs/results/audit.json; in docs/results/audit.md what stands between the two marks of the
-subject is replaced by a table: mean and, in brackets, lowest and highest value over runs and draws.
+subject is replaced by a table: the mean of the runs' means, however many draws each has, and, in
+brackets, lowest and highest value over runs and draws.
 The table is also drawn, docs/images/audit_SUBJECT.png.
 """
 
@@ -18,6 +19,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -129,12 +131,18 @@ def rows_of(folder: Path, name: str, seed: int, flags: list[str]) -> list[dict]:
     ]
 
 
-def values_of(rows: list[dict]) -> dict[str, dict[str, list]]:
-    """Measure -> model -> the value of each run and draw."""
-    found: dict[str, dict[str, list]] = {}
+def values_of(rows: list[dict]) -> dict[str, dict[str, dict[int | None, list]]]:
+    """Measure -> model -> run -> the value of each draw."""
+    found: dict[str, dict[str, dict[int | None, list]]] = {}
     for row in rows:
-        found.setdefault(row['measure'], {}).setdefault(row['model'], []).append(row['value'])
+        runs = found.setdefault(row['measure'], {}).setdefault(row['model'], {})
+        runs.setdefault(row['run'], []).append(row['value'])
     return found
+
+
+def mean_of(runs: dict[int | None, list[float]]) -> float:
+    """The mean over runs, of which those that were close have more draws and count no more."""
+    return fmean(map(fmean, runs.values()))
 
 
 def table(rows: list[dict]) -> str:
@@ -150,8 +158,9 @@ def table(rows: list[dict]) -> str:
     lines = []
     for model in (*first, *(m for m in models if m not in (*first, *last)), *last):
         cells = [found.get(measure, {}).get(model) for measure in columns.values()]
-        said = dict.fromkeys(found['verdict'].get(model, ()))
-        lines.append([model, *(spread(x) if x else '' for x in cells), ', '.join(said)])
+        said = dict.fromkeys(chain(*found['verdict'].get(model, {}).values()))
+        shown = [spread([*chain(*x.values())], mean=mean_of(x)) if x else '' for x in cells]
+        lines.append([model, *shown, ', '.join(said)])
     return markdown(['model', *columns, 'verdict'], lines)
 
 
@@ -163,14 +172,14 @@ def plot(name: str, rows: list[dict]) -> None:
     shown = {probe: probe, **{f'{title} images': m for title, m in list(ATTACKS.items())[1:]}}
     figure, axes = plt.subplots(1, len(shown), figsize=(13, 4), layout='constrained')
     for axis, (title, measure) in zip(axes, shown.items()):
-        highest = max(fmean(v) for m, v in found[measure].items() if is_oracle(m))
-        for model, values in found[kept].items():
+        highest = max(mean_of(runs) for m, runs in found[measure].items() if is_oracle(m))
+        for model, runs in found[kept].items():
             if model in found[measure]:
-                at = fmean(values), fmean(found[measure][model]) - highest
+                at = mean_of(runs), mean_of(found[measure][model]) - highest
                 mark = '*' if model in (OURS, DEEPENED) else 'o'
                 axis.plot(*at, mark, markersize=9, label=model)
         axis.axhline(0, color='black', linewidth=0.8)
-        axis.axvline(97, color='black', linewidth=0.8, linestyle=':')
+        axis.axvline(97, color='black', linewidth=0.8, linestyle=':', label='97 % kept')
         axis.set(xlabel=f'{kept} (%)', ylabel='points above the highest oracle', title=title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
     figure.savefig(ROOT / 'docs' / 'images' / f'audit_{name}.png', dpi=100)

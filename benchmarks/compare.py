@@ -197,11 +197,14 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return rows[0] + '|' + '---|' * len(head) + '\n' + ''.join(rows[1:])
 
 
-def spread(values: list[float | None], unit: str = '', digits: int = 1) -> str:
-    """Mean and, in brackets, lowest and highest value."""
+def spread(
+    values: list[float | None], unit: str = '', digits: int = 1, mean: float | None = None
+) -> str:
+    """Mean, that of the values if none is given, and, in brackets, lowest and highest value."""
     if None in values:
         return '-'
-    mean, low, high = (f'{x:.{digits}f}' for x in (fmean(values), min(values), max(values)))
+    mean = fmean(values) if mean is None else mean
+    mean, low, high = (f'{x:.{digits}f}' for x in (mean, min(values), max(values)))
     return f'{mean}{unit} ({low} to {high})' if len(values) > 1 else f'{mean}{unit}'
 
 

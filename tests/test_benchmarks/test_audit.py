@@ -48,8 +48,10 @@ def test_rows_and_table(audit, finished):
     rows = audit.rows_of(folder, 'deepened', 4, ['--oracle', 'o.pth'])
     assert commands[0][2:4] == [str(folder), '--measures'] and commands[0][-1] == 'o.pth'
     found = audit.values_of(rows)
-    assert found['probe/decoder.1'] == dict(deepened=[60.0, 64.0], original=[90.0], oracle=[80.0])
-    assert found['AP_r kept'] == dict(deepened=[80.0])
+    assert found['probe/decoder.1'] == dict(
+        deepened={4: [60.0, 64.0]}, original={None: [90.0]}, oracle={None: [80.0]}
+    )
+    assert found['AP_r kept'] == dict(deepened={4: [80.0]})
     assert {row['run'] for row in rows if row['model'] == 'deepened'} == {4}
     assert all(row['run'] is None for row in rows if row['model'] != 'deepened')
     lines = audit.table(rows).splitlines()
@@ -58,6 +60,28 @@ def test_rows_and_table(audit, finished):
     assert original.startswith('| original |  |  | 90.0 |')
     assert deepened.startswith('| deepened | 0.7 | 80.0 | 62.0 (60.0 to 64.0) |')
     assert deepened.endswith('| 10.5 | forgotten |') and oracle.startswith('| oracle |')
+
+
+def test_a_run_with_more_draws_counts_no_more(audit, finished, tmp_path, monkeypatch):
+    """Means of 62 and 70 are 66 together; of the three draws alone it would be 64.7."""
+    folder, _ = finished
+    rows = [row for seed in (0, 1) for row in audit.rows_of(folder, 'ours', seed, [])]
+    own = [
+        x for x in rows if (x['model'], x['run'], x['measure']) == ('ours', 1, 'probe/decoder.1')
+    ]
+    rows.remove(own[1])
+    own[0]['value'] = 70.0
+    assert '| 66.0 (60.0 to 70.0) |' in audit.table(rows)
+    (tmp_path / 'docs/images').mkdir(parents=True)
+    monkeypatch.setattr(audit, 'ROOT', tmp_path)
+    drawn = []
+    monkeypatch.setattr(audit.plt, 'close', drawn.append)
+    measures = [*list(audit.ATTACKS.values())[1:]]
+    rows += [dict(x, measure=m) for x in rows if x['measure'].startswith('probe') for m in measures]
+    audit.plot('shapes', rows)
+    (figure,) = drawn
+    assert [x.get_text() for x in figure.legends[0].get_texts()] == ['ours', '97 % kept']
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[80.0, -14.0]]
 
 
 def test_every_config_is_there(audit, repo_root):
