@@ -15,6 +15,8 @@ from mmgslora.errors import ForgettingError
 # averaged copy that mmcv's EMAHook kept among the weights, a buffer's name having no dots; and the
 # counters of batch norm.
 _NO_WEIGHTS = re.compile(r'(data_preprocessor)\..+|(ema_)[^.]+|(?:.+\.)?(num_batches_tracked)')
+_MARKS = {'module.': 'DistributedDataParallel', '_orig_mod.': 'torch.compile'}
+_COMPILED = re.compile(r'(?<![^.])_orig_mod\.')  # of a part of the model, too
 
 
 def class_names(checkpoint: Mapping) -> tuple[str, ...]:
@@ -38,16 +40,25 @@ def without_extras(
 
     Ignored are ``data_preprocessor.*``, the copies ``ema_*`` of mmcv's EMAHook (MMEngine's has them
     outside the state dict) and counters ``num_batches_tracked`` of batch norm, unless the model has
-    them; counters that the file lacks stay the model's. The prefix ``module.`` of a model trained
-    on several GPUs goes, and so does that of a wrapper where every weight has it.
+    them; counters that the file lacks stay the model's. The names ``module.`` of a model trained on
+    several GPUs and ``_orig_mod.`` of a compiled one go, which is said in a line, too, and so does
+    that of a wrapper where every weight has it.
 
     Args:
         state: State dict of the file.
         own: State dict of the plain model.
         wrappers: Names that wrappers have for the plain model. Defaults to none.
+
+    Raises:
+        ForgettingError: Every weight has one more part before its name in the model.
     """
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    state = _unwrapped(state, own, wrappers)
+    state = _unwrapped(_unmarked(state, own), own, wrappers)
+    if prefix := _prefix(state, own):
+        raise ForgettingError(
+            f'Every weight in the checkpoint has {prefix!r} before its name in the configured '
+            'model; write the file anew without it, {key.removeprefix('
+            f'{prefix!r}): value for key, value in state.items()}}.'
+        )
     ignored: Counter[str] = Counter()
     for key in state.keys() - own.keys():
         found = _NO_WEIGHTS.fullmatch(key)
@@ -61,6 +72,29 @@ def without_extras(
         if key.endswith('num_batches_tracked'):
             state.setdefault(key, value)
     return state
+
+
+def _unmarked(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what PyTorch's wrappers put before names, where the model itself has no such part."""
+    names = {
+        key: key if key in own else _COMPILED.sub('', key).removeprefix('module.') for key in state
+    }
+    longer = [key for key, name in names.items() if key != name]
+    if longer:
+        marks = [mark for mark in _MARKS if any(mark in key for key in longer)]
+        said = ' and '.join(f'{mark!r} of {_MARKS[mark]}' for mark in marks)
+        print_log(f'Names in the checkpoint are taken without {said}.', logger='current')
+    return {names[key]: value for key, value in state.items()}
+
+
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """What is before the names of all weights and makes them the model's when it goes."""
+    weights = [key for key in state if not _NO_WEIGHTS.fullmatch(key)]
+    for dot in re.finditer(r'\.', weights[0] if weights else ''):
+        prefix = weights[0][: dot.end()]
+        if all(key.startswith(prefix) and key.removeprefix(prefix) in own for key in weights):
+            return None if own.keys() >= {*weights} else prefix
+    return None
 
 
 def _unwrapped(

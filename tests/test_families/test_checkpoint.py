@@ -1,5 +1,7 @@
 """Checkpoints in the layouts that MMDetection, its hooks and this package write."""
 
+import re
+
 import pytest
 import torch
 
@@ -46,9 +48,38 @@ def test_what_mmdetection_ignores_is_ignored_with_one_line(lines):
 
 def test_nothing_is_said_where_nothing_is_ignored(lines):
     counter = {'backbone.bn1.num_batches_tracked': torch.tensor(7)}
-    found = without_extras({f'module.{k}': v for k, v in (NEEDED | counter).items()}, OWN)
-    assert found == NEEDED | counter
+    assert without_extras(NEEDED | counter, OWN) == NEEDED | counter
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    ('names', 'said'),
+    [
+        ('module.{}', "'module.' of DistributedDataParallel"),
+        ('_orig_mod.{}', "'_orig_mod.' of torch.compile"),
+        ('module._orig_mod.{}', "'module.' of Distri.* and '_orig_mod.' of torch.compile"),
+        ('_orig_mod.module.{}', "'module.' of Distri.* and '_orig_mod.' of torch.compile"),
+    ],
+)
+def test_the_names_of_pytorchs_wrappers_go_with_one_line(lines, names, said):
+    assert without_extras({names.format(k): v for k, v in NEEDED.items()}, NEEDED) == NEEDED
+    (line,) = lines
+    assert re.fullmatch(f'Names in the checkpoint are taken without {said}.', line)
+
+
+def test_a_part_that_was_compiled_and_one_that_is_called_module():
+    own = {'module.weight': torch.ones(1), 'backbone.my_orig_mod.bias': torch.ones(2)}
+    assert without_extras(own, own) == own
+    compiled = {key.replace('backbone', 'backbone._orig_mod'): v for key, v in own.items()}
+    assert without_extras(compiled, own) == own
+
+
+@pytest.mark.parametrize('prefix', ['backbone.', 'student.net.'])
+def test_another_prefix_is_named(prefix):
+    state = {f'{prefix}{key}': value for key, value in NEEDED.items()} | EXTRAS
+    words = f'Every weight in the checkpoint has {prefix!r} .* anew without it, .*{prefix!r}'
+    with pytest.raises(ForgettingError, match=words):
+        fitting_weights(state, OWN, 'DETR', ADDED, ['detector'])
 
 
 def test_a_model_keeps_names_that_look_like_extras(lines):
