@@ -16,6 +16,7 @@ _DATA = ('top_level', 'data_settings', 'training_settings', 'protocol_settings',
 
 # In the order in which they are reported, each with those whose problems leave it nothing to say.
 CHECKS = (
+    (work_dir.holder, ()),
     (settings.top_level, ()),
     (settings.model_settings, ()),
     (settings.training_settings, ('top_level',)),
@@ -36,7 +37,7 @@ CHECKS = (
     (data.measured_images, ('classes', *_DATA)),
     (checkpoint.method_files, ('model', 'model_settings', 'protocol', 'resume', *_DATA)),
     (data.images, _DATA),
-    (work_dir.work_dir, ('protocol', *_DATA)),
+    (work_dir.work_dir, ('holder', 'protocol', *_DATA)),
     (work_dir.disk_space, ('model', 'protocol', *_SETTINGS, *_DATA)),
 )
 

@@ -26,8 +26,23 @@ _RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 _DRAFT = re.compile(r'\..+\.[0-9a-f]{32}(\.\w+)?|\.(epoch|iter)_\d+\.pth|\.\w+-\w{8}\.png')
 
 
+def holder(plan: Plan) -> Iterator[str]:
+    """No other process writes to the work_dir.
+
+    Looked at first, before its files are read: a run that is about to end replaces them while the
+    checks go on, and would be gone at their end.
+    """
+    found = _holder(plan.work_dir) if is_first(plan.cfg) else None
+    if found is not None and _is_another_live_process(found):
+        yield (
+            f'Process {found["pid"]} on {found["host"]} is writing to {str(plan.work_dir)!r}; wait '
+            'for its end, or give another --work-dir. If there is no such process, delete '
+            f'{LOCK!r} there.'
+        )
+
+
 def work_dir(plan: Plan) -> Iterator[str]:
-    """The work_dir can be written to, no other process does, and no other run lies in it."""
+    """The work_dir can be written to, no other process does by now, and no other run lies in it."""
     folder = plan.work_dir
     if not is_first(plan.cfg):
         return
@@ -38,16 +53,11 @@ def work_dir(plan: Plan) -> Iterator[str]:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield f'The work_dir {str(folder)!r} cannot be written to: {str(there)!r} is read-only.'
         return
-    holder = _holder(folder)
-    if holder is not None and _is_another_live_process(holder):
-        yield (
-            f'Process {holder["pid"]} on {holder["host"]} is writing to {str(folder)!r}; wait for '
-            f'its end, or give another --work-dir. If there is no such process, delete {LOCK!r} '
-            'there.'
-        )
+    if held := list(holder(plan)):  # meanwhile
+        yield from held
         return
     if not plan.cfg.get('resume'):
-        yield from _another_run(plan, holder)
+        yield from _another_run(plan, _holder(folder))
 
 
 def nearest_there(path: Path) -> Path:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mmgslora.preflight.plan import Plan
 from mmgslora.preflight.resume import checkpoints_in
 from mmgslora.preflight.work_dir import LOCK, disk_space, hold, release
 
@@ -47,18 +48,43 @@ def test_a_process_holds_and_releases_its_own_work_dir(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
-def test_another_process_is_named_while_it_lives(command, held):
-    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
-    stat = Path(f'/proc/{other.pid}/stat').read_text()
-    began = stat.rpartition(')')[2].split()[19]
-    held(pid=other.pid, began=began)
+@pytest.fixture
+def other():
+    """Number and beginning of a process that lives until the test ends it."""
+    process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    stat = Path(f'/proc/{process.pid}/stat').read_text()
+    yield process, stat.rpartition(')')[2].split()[19]
+    process.communicate()
+
+
+def test_another_process_is_named_while_it_lives(command, held, other):
+    process, began = other
+    held(pid=process.pid, began=began)
     result = command()
-    assert result.code == 1 and f'Process {other.pid} on ' in result.err
-    held(pid=other.pid, began='1')  # its number was given to this one
+    assert result.code == 1 and f'Process {process.pid} on ' in result.err
+    held(pid=process.pid, began='1')  # its number was given to this one
     assert command().code == 0
-    held(pid=other.pid, began=began)
-    other.communicate()
+    held(pid=process.pid, began=began)
+    process.communicate()
     assert command().code == 0
+
+
+def test_a_run_that_ends_while_another_one_looks_has_been_writing(
+    command, held, cfg, monkeypatch, other
+):
+    """What was read of its folder until then may be of before its last checkpoint."""
+    folder, dataset = command().work_dir, Plan.dataset
+    process, began = other
+    held(pid=process.pid, began=began)
+
+    def late(plan, split):
+        (folder / LOCK).unlink(missing_ok=True)
+        return dataset(plan, split)
+
+    monkeypatch.setattr(Plan, 'dataset', late)
+    result = command('--resume')
+    assert result.code == 1 and result.err.count('error: ') == 1
+    assert f'Process {process.pid} on ' in result.err
 
 
 def test_a_process_of_another_machine_may_live(command, held):
