@@ -164,10 +164,15 @@ def _is_another_live_process(holder: Mapping[str, Any]) -> bool:
 
 
 def _began(pid: int) -> str | None:
-    """When a process began, where the system says so: numbers of processes are used again."""
+    """When a process began, where the system says so: numbers of processes are used again.
+
+    None of one that has ended and that its parent has not asked after, as in a container whose
+    first process never does: it keeps its number.
+    """
     try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
-    except (OSError, IndexError):
+        state, *facts = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        return None if state in 'ZX' else facts[18]
+    except (OSError, IndexError, ValueError):
         return None
 
 

@@ -69,6 +69,16 @@ def test_another_process_is_named_while_it_lives(command, held, other):
     assert command().code == 0
 
 
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='no /proc')
+def test_a_killed_process_that_nobody_asked_after_holds_nothing(command, held, other):
+    process, began = other
+    held(pid=process.pid, began=began)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # and is not reaped
+    assert Path(f'/proc/{process.pid}/stat').exists()
+    assert command().code == 0
+
+
 def test_a_run_that_ends_while_another_one_looks_has_been_writing(
     command, held, cfg, monkeypatch, other
 ):
