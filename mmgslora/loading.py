@@ -67,20 +67,21 @@ def read_checkpoint(path: str, what: str = 'The checkpoint') -> dict[str, Any]:
     """A checkpoint file, on the CPU.
 
     Args:
-        path: A local file, or an address that MMEngine knows.
+        path: A local file (~ is the home folder), or an address that MMEngine knows.
         what: What the file is, for errors.
 
     Raises:
         ForgettingError: There is no such file, it cannot be read, or it is no checkpoint.
     """
-    name = f'{what} {str(path)!r}'
-    if '://' not in str(path):
+    path = _in_home(str(path))
+    name = f'{what} {path!r}'
+    if '://' not in path:
         if Path(path).is_dir():
             raise ForgettingError(f'{name} is a folder; name the file in it.')
         if not Path(path).is_file():
             raise ForgettingError(f'{name} does not exist; give the path of a .pth file.')
     try:
-        content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu', logger='silent')
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except Exception as error:  # bytes that are no checkpoint fail in nearly every way there is
         why = ' '.join(str(error).split())
         unsafe = 'Weights only load failed' in why or isinstance(error, pickle.UnpicklingError)
@@ -102,12 +103,17 @@ def local_path(path: str) -> str:
 
     Returns:
         str: For http and https the file in torch's cache, which need not be there yet; anything
-        else as it is.
+        else as it is, below the home folder where it begins with ~.
     """
     address = urlparse(path)
     if address.scheme not in ('http', 'https'):
-        return path
+        return _in_home(path)
     return str(Path(torch.hub.get_dir(), 'checkpoints', PurePosixPath(address.path).name))
+
+
+def _in_home(path: str) -> str:
+    """A path that begins with ~ as MMEngine reads it, any other as it is."""
+    return str(Path(path).expanduser()) if path.startswith('~') else path
 
 
 def read_results(path: str) -> Any:

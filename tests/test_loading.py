@@ -147,3 +147,10 @@ def test_where_an_address_is_kept(monkeypatch, tmp_path):
     assert read_checkpoint(address) == dict(meta=3)
     for as_it_is in ('./a/../b.pth', '/c.pth', 'torchvision://resnet50'):
         assert local_path(as_it_is) == as_it_is
+
+
+def test_the_home_folder_is_where_mmengine_finds_it(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(dict(state_dict={}), tmp_path / 'model.pth')
+    assert CheckpointLoader.load_checkpoint('~/model.pth') == read_checkpoint('~/model.pth')
+    assert local_path('~/model.pth') == str(tmp_path / 'model.pth')

@@ -70,5 +70,6 @@ def load_config(
         cfg.merge_from_dict(dict(options or {}))
     except Exception as error:
         raise ForgettingError(f'--cfg-options do not fit {path!r}: {reason(error)}') from error
-    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    folder = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    cfg.work_dir = str(Path(folder).expanduser())  # no shell does it behind --work-dir=
     return cfg

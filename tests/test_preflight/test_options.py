@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmgslora.preflight.config import load_config
 from mmgslora.preflight.options import Options
 
 
@@ -23,3 +24,11 @@ from mmgslora.preflight.options import Options
 )
 def test_values_of_options(text, value):
     assert Options._parse_iterable(text) == value
+
+
+def test_a_work_dir_in_the_home_folder(tmp_path, monkeypatch):
+    """Not in a folder called ~, which whoever wants to be rid of it may delete the wrong way."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'run.py').write_text("model = dict(type='x')")
+    cfg = load_config(str(tmp_path / 'run.py'), '~/runs/first')
+    assert cfg.work_dir == str(tmp_path / 'runs/first')
