@@ -63,12 +63,15 @@ def read(path: Path) -> dict[str, Tensor]:
             f'{str(path)!r} cannot be read as weights: it is cut off, is no checkpoint, or holds '
             'objects that PyTorch does not load without running code of theirs.'
         ) from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
+    ):
         raise ForgettingError(
             f"{str(path)!r} is no checkpoint of the authors' Face Transformer: it holds more than "
             'named weights.'
         )
-    return weights
+    # Their forgetting runs on several GPUs save the model as DataParallel has it.
+    return {name.removeprefix('module.'): weight for name, weight in weights.items()}
 
 
 def convert(weights: dict[str, Tensor], image_size: int = 112) -> tuple[dict[str, Tensor], dict]:

@@ -240,8 +240,16 @@ def test_no_such_file(tool, tmp_path):
         tool.main([str(tmp_path / 'nowhere.pth'), str(tmp_path / 'out.pth')])
 
 
-def test_more_than_weights(tool, tmp_path):
-    torch.save(dict(state_dict={}, epoch=3), tmp_path / 'in.pth')
+def test_weights_of_several_gpus(tool, weights, tmp_path):
+    plain = convert_file(tool, weights, tmp_path).read_bytes()
+    (tmp_path / 'new' / 'out.pth').unlink()
+    parallel = {f'module.{name}': weight for name, weight in weights.items()}
+    assert convert_file(tool, parallel, tmp_path).read_bytes() == plain
+
+
+@pytest.mark.parametrize('content', [dict(state_dict={}, epoch=3), {1: torch.zeros(1)}])
+def test_more_than_weights(tool, tmp_path, content):
+    torch.save(content, tmp_path / 'in.pth')
     with pytest.raises(ForgettingError, match='holds more than named weights'):
         tool.main([str(tmp_path / 'in.pth'), str(tmp_path / 'out.pth')])
     assert not (tmp_path / 'out.pth').exists()
