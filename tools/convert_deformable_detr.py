@@ -118,8 +118,10 @@ def convert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         weights: The original's state dict.
 
     Raises:
-        ForgettingError: A weight is missing, has another shape, or has no place in the model.
+        ForgettingError: There is LoRA among the weights, or a weight is missing, has another
+            shape, or has no place in the model.
     """
+    refuse_lora(weights)
     _refuse_variants(weights)
     cfg = model_config(weights)
     state_dict, used = {}, set()
@@ -199,6 +201,24 @@ def save(checkpoint: dict, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         draft.unlink(missing_ok=True)
         raise ForgettingError(f'{str(path)!r} cannot be written: {error}') from error
+
+
+def refuse_lora(weights: dict[str, Tensor]) -> None:
+    """Adapters of the authors' forgetting runs.
+
+    Args:
+        weights: The state dict of a file.
+
+    Raises:
+        ForgettingError: There is LoRA among the weights.
+    """
+    adapters = [name for name in weights if 'lora_' in name]
+    if adapters:
+        raise ForgettingError(
+            f'{adapters[0]!r} is a LoRA matrix. The files of a forgetting run hold LoRA and '
+            'weights it may be merged into already, which nothing in them tells; convert the '
+            'pre-trained model.'
+        )
 
 
 def _refuse_variants(weights: dict[str, Tensor]) -> None:

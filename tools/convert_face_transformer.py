@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from convert_deformable_detr import save
+from convert_deformable_detr import refuse_lora, save
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -85,13 +85,7 @@ def convert(weights: dict[str, Tensor], image_size: int = 112) -> tuple[dict[str
         ForgettingError: There is LoRA among the weights, or a weight is missing, has another
             shape, or has no place in the model.
     """
-    adapters = [name for name in weights if 'lora_' in name]
-    if adapters:
-        raise ForgettingError(
-            f'{adapters[0]!r} is a LoRA matrix. The files of a forgetting run hold LoRA and '
-            'weights it may be merged into already, which nothing in them tells; convert the '
-            'pre-trained model.'
-        )
+    refuse_lora(weights)
     cfg = model_config(weights, image_size)
     with torch.device('meta'):
         wanted = MODELS.build(cfg).state_dict()

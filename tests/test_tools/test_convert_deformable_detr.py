@@ -378,6 +378,14 @@ def test_unused_weight(weights, refused):
     assert refused(weights).startswith("'mask_head.lay1.weight' has no place")
 
 
+def test_lora_is_refused(weights, refused):
+    weights['transformer.encoder.layers.0.linear1.lora_A'] = torch.zeros(8, SMALL.dim)
+    weights['transformer.encoder.layers.0.linear1.lora_B'] = torch.zeros(SMALL.hidden, 8)
+    message = refused(weights)
+    assert "'transformer.encoder.layers.0.linear1.lora_A' is a LoRA matrix" in message
+    assert 'convert the pre-trained model' in message
+
+
 @pytest.mark.parametrize(
     'name, variant',
     [
