@@ -207,8 +207,8 @@ class TimmClassifier(LibraryClassifier):
 
 def _from_config(net: Mapping) -> nn.Module:
     kind, scope = net.get('type'), net.get('_scope_')
-    if scope is not None and scope not in MODELS.children:
-        _check_installed(scope)
+    if scope is not None:
+        _check_imported(scope)
     with MODELS.switch_scope_and_registry(scope) as registry:
         if not callable(kind) and (not isinstance(kind, str) or registry.get(kind) is None):
             raise ForgettingError(
@@ -248,13 +248,25 @@ def _built(what: object, build: Callable, *args: Any, **settings: Any) -> Any:
         return build(*args, **settings)
     except ForgettingError:
         raise
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ForgettingError(f'{what} cannot be built: {" ".join(str(error).split())}') from error
 
 
 def _check_installed(library: str) -> None:
     if find_spec(library) is None:
         raise ForgettingError(f'{library} is not installed; pip install {library}.')
+
+
+def _check_imported(scope: str) -> None:
+    """MMEngine would go on with its own registry, where a class of ours may have the same name."""
+    try:
+        if scope not in MODELS.children:
+            _check_installed(scope)
+            import_module(f'{scope}.registry')
+        if scope in MODELS.children:
+            MODELS.children[scope].import_from_location()
+    except ImportError as error:
+        raise ForgettingError(f'{scope} is installed and cannot be imported: {error}') from error
 
 
 def _check_name(library: str, name: str, names: Sequence[str]) -> None:

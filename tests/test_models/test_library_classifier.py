@@ -285,6 +285,35 @@ def test_a_library_of_openmmlab():
     assert model.plain.was_initialised
 
 
+def test_a_library_that_cannot_be_imported(tmp_path, monkeypatch):
+    """It is not looked for among our own classes, which have an ImageClassifier, too."""
+    for name, files in {
+        'halflib': {'__init__': 'import its_missing_part'},
+        'latelib': {
+            '__init__': '',
+            'registry': 'from mmengine.registry import MODELS, Registry\n'
+            "Registry('model', parent=MODELS, scope='latelib', locations=['latelib.models'])",
+            'models': 'import its_missing_part',
+        },
+    }.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / f'{file}.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(MODELS, '_children', dict(MODELS.children))
+    for name in ('halflib', 'latelib', 'latelib'):  # the last is a known scope by then
+        net = dict(_scope_=name, type='ImageClassifier', backbone=dict(type='ResNet'), neck=None)
+        message = f"{name} is installed and cannot be imported: No module named 'its_missing_part'"
+        with pytest.raises(ForgettingError, match=message):
+            LibraryClassifier(net)
+
+
+def test_a_part_that_the_library_does_not_have():
+    net = dict(_scope_='standin', type='ImageClassifier', backbone=dict(type='Bakcbone'))
+    with pytest.raises(ForgettingError, match='ImageClassifier cannot be built: .*Bakcbone is not'):
+        LibraryClassifier(net)
+
+
 def test_timm_is_named_where_it_is_not_installed(monkeypatch):
     monkeypatch.setattr('mmgslora.models.library_classifier.find_spec', lambda _: None)
     with pytest.raises(ForgettingError, match='timm is not installed; pip install timm'):
