@@ -34,7 +34,9 @@ PACKAGES = (
     ),
     ('pycocotools',),
     ('setuptools',),
-    ('transformers',),  # not needed, but one of the known issues is about it
+    # Not needed, but known issues are about them.
+    ('transformers',),
+    ('mmpretrain',),
 )
 
 
@@ -158,6 +160,14 @@ KNOWN_ISSUES = (
             and () < m.version('mmengine') <= (0, 10, 5)
         ),
         "Install 'mmengine>=0.10.6', or uninstall transformers.",
+    ),
+    KnownIssue(
+        'mmpretrain <= 1.2.0 with transformers >= 4.52, beside which it does not import',
+        lambda m: (
+            m.version('transformers') >= (4, 52) and () < m.version('mmpretrain') <= (1, 2, 0)
+        ),
+        "Install 'transformers<4.52', or uninstall one of the two. From transformers 4.56 on "
+        'MMDetection, which imports mmpretrain where it is installed, does not import either.',
     ),
 )
 

@@ -55,6 +55,7 @@ ONE_STEP = [
         machine({'torch': '2.5.1', 'mmengine': '0.10.5', 'transformers': '4.46.0'}),
         'Adafactor',
     ),
+    (machine({'mmpretrain': '1.2.0', 'transformers': '4.52.4'}), 'mmpretrain'),
 ]
 
 
@@ -84,6 +85,9 @@ def test_every_known_issue_has_a_machine_above():
         machine({'torch': '2.5.1', 'mmengine': '0.10.6', 'transformers': '4.46.0'}),
         machine({'torch': '2.4.1', 'mmengine': '0.10.5', 'transformers': '4.46.0'}),
         machine({'torch': '2.5.1', 'mmengine': '0.10.5'}),
+        machine({'mmpretrain': '1.2.0', 'transformers': '4.51.3'}),
+        machine({'mmpretrain': '1.2.0'}),
+        machine({'transformers': '5.23.0'}),
         env.Environment(versions={'python': '3.9.0'}, compiled_mmcv=False, pkg_resources=False),
     ],
 )
