@@ -2,7 +2,7 @@
 #   python tools/train.py configs/classification/vit-b16_folder.py   (once: the classifier)
 #   python tools/train.py configs/classification/gslora_vit-b16_folder_forget.py \
 #       --cfg-options train_cfg.protocol.tasks=[[cat],[dog,horse]]
-# A classifier that is trained already: its file, such as one of torchvision's own scripts, is
+# A classifier that is trained already: its state dict, torch.save(network.state_dict(), ...), is
 # load_from. One without transformer blocks, such as a ResNet, has no place for adapters: in model
 # tune=dict(type='Full'), in its method sparsity=dict(mode='none'), and a learning rate of 1e-4.
 _base_ = [

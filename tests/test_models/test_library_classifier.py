@@ -285,6 +285,26 @@ def test_a_library_of_openmmlab():
     assert model.plain.was_initialised
 
 
+def test_the_config_in_the_docs_takes_the_model_of_mmpretrains(repo_root, tmp_path, monkeypatch):
+    """get_config marks no scope; a base would, and then dict(_scope_=..., **model) has it twice."""
+    theirs = dict(type='ImageClassifier', head=dict(type='LinearClsHead', num_classes=1000))
+    asked = []
+    monkeypatch.setattr(
+        'mmengine.hub.get_config', lambda name: asked.append(name) or Config(dict(model=theirs))
+    )
+    text = (repo_root / 'docs/models.md').read_text()
+    block = next(b for b in text.split('```python\n')[1:] if 'get_config' in b).partition('```')[0]
+    folder = repo_root / 'configs/classification'
+    (tmp_path / 'mine.py').write_text(block.replace("'./gslora", f"'{folder.as_posix()}/gslora"))
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert asked == ['mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py']
+    assert cfg.model.type == 'ForgettingClassifier' and cfg.model.method.type == 'GuidedGSLoRA'
+    head = dict(type='LinearClsHead', num_classes=10)
+    net = dict(type='ImageClassifier', head=head, _scope_='mmpretrain')
+    assert cfg.model.classifier == dict(type='LibraryClassifier', net=net)
+    assert "net=dict(net, _scope_='mmpretrain')" in text and '**_base_.model' not in text
+
+
 def test_a_library_that_cannot_be_imported(tmp_path, monkeypatch):
     """It is not looked for among our own classes, which have an ImageClassifier, too."""
     for name, files in {
