@@ -50,7 +50,12 @@ class Encoding:
         images = batch.images
         stages = self.stages.fixed(classifier) if self.cache.max_bytes else {}
         *_, last = stages or [None]
-        if last is None or not self._continues(classifier, last, images[0][None]):
+        if last is None:
+            return _outputs(classifier, images)
+        # Every process has to ask the others, and only then each its own images.
+        kinds = [content[1:] for content in batch.contents]
+        self.together.begin(kinds, images[0][0].numel())
+        if not self._continues(classifier, last, images[0][None]):
             return _outputs(classifier, images)
         known = joined(self._known(classifier, batch, stages))
         if last == 'head':
@@ -63,7 +68,6 @@ class Encoding:
     ) -> list[tuple[Tensor, ...]]:
         """What the last fixed stage gives for every image (3, H, W), see :func:`_stages`."""
         images, contents = batch.images, batch.contents
-        self.together.begin([content[1:] for content in contents], images[0][0].numel())
         names = list(stages)
         known: dict[Hashable, tuple[Tensor, ...]] = {}
         missing: dict[tuple, list[int]] = {}

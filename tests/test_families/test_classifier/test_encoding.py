@@ -211,3 +211,18 @@ def test_continued_only_where_that_is_the_same(chain):
         now = encoding.outputs(model, Identified(images))
     torch.testing.assert_close(now.logits, model(images)[0])
     assert len(encoding.cache) == (6 if chain else 0)
+
+
+@pytest.mark.parametrize('continues', [True, False])
+def test_processes_meet_whatever_their_images_say(monkeypatch, continues):
+    """One that does not go on from a block would leave the others waiting for it."""
+    met = []
+    monkeypatch.setattr(
+        'mmgslora.families.together.all_reduce', lambda value, op: met.append((int(value), op))
+    )
+    monkeypatch.setattr(Encoding, '_continues', lambda *_: continues)
+    model = wrapped()
+    hold(model, 0)
+    model.views(*batch([1, 0, 1, 3], SIDES))
+    model.views(*batch([1, 0, 1, 3], SIDES))
+    assert met == [(0, 'min')]  # of four images, where eight go together
