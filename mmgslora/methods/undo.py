@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.view import Outputs, View
 from mmgslora.loading import read_checkpoint
-from mmgslora.losses import box_iou, joint_weighted_mean
+from mmgslora.losses import box_iou, joint_weighted_mean, mean_over_processes
 from mmgslora.methods.base import METHODS, Context, Method, Task
 from mmgslora.methods.confusion import ClassConfusion
 from mmgslora.settings import NonNegative, Share, checked
@@ -247,10 +247,12 @@ def _stays(teacher: Outputs, task: Task) -> Tensor:
 def _nameable(teacher: Outputs, task: Task) -> Tensor:
     """(g,) labels that must be gone, without those that were sealed before the run.
 
-    A sealed class has a score of exactly 0 everywhere, far below any level of the others.
+    A sealed class has a score of exactly 0 everywhere, in all processes, far below any level of the
+    others.
     """
     gone = task.must_be_gone
-    return gone[teacher.log_probs[:, gone].exp().any(0)]
+    scored = teacher.log_probs[:, gone].exp().any(0)
+    return gone[mean_over_processes(scored.float()) > 0]
 
 
 def _on_objects(view: View) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,22 @@ def test_a_class_that_was_sealed_before_has_no_part_in_the_level():
     assert losses['loss_background'].item() == pytest.approx(0.2 * 2**2, rel=1e-6)
 
 
+def test_a_class_that_only_another_process_scores_is_not_taken_for_a_sealed_one(monkeypatch):
+    """Class c has a score of exactly 0 here; it counts in the level as class b does."""
+    monkeypatch.setattr(
+        'mmgslora.methods.undo.mean_over_processes',
+        lambda scored: (scored + torch.ones(2)) / 2,
+    )
+    box, state = [[0.5, 0.5, 1, 1], [0.1, 0.1, 0.1, 0.1]], [[0.0, 0.0]] * 2
+    now = outputs([[EMPTY, -402.0, -405.0], [EMPTY, -404.0, -404.0]], box, state)
+    teacher = outputs([[EMPTY, -1.0, -799.0], [EMPTY, -1.0, -799.0]], box, state)
+    method = UNDO('x.pth', confusion_weight=0.0)
+    losses = method.losses(sides(now, teacher), context(names='abc', forget=(GONE, 2)))
+    # The level is -400, the mean of both, and they must be 3 nats below: b is one nat short.
+    assert losses['forget_loss_suppress'].item() == pytest.approx((1 + 0) / 2, rel=1e-6)
+    assert losses['loss_background'].item() == pytest.approx(0.2 * 4**2, rel=1e-6)
+
+
 @pytest.mark.parametrize(('images', 'suppress'), [(1, 0.0), (2, 3.0)])
 def test_a_box_in_another_image_is_not_on_the_object(images, suppress):
     """Of one image both are on it, and with nothing empty there is no level, 0; of two one is."""
