@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, get_dist_info
 from mmengine.runner import set_random_seed
 from torch import Tensor
 
@@ -99,9 +99,14 @@ class SalUn(Method):
 
 
 def _other_labels(context: Context, labels: Tensor) -> Tensor:
-    """For each label a random one of the classes that stay."""
-    stays = context.task.retain
-    drawn = torch.randint(len(stays), labels.shape, generator=context.generator)
+    """For each label a random one of the classes that stay.
+
+    The images of several processes are dealt out in turn, and so are the draws: of images with as
+    many labels each gets what it gets in one process.
+    """
+    stays, (rank, processes) = context.task.retain, get_dist_info()
+    shape = (processes, *labels.shape)
+    drawn = torch.randint(len(stays), shape, generator=context.generator)[rank]
     return stays[drawn.to(stays.device)].to(labels)
 
 

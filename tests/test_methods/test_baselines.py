@@ -1,5 +1,7 @@
 """The baselines on a linear softmax model, against the steps of their papers worked out by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +122,22 @@ def test_saluns_mask_is_the_same_whatever_was_drawn_before(context):
         method.before_task(context)
         masks.append(method.state_dict()['masks']['weight'])
     assert all(torch.equal(mask, masks[0]) for mask in masks)
+
+
+def test_salun_deals_out_its_labels_over_the_processes(context, monkeypatch):
+    """Two processes draw, in turn, what one draws for the images of both."""
+
+    def drawn(rank, processes, images):
+        monkeypatch.setattr('mmgslora.methods.salun.get_dist_info', lambda: (rank, processes))
+        context.model.relabelled = lambda sample, draw: int(draw(labels([1])))
+        context.generator.manual_seed(5)
+        samples = [SimpleNamespace(metainfo=dict(view='forget'))] * images
+        return SalUn().prepare(samples, context)
+
+    one = drawn(0, 1, images=12)
+    assert set(one) == set(RETAIN)
+    assert drawn(0, 2, images=6) == one[::2] and drawn(1, 2, images=6) == one[1::2]
+    assert one[::2] != one[1::2]
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
