@@ -91,12 +91,14 @@ def leave_group() -> None:
 
 def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
     """The line for a run that was stopped: what is saved, and the command that goes on."""
-    command = shlex.join(['python', *sys.argv])
-    if not args.resume and not args.continue_from:  # which goes on by itself
-        command += ' --resume'
+    asked = args.resume or args.continue_from  # which goes on by itself
+    if args.launcher == 'none':
+        how = f'with: {shlex.join(["python", *sys.argv])}{"" if asked else " --resume"}'
+    else:  # what started the processes is not known here
+        how = f'with the command that started all processes{"" if asked else ", and --resume"}'
     saved = checkpoints_in(cfg.work_dir)
     what = f'{saved[0]} is saved' if saved else 'No checkpoint was saved yet'
-    return f'Stopped. {what}; go on with: {command}'
+    return f'Stopped. {what}; go on {how}'
 
 
 def what_happened(error: Exception, cfg: Config, args: argparse.Namespace) -> list[str]:

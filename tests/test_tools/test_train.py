@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 
 MMDET_TRAIN = Path(find_spec('mmdet').submodule_search_locations[0], '.mim/tools/train.py')
 
@@ -221,6 +223,19 @@ def test_a_stop_says_how_to_go_on(run, call, run_cfg, tmp_path, number, code):
     )
     assert last.endswith(f'--work-dir {tmp_path}/run --cfg-options train_cfg.seal=True --resume')
     assert call('--work-dir', str(tmp_path / 'run'), '--resume').returncode == 0
+
+
+@pytest.mark.parametrize(('more', 'end'), [([], ', and --resume'), (['--resume'], '')])
+def test_one_of_several_processes_does_not_say_its_own_command(repo_root, tmp_path, more, end):
+    """Without torchrun, which started it, that command would find no other process."""
+    tool = runpy.run_path(str(repo_root / 'tools/train.py'))
+    args = tool['parse_args'](['config.py', '--launcher', 'pytorch', *more])
+    (tmp_path / 'epoch_3.pth').touch()
+    said = tool['how_to_go_on'](Config(dict(work_dir=str(tmp_path))), args)
+    assert said == (
+        f'Stopped. {tmp_path}/epoch_3.pth is saved; go on with the command that started all '
+        f'processes{end}'
+    )
 
 
 def test_a_refused_command_leaves_a_finished_run_as_it_was(call, tmp_path):
