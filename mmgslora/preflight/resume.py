@@ -119,6 +119,7 @@ def made_with(cfg: Config, protocol: Protocol) -> dict[str, Any]:
     """What a later ``--resume`` is compared with, as plain values for a checkpoint."""
     return dict(
         settings=_settings(cfg),
+        also=_also(cfg),
         tasks=[list(task) for task in protocol.tasks],
         missing=list(protocol.missing),
         forgotten=list(protocol.forgotten),
@@ -143,8 +144,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             f'{json.dumps(now["tasks"])}; keep the tasks it has and put new ones behind them, '
             f'train_cfg.protocol.tasks={example}.'
         )
-    old = {**before['settings'], 'train_cfg.protocol.missing': before['missing']}
-    new = {**now['settings'], 'train_cfg.protocol.missing': now['missing']}
+    also = before.get('also', now['also'])  # checkpoints of earlier versions do not say it
+    old = {**before['settings'], **also, 'train_cfg.protocol.missing': before['missing']}
+    new = {**now['settings'], **now['also'], 'train_cfg.protocol.missing': now['missing']}
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         said = '; '.join(
@@ -205,6 +207,19 @@ def _settings(cfg: Config) -> dict[str, Any]:
         for part in path.split('.'):
             value = value.get(part) if isinstance(value, dict) else None
         found.update(_leaves(path, value))
+    return found
+
+
+def _also(cfg: Config) -> dict[str, Any]:
+    """What else decides the steps of a task and what they leave, of settings that are in force."""
+    plain = json.loads(json.dumps(cfg.to_dict(), default=str))
+    found = {'train_dataloader.drop_last': bool(plain['train_dataloader'].get('drop_last'))}
+    scaling = plain.get('auto_scale_lr') or {}
+    if scaling.get('enable'):  # --auto-scale-lr
+        found.update(_leaves('auto_scale_lr', scaling))
+    for hook in plain.get('custom_hooks') or []:
+        if 'AveragingHook' in str(hook['type']):
+            found.update(_leaves('custom_hooks.AveragingHook', hook))
     return found
 
 

@@ -100,8 +100,39 @@ def test_other_settings_are_refused(cfg, options, words):
         check_start(cfg)
 
 
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (
+            dict(auto_scale_lr=dict(enable=True, base_batch_size=16)),
+            "auto_scale_lr.base_batch_size was 'not set' and is 16 now; auto_scale_lr.enable was",
+        ),
+        (
+            dict(custom_hooks=[dict(type='AveragingHook', decay=0.9)]),
+            "AveragingHook.decay was 'not set' and is 0.9 now",
+        ),
+        (dict(train_dataloader=dict(drop_last=True)), 'drop_last was False and is True now'),
+    ],
+)
+def test_what_else_decides_the_steps_is_kept(cfg, options, words):
+    options['custom_hooks'] = [*cfg.custom_hooks, *options.get('custom_hooks', ())]
+    cfg.merge_from_dict(options)
+    with pytest.raises(ForgettingError, match=f'{words}.*Take them back'):
+        check_start(cfg)
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_say_it(cfg, finished, tmp_path):
+    content = torch.load(finished / 'epoch_2.pth')
+    del content['message_hub']['runtime_info']['made_with']['also']
+    torch.save(content, tmp_path / 'epoch_2.pth')
+    cfg.load_from = str(tmp_path / 'epoch_2.pth')
+    cfg.train_dataloader.drop_last = True
+    assert check_start(cfg) == ()
+
+
 def test_settings_that_change_nothing_are_free(cfg):
     cfg.train_dataloader.num_workers = 1
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=16)
     cfg.train_cfg.protocol.tasks = tuple(tuple(task) for task in TASKS)
     cfg.param_scheduler = tuple(cfg.param_scheduler)
     check_start(cfg)
