@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mmgslora.audit.divergence import js_divergence, zero_retrain_forgetting
 from mmgslora.audit.membership import membership_auc
-from mmgslora.audit.outcomes import LOW_SCORE, WORKING_SCORE, nearest_classes, outcomes
+from mmgslora.audit.outcomes import nearest_classes, outcomes
 from mmgslora.audit.probes import draw_objects, probe_accuracy
 from mmgslora.audit.relearning import STEPS, Curve, relearning_curve
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
@@ -76,8 +76,8 @@ class Settings:
     relearning_lr: Positive | Several[Positive] = (2e-4, 5e-4, 1.5e-3)
     relearning_batch: Count = 16
     relearning_measured_on: Count = 100
-    working_score: Share = WORKING_SCORE
-    low_score: Share = LOW_SCORE
+    working_score: Share = 0.3
+    low_score: Share = 0.05
 
     def __post_init__(self) -> None:
         for name, value in vars(self).copy().items():

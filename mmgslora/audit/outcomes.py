@@ -9,16 +9,13 @@ import numpy as np
 from mmgslora.audit.probes import fit_probe
 from mmgslora.families.audited_model import Objects
 
-WORKING_SCORE = 0.3
-LOW_SCORE = 0.05
-
 
 def outcomes(
     objects: Objects,
     labels: Sequence[int],
     classes: Sequence[str],
-    working: float = WORKING_SCORE,
-    low: float = LOW_SCORE,
+    working: float,
+    low: float,
 ) -> dict[str, float]:
     """What became of the true objects with these labels, in percent of them.
 
@@ -31,8 +28,8 @@ def outcomes(
         objects: True objects, of all classes or these.
         labels: The forgotten classes.
         classes: All class names.
-        working: Score from which a prediction is used. Defaults to 0.3.
-        low: A very low threshold. Defaults to 0.05.
+        working: Score from which a prediction is used.
+        low: A very low threshold.
     """
     objects = objects.of(labels)
     rows = np.arange(len(objects))

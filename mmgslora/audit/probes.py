@@ -30,7 +30,6 @@ def probe_accuracy(
     train: Objects,
     held_out: Objects,
     labels: Sequence[int],
-    layers: Sequence[str] | None = None,
     kind: str = 'probe',
 ) -> dict[str, float]:
     """Percent of the held-out objects with these labels that a probe names, layer by layer.
@@ -41,13 +40,12 @@ def probe_accuracy(
         train: Objects of all classes to learn from.
         held_out: Objects to be named; those with other labels are not counted.
         labels: The classes to be named.
-        layers: Which layers. Defaults to None: all.
         kind: See :func:`fit_probe`.
     """
     named = held_out.of(labels)
     return {
         layer: 100 * float(fit_probe(train, layer, kind).score(named.features[layer], named.labels))
-        for layer in (train.features if layers is None else layers)
+        for layer in (train.features)
     }
 
 

@@ -20,7 +20,7 @@ def test_every_object_is_one_thing():
             [0.99, 0.00, 0.00, 0],  # not forgotten, does not count
         ],
     )
-    found = outcomes(objects, [0, 2], CLASSES)
+    found = outcomes(objects, [0, 2], CLASSES, working=0.3, low=0.05)
     seventh = pytest.approx(100 / 7)
     assert found == {
         'found': seventh,
@@ -33,8 +33,8 @@ def test_every_object_is_one_thing():
 
 def test_thresholds_can_be_set():
     objects = make_objects([0], scores=[[0.2, 0, 0, 0]])
-    assert outcomes(objects, [0], CLASSES, working=0.2)['found'] == 100
-    assert outcomes(objects, [0], CLASSES, low=0.21)['background'] == 100
+    assert outcomes(objects, [0], CLASSES, working=0.2, low=0.05)['found'] == 100
+    assert outcomes(objects, [0], CLASSES, working=0.3, low=0.21)['background'] == 100
 
 
 def test_nearest_class_is_the_one_most_confused_with():

@@ -157,7 +157,7 @@ def test_cutting_the_head_leaves_the_probe(audited, tiny_cfg, tiny_checkpoint, d
     assert before > 20 and after < before / 5
     objects = [s.objects(data) for s in (audited, cut)]
     assert objects[1].scores[:, GONE].max() < 1e-6
-    before, after = (probe_accuracy(o, o, GONE, layers=['decoder.1']) for o in objects)
+    before, after = (probe_accuracy(o, o, GONE)['decoder.1'] for o in objects)
     assert before == after
 
 
