@@ -41,21 +41,18 @@ _MOST_DAMAGED = 12
 _SETTINGS = ('family', 'method', 'tune', 'schedule', 'split', 'seal', 'protocol', 'audit')
 
 
-def write_report(
-    run: FinishedRun, certificates: list[dict[str, Any]] | None = None, path: Path | None = None
-) -> Path:
-    """Write a run's report.
+def write_report(run: FinishedRun, certificates: list[dict[str, Any]] | None = None) -> Path:
+    """Write a run's report, ``report.html`` in its work_dir.
 
     Args:
         run: The finished run.
         certificates: Its certificates, from :func:`certificates_of`. Defaults to None: they are
             made for the page.
-        path: The file to write. Defaults to None: ``report.html`` in the work_dir.
 
     Returns:
         The path written.
     """
-    path = path or run.work_dir / 'report.html'
+    path = run.work_dir / 'report.html'
     write_text(path, report_page(run, certificates))
     return path
 
