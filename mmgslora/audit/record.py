@@ -253,7 +253,7 @@ class AuditRecord:
             content = dict(
                 self.rows.content,
                 limits=self.limits,
-                verdict=verdict and verdict.as_dict(),
+                verdict=verdict and asdict(verdict),
                 cannot_conclude=self.cannot_conclude(),
             )
             _write(self.path, content)

@@ -141,9 +141,6 @@ class Verdict:
     reason: str
     checks: list[dict[str, Any]]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def limits_of(thresholds: Mapping[str, Any] | None) -> dict[str, float]:
     """The user's thresholds over the defaults of :class:`Limits`.
