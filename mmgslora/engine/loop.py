@@ -125,7 +125,8 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
     @property
     def model(self) -> nn.Module:
         """The model without a distributed wrapper."""
-        return _unwrapped(self.runner.model)
+        model = self.runner.model
+        return model.module if is_model_wrapper(model) else model
 
     @property
     def evaluation_loop(self) -> BaseLoop:
@@ -272,10 +273,6 @@ class ContinualForgettingLoop(EpochBasedTrainLoop):
         init = self.dataloader.worker_init_fn
         if isinstance(init, partial) and 'seed' in init.keywords:
             self.dataloader.worker_init_fn = partial(init, seed=seed)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _is_no_frozen_parameter(line: logging.LogRecord) -> bool:
