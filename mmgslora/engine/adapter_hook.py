@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.families.registry import FAMILIES
+from mmgslora.records.record import adapter_folder, merged_file, sealed_file
 from mmgslora.requests.checkpoint import write_checkpoint
 
 
@@ -30,7 +31,7 @@ class AdapterHook(Hook):
     def before_merge(self, runner) -> None:
         partition = ClassPartition.current()
         runner.train_loop.model.tune.save(
-            Path(runner.work_dir, 'adapters', f'task_{partition.task:02d}'),
+            Path(runner.work_dir, adapter_folder(partition.task)),
             metadata=dict(
                 task=partition.task,
                 classes=list(partition.forget),
@@ -42,16 +43,15 @@ class AdapterHook(Hook):
     @master_only
     def after_forget_task(self, runner, metrics: dict) -> None:
         loop, partition = runner.train_loop, ClassPartition.current()
-        self._save(runner, 'merged')
+        self._save(runner, merged_file(partition.task))
         if loop.seal:
             gone = partition.labels('forget') + partition.labels('old')
             with loop.model.sealed(gone):
                 names = list(partition.forget + partition.old)
-                self._save(runner, 'sealed', sealed=names)
+                self._save(runner, sealed_file(partition.task), sealed=names)
 
-    def _save(self, runner, folder: str, **meta) -> None:
+    def _save(self, runner, file: str, **meta) -> None:
         partition = ClassPartition.current()
-        path = Path(runner.work_dir, folder, f'task_{partition.task:02d}.pth')
         state = runner.train_loop.model.tune.plain_state_dict()
         meta = dict(
             dataset_meta=dict(runner.train_loop.views.metainfo),
@@ -61,7 +61,8 @@ class AdapterHook(Hook):
             seed=runner.seed,
             **meta,
         )
-        write_checkpoint(path, {key: value.cpu() for key, value in state.items()}, meta)
+        state = {key: value.cpu() for key, value in state.items()}
+        write_checkpoint(Path(runner.work_dir, file), state, meta)
 
 
 def _plain_config(runner) -> str:

@@ -15,7 +15,7 @@ from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
 from mmgslora.records.ledger import Ledger, flat_metrics
-from mmgslora.records.record import merged_file
+from mmgslora.records.record import adapter_folder, merged_file, sealed_file
 
 _KEY = 'ledger_base'
 
@@ -54,7 +54,7 @@ class LedgerHook(Hook):
         loop, partition = runner.train_loop, ClassPartition.current()
         ledger, work_dir = Ledger(runner.work_dir), Path(runner.work_dir)
         result = fingerprint(loop.model.plain_model)
-        adapter = Path('adapters', f'task_{partition.task:02d}')
+        adapter = adapter_folder(partition.task)
         files = _inputs(runner, ledger, partition)
         files['merged'] = ledger.fact(work_dir / merged_file(partition.task))
         for path in sorted((work_dir / adapter).iterdir()):
@@ -65,13 +65,13 @@ class LedgerHook(Hook):
             classes=list(partition.forget),
             base=runner.message_hub.get_info(_KEY),
             result=result,
-            adapters=[adapter.as_posix()],
+            adapters=[adapter],
             files=files,
             metrics=flat_metrics(metrics),
         )
         runner.message_hub.update_info(_KEY, result)
         if loop.seal:
-            sealed = work_dir / 'sealed' / f'task_{partition.task:02d}.pth'
+            sealed = work_dir / sealed_file(partition.task)
             ledger.append(
                 'sealed',
                 task=partition.task,

@@ -16,6 +16,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.loading import read_checkpoint
 from mmgslora.preflight.plan import Plan
 from mmgslora.records.ledger import Ledger
+from mmgslora.records.record import adapter_folder, merged_file
 
 HUB_KEY = 'made_with'
 """Where the loop keeps, in the message hub, what :func:`made_with` says of a run."""
@@ -164,11 +165,11 @@ def _lost_files(plan: Plan, checkpoint: Mapping[str, Any]) -> Iterator[str]:
     """Files of the finished part that are gone or broken: nothing would write them again."""
     lost = []
     for task in checkpoint['message_hub']['runtime_info'].get('finished_tasks', []):
-        name = f'task_{task["task"]:02d}'
-        if not _whole_checkpoint(plan.work_dir / f'merged/{name}.pth'):
-            lost.append(f'merged/{name}.pth')
-        if not _whole_folder(plan.work_dir / f'adapters/{name}'):
-            lost.append(f'adapters/{name}')
+        merged, adapter = merged_file(task['task']), adapter_folder(task['task'])
+        if not _whole_checkpoint(plan.work_dir / merged):
+            lost.append(merged)
+        if not _whole_folder(plan.work_dir / adapter):
+            lost.append(adapter)
     if lost:
         yield (
             f'{" and ".join(lost)} of {str(plan.work_dir)!r} {"are" if lost[1:] else "is"} missing '

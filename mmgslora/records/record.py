@@ -63,6 +63,16 @@ def merged_file(task: int) -> str:
     return f'merged/task_{task:02d}.pth'
 
 
+def sealed_file(task: int) -> str:
+    """Path of a task's sealed checkpoint below the work_dir."""
+    return f'sealed/task_{task:02d}.pth'
+
+
+def adapter_folder(task: int) -> str:
+    """Path of the folder of a task's adapter below the work_dir."""
+    return f'adapters/task_{task:02d}'
+
+
 def class_groups(task: dict) -> dict[str, list[str]]:
     """What every class is in a task, under the letter of its group."""
     keys = dict(r='retain', m='missing', f='forget', o='old')

@@ -28,7 +28,13 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora.folder import weights_of
 from mmgslora.records.finished_run import FinishedRun
 from mmgslora.records.ledger import Ledger
-from mmgslora.records.record import merged_file, unfinished, values_before
+from mmgslora.records.record import (
+    adapter_folder,
+    merged_file,
+    sealed_file,
+    unfinished,
+    values_before,
+)
 from mmgslora.settings import problems
 
 
@@ -133,7 +139,7 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
             split=run.split,
             metrics={k: v for k, v in metrics.items() if k not in sealed},
             sealed=sealed
-            and dict(note=SEALED_NOTE, metrics=sealed, file=run.file(f'sealed/task_{n:02d}.pth'))
+            and dict(note=SEALED_NOTE, metrics=sealed, file=run.file(sealed_file(n)))
             or None,
             per_class={
                 name: dict(
@@ -157,7 +163,7 @@ def certificates_of(run: FinishedRun) -> list[dict[str, Any]]:
 
 def _adapter(run: FinishedRun, task: int) -> dict[str, str | None]:
     """What a task changed: the matrices of LoRA, or the parameters that were trained."""
-    folder = f'adapters/task_{task:02d}'
+    folder = adapter_folder(task)
     return run.file(f'{folder}/{weights_of(run.work_dir / folder)}')
 
 

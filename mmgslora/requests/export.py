@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
 from mmgslora.lora import fingerprint
+from mmgslora.records.record import sealed_file
 from mmgslora.requests.checkpoint import (
     read_checkpoint,
     refuse_to_overwrite,
@@ -138,7 +139,7 @@ def files_to_destroy(sequence: RequestSequence, sealed: bool = False) -> dict[st
             found[path] = 'a model from before a later request, or without one'
         elif sealed:
             found[path] = 'the model that was handed out, but with rows for the forgotten classes'
-    last = f'sealed/task_{sequence.tasks[-1]:02d}.pth'
+    last = sealed_file(sequence.tasks[-1])
     for path in sequence.below('sealed/*.pth'):
         if path != last:
             found[path] = 'a model from before a later request'

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import fingerprint
+from mmgslora.records.record import adapter_folder
 from mmgslora.requests.checkpoint import write_checkpoint
 from mmgslora.requests.measure import measure
 from mmgslora.requests.sequence import RequestSequence
@@ -57,7 +58,7 @@ def revoke(
         in_force=left,
         base=sequence.adapter(sequence.tasks[0]).metadata.get('base'),
         result=fingerprint(state),
-        adapters=[f'adapters/task_{other:02d}' for other in left],
+        adapters=[adapter_folder(other) for other in left],
         files=dict(base=fact(sequence.base_file), merged=fact(Path(path))),
         metrics=metrics,
     )

@@ -14,7 +14,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora.stored import StoredAdapter
 from mmgslora.records.finished_run import FinishedRun, find_file, sha256
 from mmgslora.records.ledger import Ledger
-from mmgslora.records.record import merged_file, unfinished
+from mmgslora.records.record import adapter_folder, merged_file, unfinished
 from mmgslora.requests.checkpoint import plain_state, read_checkpoint
 
 
@@ -118,7 +118,7 @@ class RequestSequence:
         Raises:
             ForgettingError: There is no such request, or a file is not the one in the ledger.
         """
-        folder = self.work_dir / 'adapters' / f'task_{self.tasks[self._place(task)]:02d}'
+        folder = self.work_dir / adapter_folder(self.tasks[self._place(task)])
         entry = self.ledger.last('forgotten', task)
         for role, file in (entry or {'files': {}})['files'].items():
             path = self.work_dir / file['path']
