@@ -59,12 +59,8 @@ def _merged(work_dir: str, task: int) -> dict[str, str | None]:
     return dict(path=path, sha256=_hash(Path(work_dir, path)))
 
 
-def _method(method: Method) -> dict[str, Any]:
-    return dict(type=type(method).__name__, **method.settings())
-
-
-def _tune(tune: Tuner) -> dict[str, Any]:
-    return dict(type=type(tune).__name__, **tune.settings())
+def _with_type(part: Method | Tuner) -> dict[str, Any]:
+    return dict(type=type(part).__name__, **part.settings())
 
 
 def _schedule(runner) -> dict[str, Any]:
@@ -168,26 +164,27 @@ class RecordHook(Hook):
 
     def record(self, runner) -> dict:
         """The content of ``forgetting.json``."""
-        protocol = runner.train_loop.protocol
+        loop, hub = runner.train_loop, runner.message_hub
+        protocol, model = loop.protocol, loop.model
         return dict(
             config=_from_here(runner.cfg.filename) or runner.experiment_name,
             seed=runner.seed,
-            family=runner.train_loop.model.model_key,
-            method=_method(runner.train_loop.model.method),
-            tune=_tune(runner.train_loop.model.tune),
+            family=model.model_key,
+            method=_with_type(model.method),
+            tune=_with_type(model.tune),
             schedule=_schedule(runner),
-            split=runner.train_loop.evaluate_on,
-            seal=runner.train_loop.seal,
-            original=runner.message_hub.get_info('original'),
-            original_url=runner.message_hub.get_info('original_url'),
-            original_sha256=runner.message_hub.get_info('original_sha256'),
-            original_training=runner.message_hub.get_info('original_training'),
+            split=loop.evaluate_on,
+            seal=loop.seal,
+            original=hub.get_info('original'),
+            original_url=hub.get_info('original_url'),
+            original_sha256=hub.get_info('original_sha256'),
+            original_training=hub.get_info('original_training'),
             protocol=dict(tasks=list(map(list, protocol.tasks)), missing=list(protocol.missing)),
             requests=requests_of(runner.cfg.get('requests'), len(protocol)),
             thresholds=runner.cfg.get('thresholds'),
             audit=runner.cfg.get('audit'),
-            images=runner.message_hub.get_info('before_after', {}).get('rule'),
+            images=hub.get_info('before_after', {}).get('rule'),
             versions=versions(),
-            pretrained=_nest(runner.message_hub.get_info('pretrained')),
-            tasks=runner.message_hub.get_info('finished_tasks', []),
+            pretrained=_nest(hub.get_info('pretrained')),
+            tasks=hub.get_info('finished_tasks', []),
         )
