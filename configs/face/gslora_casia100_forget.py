@@ -11,7 +11,6 @@ _base_ = [
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/hundred_4x20.py',
 ]
-custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
     _delete_=True,
     type='ForgettingClassifier',

@@ -8,7 +8,6 @@ _base_ = [
     '../_base_/forgetting.py',
     '../_base_/methods/guided_gs_lora_softmax.py',
 ]
-custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
     _delete_=True,
     type='ForgettingClassifier',

@@ -7,7 +7,6 @@ _base_ = [
     '../_base_/methods/guided_gs_lora_softmax.py',
     '../_base_/protocols/faces_3x4.py',
 ]
-custom_imports = dict(imports=['mmgslora.register'])
 model = dict(
     _delete_=True,
     type='ForgettingClassifier',

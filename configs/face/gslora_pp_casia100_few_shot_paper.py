@@ -4,6 +4,4 @@
 # Awaits a run.
 _base_ = ['./gslora_casia100_few_shot.py', '../_base_/methods/gs_lora_pp_face_few_shot.py']
 model = dict(method=dict(_delete_=True, **_base_.paper.method))
-train_dataloader = dict(
-    batch_size=8, sampler=dict(by_class=False), dataset=dict(few_shot=4, min_images=1)
-)
+train_dataloader = dict(sampler=dict(by_class=False), dataset=dict(min_images=1))
