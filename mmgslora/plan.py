@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -32,6 +31,7 @@ import mmgslora.register  # noqa: F401
 from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
 from mmgslora.families.registry import family_of
+from mmgslora.families.untrained import without_checkpoints
 from mmgslora.methods.prototypes import Prototypes
 from mmgslora.preflight.config import load_config
 from mmgslora.preflight.options import Options
@@ -161,24 +161,13 @@ def _rehearsal(cfg: Config, folder: Path) -> tuple[Config, list[str]]:
             f'The checkpoint to start from, {cfg.load_from!r}, is not on this disk: random '
             'weights were timed, and classes that it has forgotten already are not known.'
         )
-        plain = cfg.model[family_of(cfg.model).name]
-        _forget_downloads(plain)
+        name = family_of(cfg.model).name
+        plain = cfg.model[name] = ConfigDict(without_checkpoints(cfg.model[name]))
         cfg.load_from = str(folder / 'random.pth')
         model = MODELS.build(copy.deepcopy(plain))
         model.init_weights()
         torch.save(dict(state_dict=model.state_dict(), meta={}), cfg.load_from)
     return cfg, notes
-
-
-def _forget_downloads(config: Any) -> None:
-    """Take published weights of its parts out of a model's config."""
-    if isinstance(config, ConfigDict):
-        if (config.get('init_cfg') or {}).get('type') == 'Pretrained':
-            config['init_cfg'] = None
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for part in config:
-            _forget_downloads(part)
 
 
 class _Enough(Exception):

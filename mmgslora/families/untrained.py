@@ -27,7 +27,7 @@ def untrained(config: Mapping[str, Any], seed: int) -> nn.Module:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MODELS.build(copy.deepcopy(_without_checkpoints(config)))
+        model = MODELS.build(copy.deepcopy(without_checkpoints(config)))
         if getattr(model, 'may_be_trained', False):
             _draw(model)
         model.init_weights()
@@ -44,16 +44,16 @@ def _draw(model: nn.Module) -> None:
                 nn.init.normal_(parameter, std=TOKEN_STD)
 
 
-def _without_checkpoints(config: Any) -> Any:
+def without_checkpoints(config: Any) -> Any:
     """A model's config whose parts load no checkpoint of theirs."""
     if isinstance(config, Mapping):
         return {
-            key: None if _is_checkpoint(value) else _without_checkpoints(value)
+            key: None if _is_checkpoint(value) else without_checkpoints(value)
             for key, value in config.items()
             if key != 'pretrained'
         }
     if isinstance(config, (list, tuple)):
-        return type(config)(_without_checkpoints(x) for x in config if not _is_checkpoint(x))
+        return type(config)(without_checkpoints(x) for x in config if not _is_checkpoint(x))
     return config
 
 

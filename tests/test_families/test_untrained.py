@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from mmgslora.families.untrained import _without_checkpoints, untrained
+from mmgslora.families.untrained import untrained, without_checkpoints
 from mmgslora.models import vision_transformer
 
 SIZES = dict(patch_size=32, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24)
@@ -110,7 +110,7 @@ def test_no_checkpoint_is_left_in_a_config(kind):
         head=dict(init_cfg=[xavier, pretrained]),
     )
     before = copy.deepcopy(config)
-    found = _without_checkpoints(config)
+    found = without_checkpoints(config)
     assert (found['parts']['a'] if kind is dict else found['parts'][0]) == dict(depth=3)
     assert found['backbone'] == dict(init_cfg=None) and found['neck'] == config['neck']
     assert found['head'] == dict(init_cfg=[xavier]) and config == before
