@@ -118,9 +118,11 @@ def made_by(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def made_with(cfg: Config, protocol: Protocol) -> dict[str, Any]:
     """What a later ``--resume`` is compared with, as plain values for a checkpoint."""
+    # Through JSON: a tuple in a config file is the list on a command line.
+    plain = json.loads(json.dumps(cfg.to_dict(), default=str))
     return dict(
-        settings=_settings(cfg),
-        also=_also(cfg),
+        settings=_settings(plain),
+        also=_also(plain),
         tasks=[list(task) for task in protocol.tasks],
         missing=list(protocol.missing),
         forgotten=list(protocol.forgotten),
@@ -199,9 +201,7 @@ def _whole_folder(folder: Path) -> bool:
     return bool(found)
 
 
-def _settings(cfg: Config) -> dict[str, Any]:
-    # Through JSON: a tuple in a config file is the list on a command line.
-    plain = json.loads(json.dumps(cfg.to_dict(), default=str))
+def _settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for path in _KEPT:
         value = plain
@@ -211,9 +211,8 @@ def _settings(cfg: Config) -> dict[str, Any]:
     return found
 
 
-def _also(cfg: Config) -> dict[str, Any]:
+def _also(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What else decides the steps of a task and what they leave, of settings that are in force."""
-    plain = json.loads(json.dumps(cfg.to_dict(), default=str))
     found = {'train_dataloader.drop_last': bool(plain['train_dataloader'].get('drop_last'))}
     scaling = plain.get('auto_scale_lr') or {}
     if scaling.get('enable'):  # --auto-scale-lr
