@@ -186,6 +186,11 @@ class Plan:
 Check = Callable[[Plan], Iterator[str]]
 
 
+def as_mapping(value: Any) -> Mapping:
+    """A part of a config; an empty one where it is no mapping."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def find_class(kind: Any, registry: Registry) -> type | None:
     """The class that a ``type`` of a config names; None where there is none."""
     if not isinstance(kind, str):

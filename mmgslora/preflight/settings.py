@@ -33,7 +33,7 @@ from mmgslora.families.registry import family_of
 from mmgslora.methods.base import METHODS, Method
 from mmgslora.methods.served import Served
 from mmgslora.methods.sparsity import Sparsity
-from mmgslora.preflight.plan import Plan, find_class
+from mmgslora.preflight.plan import Plan, as_mapping, find_class
 from mmgslora.settings import (
     Count,
     NonNegative,
@@ -125,12 +125,12 @@ def model_settings(plan: Plan) -> Iterator[str]:
     if not isinstance(model, Mapping):
         return
     yield from _of_class(model, 'model', MODELS)
-    method = _dict(model.get('method'))
+    method = as_mapping(model.get('method'))
     if method:
         yield from _of_class(method, 'model.method', METHODS)
     if isinstance(method.get('sparsity'), Mapping):
         yield from problems(Sparsity, method['sparsity'], 'model.method.sparsity')
-    if _dict(model.get('tune')):
+    if as_mapping(model.get('tune')):
         yield from _of_class({'type': 'LoRA', **model['tune']}, 'model.tune', TUNERS)
 
 
@@ -146,7 +146,7 @@ def data_settings(plan: Plan) -> Iterator[str]:
         dataset, of = loader['dataset'], f'{where}.dataset'
         while dataset is not None:
             yield from _of_class(dataset, of, DATASETS)
-            dataset, of = _dict(dataset).get('dataset'), f'{of}.dataset'
+            dataset, of = as_mapping(dataset).get('dataset'), f'{of}.dataset'
         yield from _of_class(
             loader.get('sampler') or {}, f'{where}.sampler', DATA_SAMPLERS, ('dataset',)
         )
@@ -212,7 +212,7 @@ def training_settings(plan: Plan) -> Iterator[str]:
         settings = {key: value for key, value in wrapper.items() if key not in built_from}
         yield from _of_class({'type': 'OptimWrapper', **settings}, 'optim_wrapper', OPTIM_WRAPPERS)
         yield from wrong_values(_wrapper, wrapper, 'optim_wrapper')
-        clip = dict(_dict(wrapper.get('clip_grad')))
+        clip = dict(as_mapping(wrapper.get('clip_grad')))
         yield from wrong_values(_clip, clip, 'optim_wrapper.clip_grad')
         if clip.setdefault('type', 'norm') in _CLIP:
             allowed = [*inspect.signature(_CLIP[clip.pop('type')]).parameters][1:]
@@ -232,7 +232,7 @@ def training_settings(plan: Plan) -> Iterator[str]:
     for number, item in enumerate(plan.schedulers):
         where = f'param_scheduler[{number}]'
         yield from _of_class(item, where, PARAM_SCHEDULERS, ('optimizer', 'param_name'))
-        yield from wrong_values(_schedule, _dict(item), where)
+        yield from wrong_values(_schedule, as_mapping(item), where)
     seeds = plan.plain.get('randomness', {})
     if not isinstance(seeds, Mapping):
         yield f'randomness is {seeds!r}; it can be a dict, such as dict(seed=0).'
@@ -252,7 +252,7 @@ def _served(plan: Plan, limits: Any) -> Iterator[str]:
     if not isinstance(limits, Mapping):
         return
     yield from problems(Served, limits, 'train_cfg.served')
-    kind = _dict(_dict(plan.plain.get('model')).get('method')).get('type')
+    kind = as_mapping(as_mapping(plan.plain.get('model')).get('method')).get('type')
     method = METHODS.get(kind) if isinstance(kind, str) else None
     if method is not None and not method.teachers:
         yield (
@@ -278,7 +278,7 @@ def protocol_settings(plan: Plan) -> Iterator[str]:
 
 def hooks(plan: Plan) -> Iterator[str]:
     """Every hook's settings, and the hooks without which a run leaves nothing behind."""
-    defaults = _dict(plan.plain.get('default_hooks'))
+    defaults = as_mapping(plan.plain.get('default_hooks'))
     custom = plan.plain.get('custom_hooks') or []
     there = []
     for where, hook in [
@@ -289,9 +289,9 @@ def hooks(plan: Plan) -> Iterator[str]:
             yield from _of_class(hook, where, HOOKS)
             there.append(find_class(hook.get('type'), HOOKS))
     yield from wrong_values(
-        _checkpoints, _dict(defaults.get('checkpoint')), 'default_hooks.checkpoint'
+        _checkpoints, as_mapping(defaults.get('checkpoint')), 'default_hooks.checkpoint'
     )
-    interval = _dict(defaults.get('checkpoint')).get('interval', 1)
+    interval = as_mapping(defaults.get('checkpoint')).get('interval', 1)
     if isinstance(interval, int) and interval > 1:
         plan.notes.append(
             f'default_hooks.checkpoint.interval is {interval}: a run that is killed goes on from '
@@ -393,7 +393,3 @@ def _unused_names(file: str | None, names: set[str]) -> set[str]:
     if '_base_' not in kinds[ast.Store]:
         return set()  # a dumped config keeps the names that its bases used
     return (kinds[ast.Store] - kinds[ast.Load]) & names
-
-
-def _dict(value: Any) -> Mapping:
-    return value if isinstance(value, Mapping) else {}

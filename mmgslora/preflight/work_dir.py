@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 
 from mmgslora.atomic import write_text
-from mmgslora.preflight.plan import Plan
+from mmgslora.preflight.plan import Plan, as_mapping
 from mmgslora.preflight.resume import HUB_KEY, checkpoints_in, differences, made_with
 
 LOCK = 'run.lock'
@@ -78,8 +78,8 @@ def disk_space(plan: Plan) -> Iterator[str]:
         value.numel() * value.element_size()
         for value in plan.model.plain_model.state_dict().values()
     )
-    loop, keep = plan.plain['train_cfg'], _dict(plan.plain.get('default_hooks')).get('checkpoint')
-    kept = _dict(keep).get('max_keep_ckpts', -1)
+    loop, hooks = plan.plain['train_cfg'], as_mapping(plan.plain.get('default_hooks'))
+    kept = as_mapping(hooks.get('checkpoint')).get('max_keep_ckpts', -1)
     tasks = len(plan.protocol)
     epochs = tasks * loop['epochs_per_task']
     files = tasks * (2 if loop.get('seal') else 1) + (epochs if kept < 0 else min(kept, epochs)) + 1
@@ -174,7 +174,3 @@ def _began(pid: int) -> str | None:
         return None if state in 'ZX' else facts[18]
     except (OSError, IndexError, ValueError):
         return None
-
-
-def _dict(value: Any) -> Mapping:
-    return value if isinstance(value, Mapping) else {}
