@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from mmgslora.families.registry import family_of
 from mmgslora.lora import discover_groups, inject_lora
 
-# Nothing of a detector's trunk is adapted; a classifier is its backbone.
-_TRUNK = dict(detector=('backbone', 'neck'), classifier=())
 # The authors' numbers for COCO; no time depends on them.
 _BOUND, _BETA, _ALPHA = 15.0, 0.03, 3e-4
 
@@ -38,14 +36,14 @@ class Finetuning:
     """
 
     def __init__(self, cfg: Config) -> None:
-        self.model = self._prepared(plain_model(cfg), _TRUNK[family_of(cfg.model).name])
+        self.model = self._prepared(plain_model(cfg), family_of(cfg.model).model.frozen_parts)
         self.model.train()
         settings = dict(cfg.optim_wrapper, clip_grad=dict(max_norm=0.1))
         settings.update(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4))
         settings.pop('paramwise_cfg', None)
         self.optim_wrapper = build_optim_wrapper(self.model, settings)
 
-    def _prepared(self, model: nn.Module, trunk: tuple[str, ...]) -> nn.Module:
+    def _prepared(self, model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
         return model
 
     def step(self, batch: dict[str, Any]) -> None:
@@ -56,16 +54,16 @@ class Finetuning:
 class Peft(Finetuning):
     """The same step, joined and with all losses, where PEFT's LoRA is all that learns."""
 
-    def _prepared(self, model: nn.Module, trunk: tuple[str, ...]) -> nn.Module:
-        names = inject_lora(copy.deepcopy(model), exclude=trunk)
+    def _prepared(self, model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
+        names = inject_lora(copy.deepcopy(model), exclude=frozen)
         return inject_adapter_in_model(LoraConfig(r=8, lora_alpha=1, target_modules=names), model)
 
 
 class AuthorsWay(Finetuning):
     """The authors' step, written plainly: two passes, a hinge on one, a penalty on the groups."""
 
-    def _prepared(self, model: nn.Module, trunk: tuple[str, ...]) -> nn.Module:
-        inject_lora(model, exclude=trunk)
+    def _prepared(self, model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
+        inject_lora(model, exclude=frozen)
         self.groups = discover_groups(model)
         return model
 
