@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def _randomise(cfg: Config, folder: Path, scale: tuple[int, int]) -> None:
         cfg[f'{split}_dataloader'].persistent_workers = False
         cfg[f'{split}_evaluator'].ann_file = f'{root}/annotations/{split}.json'
     cfg.train_dataloader.persistent_workers = False
-    cfg.custom_hooks = [x for x in cfg.custom_hooks if not re.search('Picture|Image', x['type'])]
+    cfg.custom_hooks = [x for x in cfg.custom_hooks if 'Image' not in x['type']]
     cfg.model.detector.backbone.init_cfg = None
     cfg.load_from = str(folder / f'{Path(cfg.filename).stem}_random.pth')
     if not Path(cfg.load_from).exists():

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import copy
 import io
-import re
 import sys
 import tempfile
 import time
@@ -44,8 +43,6 @@ except ImportError:  # Windows
     resource = None
 
 _TIMED_STEPS = 4
-# They show images to the model before a task, and have no part in a step.
-_DRAWING_HOOKS = re.compile('Picture|Image')
 _NUMBER = 4  # bytes
 
 
@@ -155,7 +152,8 @@ def _rehearsal(cfg: Config, folder: Path) -> tuple[Config, list[str]]:
         if cfg.get(f'{split}_cfg'):
             cfg[f'{split}_cfg'] = dict(type='NoEvaluation')
     hooks = cfg.get('custom_hooks') or []
-    cfg.custom_hooks = [x for x in hooks if not _DRAWING_HOOKS.search(str(x['type']))]
+    # Those that show images to the model before a task have no part in a step.
+    cfg.custom_hooks = [x for x in hooks if 'Image' not in str(x['type'])]
     if cfg.get('load_from') and not Path(cfg.load_from).is_file():
         notes.append(
             f'The checkpoint to start from, {cfg.load_from!r}, is not on this disk: random '
