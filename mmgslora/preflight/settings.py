@@ -206,29 +206,7 @@ def training_settings(plan: Plan) -> Iterator[str]:
                 f'The config has no {" and no ".join(absent)}; MMEngine takes {", ".join(keys)} '
                 'together, or all of them None.'
             )
-    wrapper = plan.plain.get('optim_wrapper')
-    if isinstance(wrapper, Mapping):
-        built_from = ('constructor', 'paramwise_cfg')
-        settings = {key: value for key, value in wrapper.items() if key not in built_from}
-        yield from _of_class({'type': 'OptimWrapper', **settings}, 'optim_wrapper', OPTIM_WRAPPERS)
-        yield from wrong_values(_wrapper, wrapper, 'optim_wrapper')
-        clip = dict(as_mapping(wrapper.get('clip_grad')))
-        yield from wrong_values(_clip, clip, 'optim_wrapper.clip_grad')
-        if clip.setdefault('type', 'norm') in _CLIP:
-            allowed = [*inspect.signature(_CLIP[clip.pop('type')]).parameters][1:]
-            yield from unknown_names(clip, allowed, 'optim_wrapper.clip_grad')
-        optimizer = wrapper.get('optimizer')
-        if not isinstance(optimizer, Mapping):
-            yield f'optim_wrapper.optimizer is {optimizer!r}; it can be a dict with a type.'
-        else:
-            where = 'optim_wrapper.optimizer'
-            yield from _of_class(optimizer, where, OPTIMIZERS, ('params',))
-            yield from wrong_values(_optimizer, optimizer, where)
-        if str(wrapper.get('type')).startswith('Amp') and get_device() == 'cpu':
-            yield (
-                f'optim_wrapper.type is {wrapper["type"]!r} (--amp), which needs a GPU, and there '
-                "is none; leave --amp out, or set 'OptimWrapper'."
-            )
+    yield from _optim_wrapper(plan.plain.get('optim_wrapper'))
     for number, item in enumerate(plan.schedulers):
         where = f'param_scheduler[{number}]'
         yield from _of_class(item, where, PARAM_SCHEDULERS, ('optimizer', 'param_name'))
@@ -245,6 +223,32 @@ def training_settings(plan: Plan) -> Iterator[str]:
             f'launcher is {plan.cfg.launcher!r} and find_unused_parameters is not set: the first '
             'group that is held at zero would stop the run; set find_unused_parameters=True, as '
             'configs/_base_/forgetting.py does.'
+        )
+
+
+def _optim_wrapper(wrapper: Any) -> Iterator[str]:
+    if not isinstance(wrapper, Mapping):
+        return
+    built_from = ('constructor', 'paramwise_cfg')
+    settings = {key: value for key, value in wrapper.items() if key not in built_from}
+    yield from _of_class({'type': 'OptimWrapper', **settings}, 'optim_wrapper', OPTIM_WRAPPERS)
+    yield from wrong_values(_wrapper, wrapper, 'optim_wrapper')
+    clip = dict(as_mapping(wrapper.get('clip_grad')))
+    yield from wrong_values(_clip, clip, 'optim_wrapper.clip_grad')
+    if clip.setdefault('type', 'norm') in _CLIP:
+        allowed = [*inspect.signature(_CLIP[clip.pop('type')]).parameters][1:]
+        yield from unknown_names(clip, allowed, 'optim_wrapper.clip_grad')
+    optimizer = wrapper.get('optimizer')
+    if not isinstance(optimizer, Mapping):
+        yield f'optim_wrapper.optimizer is {optimizer!r}; it can be a dict with a type.'
+    else:
+        where = 'optim_wrapper.optimizer'
+        yield from _of_class(optimizer, where, OPTIMIZERS, ('params',))
+        yield from wrong_values(_optimizer, optimizer, where)
+    if str(wrapper.get('type')).startswith('Amp') and get_device() == 'cpu':
+        yield (
+            f'optim_wrapper.type is {wrapper["type"]!r} (--amp), which needs a GPU, and there '
+            "is none; leave --amp out, or set 'OptimWrapper'."
         )
 
 
