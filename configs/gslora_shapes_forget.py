@@ -1,6 +1,6 @@
 # The demo: three requests of two generated shape classes each, our method. The authors':
-# gslora_shapes_forget_paper.py (GS-LoRA) and gslora_pp_shapes_forget_paper.py (GS-LoRA++). A control,
-# the same steps without a forget term:
+# gslora_shapes_forget_paper.py (GS-LoRA) and gslora_pp_shapes_forget_paper.py (GS-LoRA++). The
+# same steps without a forget term, as a control:
 #   --cfg-options model.method.type=RetainOnly train_dataloader.dataset.redraw=True
 #   python tools/train.py configs/shapes/deformable-detr_shapes.py   (once: the detector)
 #   python tools/train.py configs/gslora_shapes_forget.py

@@ -45,7 +45,7 @@ def probe_accuracy(
     named = held_out.of(labels)
     return {
         layer: 100 * float(fit_probe(train, layer, kind).score(named.features[layer], named.labels))
-        for layer in (train.features)
+        for layer in train.features
     }
 
 
