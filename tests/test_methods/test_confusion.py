@@ -116,6 +116,7 @@ def test_what_it_knows_survives_a_kill():
     assert other.loss([embeddings], classes, 2) == part.loss([embeddings], classes, 2) > 0
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason='no float16 in autocast')
 def test_half_precision_of_the_network_is_not_that_of_the_sums():
     """Embeddings of a norm as large as a face recogniser's scale, of squares beyond float16."""
     part, plain = ClassConfusion(), ClassConfusion()

@@ -68,6 +68,7 @@ def test_hinge_is_weighted_by_the_teacher():
     assert loss == pytest.approx(expected)  # the sum of squares, .62, counts as 1
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason='no float16 in autocast')
 def test_the_level_is_not_taken_in_half_precision():
     """Nothing is in any of 16 x 900 predictions: minus 13 for each is beyond float16."""
     method, objects = guided(beta=1.0, distill_weight=0.0), dict(of=[0], matched=[0])

@@ -83,6 +83,7 @@ def test_the_file_holds_what_changed_and_rebuilds_the_model(tmp_path):
         apply_adapter(nn.Sequential(nn.Linear(2, 3)), tmp_path / 'task_01')
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason='asks for a GPU')
 def test_the_start_is_on_the_cpu_after_a_resume_on_a_gpu():
     """There :meth:`save` compares with it, as in a run that was never killed."""
     tuner = tuned(model())

@@ -69,6 +69,7 @@ def test_once_per_image_and_only_for_what_does_not_learn():
     assert [now - then for now, then in zip(runs, seen)] == [4, 4, 8]
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason='attention fails under autocast there')
 def test_what_autocast_has_rounded_is_not_given_without_it():
     found = []
     for gb in (0.0, 1.0):
