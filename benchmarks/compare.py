@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -34,50 +35,31 @@ HEAD_ONLY = ['model.method.type=HeadOnly', 'train_cfg.seal=True']
 HEAD_ONLY += ['train_cfg.epochs_per_task=1', 'train_cfg.steps_per_task=1']
 PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e-4']
 
+
+def side_by_side(setting: str, others: Sequence[str] = ()) -> list[tuple]:
+    """Rows of the controls, the authors' methods and ours; ``others`` are options of what rehearses."""
+    return [
+        ('head only', setting, HEAD_ONLY),
+        ('retain only', setting, [*RETAIN_ONLY, *others]),
+        ('GS-LoRA', setting, [*GS, *others]),
+        ('GS-LoRA++', setting, [*GS_PP, *others]),
+        ('ours', setting, []),
+    ]
+
+
 # Study -> config, and for every row of the table: method, setting, options on top of the config,
 # and the config where it is another one. "GS-LoRA" and "GS-LoRA++" are the authors'.
 STUDIES: dict[str, tuple[str, list[tuple]]] = {
-    'default': (
-        'configs/gslora_shapes_forget.py',
-        [
-            ('head only', '10 % of the images', HEAD_ONLY),
-            ('retain only', '10 % of the images', [*RETAIN_ONLY, *ANEW]),
-            ('GS-LoRA', '10 % of the images', [*GS, *ANEW]),
-            ('GS-LoRA++', '10 % of the images', [*GS_PP, *ANEW]),
-            ('ours', '10 % of the images', []),
-        ],
-    ),
-    'few_shot': (
-        'configs/gslora_shapes_few_shot.py',
-        [
-            ('head only', '4-shot', HEAD_ONLY),
-            ('retain only', '4-shot', RETAIN_ONLY),
-            ('GS-LoRA', '4-shot', GS),
-            ('GS-LoRA++', '4-shot', GS_PP),
-            ('ours', '4-shot', []),
-        ],
-    ),
+    'default': ('configs/gslora_shapes_forget.py', side_by_side('10 % of the images', ANEW)),
+    'few_shot': ('configs/gslora_shapes_few_shot.py', side_by_side('4-shot')),
     'missing': (
         'configs/gslora_shapes_missing.py',
         [
-            ('head only', '2 missing', HEAD_ONLY),
-            ('retain only', '2 missing', [*RETAIN_ONLY, *ANEW]),
-            ('GS-LoRA', '2 missing', [*GS, *ANEW]),
-            ('GS-LoRA++', '2 missing', [*GS_PP, *ANEW]),
-            ('ours', '2 missing', []),
+            *side_by_side('2 missing', ANEW),
             ('ours, teacher not distilled', '2 missing', ['model.method.distill_weight=0']),
         ],
     ),
-    'bccd': (
-        'configs/gslora_bccd_forget.py',
-        [
-            ('head only', 'all images', HEAD_ONLY),
-            ('retain only', 'all images', [*RETAIN_ONLY, *ANEW]),
-            ('GS-LoRA', 'all images', [*GS, *ANEW]),
-            ('GS-LoRA++', 'all images', [*GS_PP, *ANEW]),
-            ('ours', 'all images', []),
-        ],
-    ),
+    'bccd': ('configs/gslora_bccd_forget.py', side_by_side('all images', ANEW)),
     'ablation': (
         'configs/gslora_shapes_forget.py',
         [
