@@ -67,12 +67,13 @@ class LoRAGroup:
 
 
 def _joint_norm(matrices: Sequence[Tensor], eps: float) -> Tensor:
-    return (torch.stack([squared_norm(matrix) for matrix in matrices]).sum() + eps).sqrt()
+    return (squared_norms(matrices).sum() + eps).sqrt()
 
 
-def squared_norm(matrix: Tensor) -> Tensor:
-    """``||matrix||_F^2``, scalar, float32 or wider: half precision overflows or vanishes early."""
-    return matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum()
+def squared_norms(matrices: Sequence[Tensor]) -> Tensor:
+    """``||matrix||_F^2`` of each, (n,), float32 or wider: half precision overflows or vanishes."""
+    wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in matrices]
+    return torch.stack([x.sum() for x in torch._foreach_mul(wide, wide)])
 
 
 def discover_groups(model: nn.Module, by: str = 'block') -> list[LoRAGroup]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora.groups import LoRAGroup
+from mmgslora.lora.groups import LoRAGroup, squared_norms
 
 
 def group_penalty(groups: Sequence[LoRAGroup], eps: float = 1e-12) -> Tensor:
@@ -56,8 +56,7 @@ def proximal_step(groups: Sequence[LoRAGroup], thresholds: Sequence[float]) -> N
     matrices = [matrix for group in groups for matrix in group.B]
     if not matrices:
         return
-    wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in matrices]
-    squares = torch.stack([x.sum() for x in torch._foreach_mul(wide, wide)])
+    squares = squared_norms(matrices)
     rows = [row for row, group in enumerate(groups) for _ in group.B]
     of_group = torch.tensor(rows, device=squares.device)
     # Not index_add_, which sums in any order on a GPU: processes would come to differ.
