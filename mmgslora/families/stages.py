@@ -71,11 +71,11 @@ class Stages:
         parts = self._parts.setdefault(model, {}) or self._read(model)
         # At every step: what was worked out is looked up by the modes and versions it depends on.
         learns = self.tune.learns
-        alive = ((find(), names) for inside in parts.values() for find, names in inside)
         modes = tuple(
             # What has no weights of its own cannot learn, and most modules have none.
             (part.training, bool(part._parameters) and learns(part, recurse=False))
-            for part, _ in alive
+            for inside in parts.values()
+            for part, _ in _alive(inside)
         )
         learning = self._learning.setdefault(model, {})
         if modes not in learning:
