@@ -37,7 +37,7 @@ PENALTY = ['model.method.sparsity.mode=penalty', 'model.method.sparsity.alpha=3e
 
 
 def side_by_side(setting: str, others: Sequence[str] = ()) -> list[tuple]:
-    """Rows of the controls, the authors' methods and ours; ``others`` are options of what rehearses."""
+    """Rows of controls, the authors' methods and ours; ``others`` are options of what rehearses."""
     return [
         ('head only', setting, HEAD_ONLY),
         ('retain only', setting, [*RETAIN_ONLY, *others]),
