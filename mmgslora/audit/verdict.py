@@ -230,8 +230,8 @@ def _checks(
     return [
         *_of_forgotten(record, task, limits, rows, unfit),
         *_of_retained(record, task, limits, unfit),
-        _inside(rows, 'probe_gap_max', probes, probes, limits, audit, reason),
-        _inside(rows, 'relearning_gap_max', ATTACKS, ATTACKS[:2], limits, audit, reason),
+        _of_gap(rows, 'probe_gap_max', probes, probes, limits, audit, reason),
+        _of_gap(rows, 'relearning_gap_max', ATTACKS, ATTACKS[:2], limits, audit, reason),
     ]
 
 
@@ -306,7 +306,7 @@ def _of_retained(
         yield _check('retained_class_min_share', what, hit['share'], least, n, unfit.get(n))
 
 
-def _inside(
+def _of_gap(
     rows: AuditRows,
     threshold: str,
     measures: Sequence[str],

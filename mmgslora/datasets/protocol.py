@@ -44,6 +44,11 @@ class ClassPartition:
         """Label numbers of one group, e.g. ``labels('forget')``."""
         return [self.classes.index(name) for name in getattr(self, group)]
 
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The classes under the letter of their group: f, r, and o and m where there are any."""
+        groups = dict(f=self.forget, r=self.retain, o=self.old, m=self.missing)
+        return {letter: names for letter, names in groups.items() if names}
+
     def publish(self) -> None:
         """Make this the partition of the moment; MMEngine saves it with every checkpoint."""
         MessageHub.get_current_instance().update_info(

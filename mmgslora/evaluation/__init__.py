@@ -1,4 +1,4 @@
-from .grouping import class_groups, group_by_partition, harmonic_mean
+from .grouping import group_by_partition, harmonic_mean
 from .pretrained import (
     labels_measured_whole,
     pretrained_values,
@@ -8,7 +8,6 @@ from .pretrained import (
 )
 
 __all__ = [
-    'class_groups',
     'group_by_partition',
     'harmonic_mean',
     'labels_measured_whole',

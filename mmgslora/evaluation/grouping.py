@@ -8,17 +8,6 @@ from collections.abc import Iterable, Mapping
 from mmgslora.datasets.protocol import ClassPartition
 
 
-def class_groups(partition: ClassPartition) -> dict[str, tuple[str, ...]]:
-    """The classes under the letter of their group: f, r, and o and m where there are any."""
-    groups = {
-        'f': partition.forget,
-        'r': partition.retain,
-        'o': partition.old,
-        'm': partition.missing,
-    }
-    return {letter: names for letter, names in groups.items() if names}
-
-
 def harmonic_mean(retained: float, drop: float) -> float:
     """H, which is high only if much is kept and much is forgotten.
 
@@ -79,7 +68,7 @@ def group_by_partition(
         return math.fsum(n * of.get(name, math.nan) for name, n in shares.items()) / total
 
     grouped = {}
-    for letter, names in class_groups(partition).items():
+    for letter, names in partition.groups().items():
         known = [name for name in names if name in values]
         if known:
             grouped[f'{prefix}_{letter}'] = mean(values, known)

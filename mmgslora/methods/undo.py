@@ -206,12 +206,12 @@ class UNDO(Method):
                 losses[name] = losses.get(name, 0) + value / len(layers)
         if self.confusion_weight:
             which = (forget.labels[:, None] == task.forget).int().argmax(-1)
-            states = [x[matched] for x in _inside(forget.now)]
+            states = [x[matched] for x in _features(forget.now)]
             others = []
             if len(task.forget) == 1:
                 retain = views['retain']
                 sure = _stays(retain.teachers['teacher'], task) >= _SURE
-                others = [x[sure] for x in _inside(retain.now)]
+                others = [x[sure] for x in _features(retain.now)]
             told = self._confusion.loss(states, which, len(task.forget), others)
             ramp = min(1.0, context.progress / self.ramp) if self.ramp else 1.0
             losses['forget_loss_confusion'] = self.confusion_weight * ramp * told
@@ -234,7 +234,7 @@ class UNDO(Method):
         )
 
 
-def _inside(now: Outputs) -> tuple[Tensor, ...]:
+def _features(now: Outputs) -> tuple[Tensor, ...]:
     """(m, D) what classes can be read off in each block or decoder layer."""
     return (*now.states, *(x.embeddings for x in (*now.earlier, now)))
 

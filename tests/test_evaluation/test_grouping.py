@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgslora.datasets.protocol import ClassPartition
-from mmgslora.evaluation import class_groups, group_by_partition, harmonic_mean
+from mmgslora.evaluation import group_by_partition, harmonic_mean
 
 TASK_2 = ClassPartition(
     task=2, forget=('cat', 'dog'), retain=('cup', 'car'), old=('bus',), missing=('pen',)
@@ -29,7 +29,7 @@ def test_prefix_names_the_value_but_not_drop_and_h():
 
 def test_old_and_missing_only_where_there_are_such_classes():
     first = ClassPartition(task=1, forget=('cat',), retain=('cup', 'car'))
-    assert class_groups(first) == {'f': ('cat',), 'r': ('cup', 'car')}
+    assert first.groups() == {'f': ('cat',), 'r': ('cup', 'car')}
     assert group_by_partition(AFTER, first) == {'AP_f': 2, 'AP_r': 30}
 
 

@@ -130,14 +130,14 @@ def _drawn(
     size = (round(scale * width), round(scale * height))
     visualizer = DetLocalVisualizer()
     visualizer.set_image(cv2.resize(image, size, interpolation=how))
-    boxes = _inside(found['bboxes'], scale, size)
+    boxes = _clipped(found['bboxes'], scale, size)
     colours = [palette(len(classes))[label] for label in found['labels']]
     tags = [f'{classes[x]} {score:.2f}' for x, score in zip(found['labels'], found['scores'])]
     if len(boxes):
         visualizer.draw_bboxes(boxes, edge_colors=colours, line_widths=3, alpha=1)
     truth = [item for item in info['instances'] if classes[item['bbox_label']] in forget]
     if truth:
-        dashed = _inside([item['bbox'] for item in truth], scale, size, outside=5)
+        dashed = _clipped([item['bbox'] for item in truth], scale, size, outside=5)
         # Black dashes on a white line are seen on any background.
         visualizer.draw_bboxes(dashed, edge_colors='w', line_widths=3, alpha=1)
         style = [(0, (3, 2))] * len(dashed)
@@ -170,7 +170,7 @@ def palette(count: int) -> list[tuple[int, int, int]]:
     return [tuple((255 * shades[i % len(shades)]).astype(int).tolist()) for i in range(count)]
 
 
-def _inside(
+def _clipped(
     boxes: Sequence[Sequence[float]], scale: float, size: tuple[int, int], outside: float = 0
 ) -> np.ndarray:
     """Boxes in the pixels of the page, a little larger where asked for, cut at the image's edge."""

@@ -20,7 +20,7 @@ from mmengine.registry import METRICS
 
 from mmgslora.datasets.protocol import ClassPartition
 from mmgslora.errors import ForgettingError
-from mmgslora.evaluation.grouping import class_groups, group_by_partition
+from mmgslora.evaluation.grouping import group_by_partition
 from mmgslora.evaluation.pretrained import pretrained_values, published_tasks
 from mmgslora.families.detector.every_query import match_every_query
 
@@ -284,7 +284,7 @@ class ForgettingCocoMetric(CocoMetric):
         )
 
     def _paper_metrics(self, coco_eval: COCOeval, partition: ClassPartition) -> dict[str, float]:
-        per_class = self._paper_ap(coco_eval, class_groups(partition).values())
+        per_class = self._paper_ap(coco_eval, partition.groups().values())
         # The pre-trained values hold for the images of the tasks published with them only.
         known = set(partition.forget) in map(set, published_tasks())
         pretrained = self._pretrained('paper/per_class/') if known else None
@@ -312,7 +312,7 @@ class ForgettingCocoMetric(CocoMetric):
     ) -> dict[str, float]:
         """Percent of each group's objects that are found with at least each score."""
         recalls = {}
-        for letter, names in class_groups(partition).items():
+        for letter, names in partition.groups().items():
             scores = [score for name in names for score in found_with.get(name, ())]
             for threshold in self.recall_scores if scores else ():
                 found = sum(score >= threshold for score in scores)
