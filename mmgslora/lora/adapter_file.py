@@ -8,12 +8,12 @@ versions of PEFT refuse a config with keys they do not know.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.adapter import Adapter, is_of_adapter
@@ -27,14 +27,8 @@ from mmgslora.lora.stored import PREFIX, StoredAdapter
 _NO_TARGET = 'dummy-target-modules'
 
 
-def save_adapter(
-    model: nn.Module,
-    folder: str | Path,
-    metadata: dict[str, Any],
-    modules_to_save: Sequence[str] = (),
-    base: str | None = None,
-) -> None:
-    """Write the LoRA matrices of a model, and whole modules that a run replaced beside them.
+def save_adapter(model: nn.Module, folder: str | Path, metadata: dict[str, Any]) -> None:
+    """Write the LoRA matrices of a model.
 
     With what it was trained on, the file is the trained model: see :func:`apply_adapter`. Layers
     whose B is zero add nothing and are left out, and with them every group that sparsity switched
@@ -53,43 +47,32 @@ def save_adapter(
             into the file: give the plain model, not a wrapper around it.
         folder: Where to write. Folders above it are made.
         metadata: Anything JSON can hold, such as ``task`` and ``classes``. May be empty.
-        modules_to_save: Names of modules whose parameters and buffers go into the file as they
-            are, e.g. ``['bbox_head.cls_branches.5']``. The model then needs no LoRA layers.
-            Defaults to none.
-        base: Fingerprint of the model before the task. Defaults to None: that of this model with
-            its adapters off; with ``modules_to_save``, which may have changed, it is not known
-            then, and the base is not checked.
 
     Raises:
-        ForgettingError: If the model has no LoRA layers or has several ranks or scales, lacks a
-            module of ``modules_to_save``, a merged weight would hold NaN or infinity, or if
-            ``folder`` holds anything but an adapter.
+        ForgettingError: If the model has no LoRA layers or has several ranks or scales, a merged
+            weight would hold NaN or infinity, or ``folder`` holds anything but an adapter.
     """
-    layers = lora_layers(model) if modules_to_save else require_lora_layers(model)
+    layers = require_lora_layers(model)
     kept = {name: layer for name, layer in layers.items() if layer.lora_B.any()}
-    whole = _whole(model, modules_to_save)
-    tensors = {f'{PREFIX}{key}': value for key, value in whole.items()}
-    for name, layer in kept.items():
-        for matrix in ('lora_A', 'lora_B'):
-            tensors[f'{PREFIX}{name}.{matrix}.weight'] = getattr(layer, matrix)
-    config = json.dumps(_peft_config(layers, kept, modules_to_save), indent=2) + '\n'
+    tensors = {
+        f'{PREFIX}{name}.{matrix}.weight': getattr(layer, matrix)
+        for name, layer in kept.items()
+        for matrix in ('lora_A', 'lora_B')
+    }
+    config = json.dumps(_peft_config(layers, kept), indent=2) + '\n'
     files = {WEIGHTS: packed(tensors), CONFIG: config.encode()}
 
     state = {key: value for key, value in model.state_dict().items() if not is_of_adapter(key)}
-    if base is None and not modules_to_save:
-        base = fingerprint(state)
+    base = fingerprint(state)
     merged = {f'{name}.{layer.weight_name}': layer for name, layer in kept.items()}
-    others = also_named(model, [*whole, *merged])
+    others = also_named(model, list(merged))
     for key, layer in merged.items():
         state.update(dict.fromkeys([key, *others.get(key, ())], layer.merged_weight()))
-    groups = _groups(model) if layers else {}
-    write_folder(folder, files, metadata, base, fingerprint(state), others, groups=groups)
+    write_folder(folder, files, metadata, base, fingerprint(state), others, groups=_groups(model))
 
 
-def _peft_config(
-    layers: dict[str, Adapter], kept: Collection[str], modules_to_save: Sequence[str]
-) -> dict[str, Any]:
-    settings = {(layer.rank, layer.lora_alpha) for layer in layers.values()} or {(1, 1.0)}
+def _peft_config(layers: dict[str, Adapter], kept: Collection[str]) -> dict[str, Any]:
+    settings = {(layer.rank, layer.lora_alpha) for layer in layers.values()}
     if len(settings) > 1:
         raise ForgettingError(
             f'An adapter file holds one rank and lora_alpha; this model has {sorted(settings)}.'
@@ -106,7 +89,7 @@ def _peft_config(
         'bias': 'none',
         'fan_in_fan_out': False,
         'target_modules': list(kept) or _NO_TARGET,
-        'modules_to_save': list(modules_to_save) or None,
+        'modules_to_save': None,
     }
 
 
@@ -165,7 +148,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def apply_adapter(model: nn.Module, folder: str | Path, own_base: bool = True) -> dict[str, Any]:
+def apply_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     """Merge an adapter folder into a plain model: what a finished task was, again.
 
     The original and the folders of tasks 1 to t, applied in this order, give ``merged/task_t.pth``.
@@ -173,8 +156,6 @@ def apply_adapter(model: nn.Module, folder: str | Path, own_base: bool = True) -
     Args:
         model: The plain model with the weights that the task began with. It needs no LoRA layers.
         folder: As written by :func:`save_adapter`, or by PEFT.
-        own_base: Whether the model must be the one that the adapter was trained on. Defaults
-            to True.
 
     Returns:
         dict: The metadata of the adapter; empty where there is none.
@@ -185,20 +166,5 @@ def apply_adapter(model: nn.Module, folder: str | Path, own_base: bool = True) -
             hold NaN or infinity. The model is unchanged then.
     """
     adapter = StoredAdapter.read(folder)
-    model.load_state_dict(adapter.merged(model.state_dict(), own_base))
+    model.load_state_dict(adapter.merged(model.state_dict()))
     return adapter.metadata
-
-
-def _whole(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Parameters and buffers of these modules under their names in the model."""
-    whole = {}
-    for name in names:
-        try:
-            module = model.get_submodule(name)
-        except AttributeError as error:
-            raise ForgettingError(
-                f'{type(model).__name__} has no module {name!r} to save.'
-            ) from error
-        state = module.state_dict(keep_vars=True)
-        whole.update({f'{name}.{k}': value for k, value in state.items() if not is_of_adapter(k)})
-    return whole

@@ -1,13 +1,15 @@
 import copy
+import re
 
 import pytest
 import torch
 
 from mmgslora.errors import ForgettingError
-from mmgslora.lora import apply_adapter, fingerprint, inject_lora, save_adapter
+from mmgslora.lora.stored import StoredAdapter
 from mmgslora.models import ImageClassifier
 from mmgslora.requests import RequestSequence
 from mmgslora.requests.checkpoint import read_checkpoint, write_checkpoint
+from mmgslora.tuning import Full
 
 from .made_run import CLASSIFIER, make_run
 
@@ -37,13 +39,13 @@ def test_any_requests_on_the_original(made, tasks):
 
 
 def test_leaving_one_out_is_a_run_that_merges_only_the_others(made):
-    """The other two folders applied by hand to a plain model."""
-    model = ImageClassifier(**copy.deepcopy(CLASSIFIER))
-    model.load_state_dict(made.weights[0])
+    """The other two folders merged by hand into the plain weights."""
+    expected = made.weights[0]
     for task in (1, 3):
-        apply_adapter(model, made.work_dir / f'adapters/task_0{task}', own_base=False)
+        adapter = StoredAdapter.read(made.work_dir / f'adapters/task_0{task}')
+        expected = adapter.merged(expected, own_base=False)
     state = RequestSequence(made.work_dir, made.base).state([1, 3])
-    assert same(state, model.state_dict())
+    assert same(state, expected)
     assert not same(state, made.weights[3])
 
 
@@ -102,19 +104,22 @@ def test_a_run_from_before_there_was_a_ledger(tmp_path):
     assert same(sequence.state([1, 2, 3]), made.weights[3])
 
 
-def test_whole_modules_cannot_do_without_what_they_were_trained_on(made):
+def test_whole_parameters_cannot_do_without_what_they_were_trained_on(made):
     """Request 3 also replaces a Linear that request 1 had changed; request 2 is independent."""
     model = ImageClassifier(**copy.deepcopy(CLASSIFIER))
     model.load_state_dict(made.weights[2])
-    inject_lora(model, rank=2)
     name = next(iter(made.pairs[0]))
-    folder = made.work_dir / 'adapters/task_03'
+    tune = Full(target=re.escape(f'{name}.weight'))
+    tune.attach(model, ())
+    tune.begin_task()
+    with torch.no_grad():
+        model.get_submodule(name).weight.add_(1.0)
     (made.work_dir / 'ledger.jsonl').unlink()
-    save_adapter(model, folder, {}, modules_to_save=[name], base=fingerprint(made.weights[2]))
+    tune.save(made.work_dir / 'adapters/task_03', {})
     sequence = RequestSequence(made.work_dir)
     with pytest.raises(ForgettingError, match=f"Request 3 holds '{name}.* whole"):
         sequence.state([2, 3])
-    assert torch.equal(sequence.state([1, 3])[f'{name}.weight'], made.weights[2][f'{name}.weight'])
+    assert torch.equal(sequence.state([1, 3])[f'{name}.weight'], model.get_submodule(name).weight)
 
 
 def test_the_same_checkpoint_is_the_same_file(tmp_path):
