@@ -47,13 +47,10 @@ class LoRAGroup:
         Returns:
             Tensor: Scalar, float32 or wider, with its graph.
         """
-        return _joint_norm(self.A + self.B, eps)
+        return (squared_norms(self.A + self.B).sum() + eps).sqrt()
 
-    def norm_B(self, eps: float = 0.0) -> Tensor:
-        """Joint norm sqrt(sum ||B||_F^2 + eps); exactly 0 for a group that is switched off.
-
-        Args:
-            eps: As in :meth:`norm`. Defaults to 0.
+    def norm_B(self) -> Tensor:
+        """Joint norm sqrt(sum ||B||_F^2); exactly 0 for a group that is switched off.
 
         Returns:
             Tensor: Scalar, float32 or wider, with its graph.
@@ -63,11 +60,7 @@ class LoRAGroup:
         """
         if not self.B:
             raise ForgettingError(f'LoRA group {self.name!r} holds no B matrix.')
-        return _joint_norm(self.B, eps)
-
-
-def _joint_norm(matrices: Sequence[Tensor], eps: float) -> Tensor:
-    return (squared_norms(matrices).sum() + eps).sqrt()
+        return squared_norms(self.B).sum().sqrt()
 
 
 def squared_norms(matrices: Sequence[Tensor]) -> Tensor:

@@ -10,23 +10,24 @@ from torch import Tensor
 from mmgslora.errors import ForgettingError
 from mmgslora.lora.groups import LoRAGroup, squared_norms
 
+_EPS = 1e-12
 
-def group_penalty(groups: Sequence[LoRAGroup], eps: float = 1e-12) -> Tensor:
+
+def group_penalty(groups: Sequence[LoRAGroup]) -> Tensor:
     """Structure loss of GS-LoRA (arXiv 2403.11530): the sum of the groups' joint norms.
 
     .. math:: \\sum_g \\sqrt{\\|A_g\\|_F^2 + \\|B_g\\|_F^2 + \\text{eps}}
 
-    Each matrix x of group g gets the gradient x / norm_g. ``eps`` is ours: it makes that 0,
-    not NaN, at a group that is exactly zero. Multiply by alpha outside.
+    Each matrix x of group g gets the gradient x / norm_g. ``eps``, 1e-12, is ours: it makes that
+    0, not NaN, at a group that is exactly zero. Multiply by alpha outside.
 
     Args:
         groups: At least one group.
-        eps: Put under each root. Defaults to 1e-12.
 
     Returns:
         Tensor: Scalar, float32 or wider.
     """
-    return torch.stack([group.norm(eps) for group in groups]).sum()
+    return torch.stack([group.norm(_EPS) for group in groups]).sum()
 
 
 @torch.no_grad()

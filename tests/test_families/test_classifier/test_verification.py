@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from mmgslora.families.classifier import verification
 from mmgslora.families.classifier.verification import verification_metrics
 
 
@@ -43,8 +44,9 @@ def test_auc_by_hand():
 @pytest.mark.parametrize(
     'far, tar', [(0.01, 25), (0.33, 25), (0.49, 25), (0.5, 75), (0.66, 75), (4 / 6, 100), (1, 100)]
 )
-def test_tar_by_hand_and_not_interpolated(far, tar):
-    metrics = verification_metrics(EMBEDDINGS, LABELS, far)
+def test_tar_by_hand_and_not_interpolated(far, tar, monkeypatch):
+    monkeypatch.setattr(verification, '_FAR', far)
+    metrics = verification_metrics(EMBEDDINGS, LABELS)
     assert metrics[f'TAR@FAR={far:g}'] == pytest.approx(tar)
 
 
@@ -82,11 +84,13 @@ def test_left_out_without_pairs_of_both_kinds(labels):
     assert verification_metrics(torch.randn(len(labels), 4), labels) == {}
 
 
-def test_many_images_are_thinned():
+def test_many_images_are_thinned(monkeypatch):
     # Nine images and room for four: every third stays, at 0, 40 and 60 degrees.
     embeddings = at(0, 0, 0, 40, 0, 0, 60, 0, 0)
     labels = torch.tensor([0, 1, 1, 0, 1, 1, 1, 0, 0])
-    thinned = verification_metrics(embeddings, labels, max_images=4)
+    whole = verification_metrics(embeddings, labels)
+    monkeypatch.setattr(verification, '_MAX_IMAGES', 4)
+    thinned = verification_metrics(embeddings, labels)
     # The same person 40 degrees apart; different ones 60 and 20.
     assert thinned == {'AUC': 50, 'TAR@FAR=0.01': 0}
-    assert verification_metrics(embeddings, labels, max_images=9) != thinned
+    assert whole != thinned
