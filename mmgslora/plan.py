@@ -13,7 +13,6 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import LOOPS, MODELS, DefaultScope
 from mmengine.runner import Runner, TestLoop
 from rich.table import Table
-from torch import Tensor
 
 import mmgslora.register  # noqa: F401
 from mmgslora.command import plain_ending
@@ -34,7 +32,7 @@ from mmgslora.families.untrained import without_checkpoints
 from mmgslora.methods.prototypes import Prototypes
 from mmgslora.preflight.config import load_config
 from mmgslora.preflight.options import Options
-from mmgslora.preflight.work_dir import nearest_there
+from mmgslora.preflight.work_dir import kept_checkpoints, nearest_there, size_of
 from mmgslora.report.format import DASH, terminal
 
 try:
@@ -243,17 +241,10 @@ def _disk(runner: Runner, cfg: Config) -> tuple[int, int]:
     """Bytes that each task leaves, and bytes of the checkpoints to resume from."""
     loop, model = runner.train_loop, runner.train_loop.model
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad) * _NUMBER
-    plain, whole = (_bytes(x) for x in (model.tune.plain_state_dict(), model.state_dict()))
-    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    kept = loop.max_epochs // max(1, saving.get('interval', 1))
-    if saving.get('max_keep_ckpts', -1) > 0:
-        kept = min(kept, saving['max_keep_ckpts'])
+    plain, whole = (size_of(x) for x in (model.tune.plain_state_dict(), model.state_dict()))
+    kept = kept_checkpoints(cfg, loop.max_epochs)
     # The second term are Adam's two moments.
     return learned + plain * (2 if loop.seal else 1), kept * (whole + 2 * learned)
-
-
-def _bytes(state: Mapping[str, Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in state.values())
 
 
 def plan_table(plan: Plan) -> Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from torch import Tensor
 
 from mmgslora.atomic import write_text
 from mmgslora.preflight.plan import Plan, as_mapping
@@ -74,15 +75,10 @@ def is_first(cfg: Config) -> bool:
 
 def disk_space(plan: Plan) -> Iterator[str]:
     """What the run will write fits on the disk of its work_dir."""
-    weights = sum(
-        value.numel() * value.element_size()
-        for value in plan.model.plain_model.state_dict().values()
-    )
-    loop, hooks = plan.plain['train_cfg'], as_mapping(plan.plain.get('default_hooks'))
-    kept = as_mapping(hooks.get('checkpoint')).get('max_keep_ckpts', -1)
-    tasks = len(plan.protocol)
-    epochs = tasks * loop['epochs_per_task']
-    files = tasks * (2 if loop.get('seal') else 1) + (epochs if kept < 0 else min(kept, epochs)) + 1
+    weights = size_of(plan.model.plain_model.state_dict())
+    loop, tasks = plan.plain['train_cfg'], len(plan.protocol)
+    kept = kept_checkpoints(plan.plain, tasks * loop['epochs_per_task'])
+    files = tasks * (2 if loop.get('seal') else 1) + kept + 1
     free = shutil.disk_usage(nearest_there(plan.work_dir)).free
     if files * weights > free:
         yield (
@@ -90,6 +86,18 @@ def disk_space(plan: Plan) -> Iterator[str]:
             f'{str(plan.work_dir)!r} has {free / 1e9:.1f} GB free; make room, or give another '
             '--work-dir.'
         )
+
+
+def size_of(state: Mapping[str, Tensor]) -> int:
+    """Bytes of a state dict."""
+    return sum(x.numel() * x.element_size() for x in state.values())
+
+
+def kept_checkpoints(cfg: Mapping[str, Any], epochs: int) -> int:
+    """How many checkpoints to resume from a run of so many epochs leaves."""
+    saving = as_mapping(as_mapping(cfg.get('default_hooks')).get('checkpoint'))
+    written, most = epochs // saving.get('interval', 1), saving.get('max_keep_ckpts', -1)
+    return written if most < 0 else min(most, written)
 
 
 def hold(folder: Path, made: Mapping[str, Any]) -> None:

@@ -142,16 +142,22 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(command, held, cfg):
 
 
 @pytest.mark.parametrize(
-    ('seal', 'keep', 'files'),
-    [(False, 2, 2 + 2 + 1), (True, 2, 4 + 2 + 1), (False, -1, 2 + 6 + 1), (False, 9, 2 + 6 + 1)],
+    ('seal', 'saving', 'files'),
+    [
+        (False, dict(max_keep_ckpts=2), 2 + 2 + 1),
+        (True, dict(max_keep_ckpts=2), 4 + 2 + 1),
+        (False, dict(), 2 + 6 + 1),
+        (False, dict(max_keep_ckpts=9), 2 + 6 + 1),
+        (False, dict(interval=2, max_keep_ckpts=-1), 2 + 3 + 1),
+    ],
 )
-def test_the_disk_must_hold_every_file_of_the_run(tmp_path, monkeypatch, seal, keep, files):
+def test_the_disk_must_hold_every_file_of_the_run(tmp_path, monkeypatch, seal, saving, files):
     """Two tasks of three epochs: models, checkpoints that are kept, and one more while it is."""
     plan = SimpleNamespace(
         model=SimpleNamespace(plain_model=torch.nn.Linear(24, 10)),  # 250 numbers, 1000 bytes
         plain=dict(
             train_cfg=dict(epochs_per_task=3, seal=seal),
-            default_hooks=dict(checkpoint=dict(max_keep_ckpts=keep)),
+            default_hooks=dict(checkpoint=saving),
         ),
         protocol=[1, 2],
         work_dir=tmp_path,
