@@ -101,11 +101,6 @@ def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
     return f'Stopped. {what}; go on {how}'
 
 
-def what_happened(error: Exception, cfg: Config, args: argparse.Namespace) -> list[str]:
-    """Sentences on an error of another library in the middle of a run."""
-    return [f'{reason(error)} (--debug shows where).', how_to_go_on(cfg, args)]
-
-
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     with plain_ending(args.debug):
@@ -118,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     with plain_ending(
         args.debug,
         lambda: how_to_go_on(cfg, args),
-        lambda error: what_happened(error, cfg, args),
+        lambda error: [f'{reason(error)} (--debug shows where).', how_to_go_on(cfg, args)],
     ):
         if args.launcher == 'pytorch' and get_device() == 'cpu':
             start_on_cpu(cfg)

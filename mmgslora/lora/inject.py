@@ -196,12 +196,13 @@ def _match(
                 f'exclude has {name!r}, and this {type(model).__name__} has no such part; its '
                 f'parts are {", ".join(name for name, _ in model.named_children())}.'
             )
+    excluded = tuple(f'{name}.' for name in exclude)
     linears = {
         name: module
         for name, module in named.items()
         if isinstance(module, (nn.Linear, nn.MultiheadAttention))
         and name
-        and not _is_within(name, exclude)
+        and not f'{name}.'.startswith(excluded)
     }
     if target is None:
         wanted: set[nn.Module] = set()
@@ -250,10 +251,6 @@ def _weight(layer: nn.Module) -> nn.Parameter | None:
     """What an adapter on the layer changes; None where it is computed, or there are several."""
     name = 'weight' if isinstance(layer, nn.Linear) else 'in_proj_weight'
     return layer._parameters.get(name)
-
-
-def _is_within(name: str, folders: tuple[str, ...]) -> bool:
-    return any(name == folder or name.startswith(f'{folder}.') for folder in folders)
 
 
 def _some(names: list[str]) -> str:

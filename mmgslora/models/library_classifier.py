@@ -276,12 +276,8 @@ def _check_name(library: str, name: str, names: Sequence[str]) -> None:
         raise ForgettingError(f'{library} has no classifier {name!r} among {len(names)}{meant}')
 
 
-def _linears(network: nn.Module) -> list[str]:
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-
-
 def _last_linear(network: nn.Module, last: str | None) -> str:
-    linears = _linears(network)
+    linears = [name for name, x in network.named_modules() if isinstance(x, nn.Linear)]
     if not linears:
         raise ForgettingError(
             f'{type(network).__name__} has no Linear; a classifier must end in one, whose rows '

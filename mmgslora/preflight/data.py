@@ -64,7 +64,10 @@ def files(plan: Plan) -> Iterator[str]:
             names = [category['name'] for category in content['categories']]
             yield from category_problems(file, names, tuple(classes))
             dropped = dropped_boxes(content, classes)
-            _note_dropped(plan, split, file, dropped)
+            if dropped:
+                plan.notes.append(
+                    f'Left out of the boxes of {str(file)!r} ({split}): {_counts(dropped)}.'
+                )
             if split == 'train' and dropped.total() == len(content['annotations']) > 0:
                 yield f'No box of {str(file)!r} can be trained on: {_counts(dropped)}.'
             folder = Path(dataset.get('data_root') or '', *prefix.values())
@@ -209,11 +212,6 @@ def _absent(dataset: Mapping[str, Any]) -> Iterator[str]:
                 f'{what} {str(Path(root, name))!r} does not exist; put the data there, or set '
                 'data_root, ann_file and data_prefix in the config.'
             )
-
-
-def _note_dropped(plan: Plan, split: str, file: Path, dropped: Mapping[str, int]) -> None:
-    if dropped:
-        plan.notes.append(f'Left out of the boxes of {str(file)!r} ({split}): {_counts(dropped)}.')
 
 
 def _counts(dropped: Mapping[str, int]) -> str:
