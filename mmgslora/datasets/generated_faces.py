@@ -142,39 +142,14 @@ def draw_face(rng: np.random.Generator, person: dict, size: int = 56) -> np.ndar
     _paint_beard(paint, p, head, turn)
     _paint_hair(paint, p, head)
 
-    for side in (-1, 1):
-        x, y = side * p['eye_gap'] + turn, p['eye_y']
-        wide, high = p['eye_width'], p['eye_width'] * p['eye_open'] * blink
-        paint([_ellipse(x, y, wide * 1.12, high * 1.25)], shade)
-        paint([_ellipse(x, y, wide, high)], (245, 243, 240))
-        pupil = x + gaze * wide
-        paint([_ellipse(pupil, y, min(high, wide * 0.55), min(high, wide * 0.55))], p['iris'])
-        paint([_ellipse(pupil, y, wide * 0.22, min(high, wide * 0.22))], (12, 12, 12))
-        inner, outer = x - side * wide * 1.1, x + side * wide * 1.3
-        level = y - p['brow_lift'] - lifted
-        rise, thick = p['brow_tilt'] * 0.12, p['brow_thick']
-        brow = [(inner, level + rise), (x, level - 0.03), (outer, level - rise)]
-        paint(
-            [brow + [(a, b + 2 * thick) for a, b in reversed(brow)]], _mix(hair, (30, 20, 20), 0.4)
-        )
-    tip = p['eye_y'] + 0.1 + p['nose_length']
-    nose = 1.5 * turn
-    paint([[(turn - 0.03, p['eye_y'] + 0.08), (nose + p['nose_width'], tip), (nose, tip)]], shade)
-    paint([_ellipse(nose, tip, p['nose_width'], 0.07)], shade)
-    for side in (-1, 1):
-        paint([_ellipse(nose + side * p['nose_width'] * 0.5, tip + 0.02, 0.035, 0.025)], dark)
+    _paint_eyes(paint, p, shade, turn, gaze, blink, lifted)
+    _paint_nose(paint, p, shade, dark, turn)
     _paint_mouth(paint, p, turn, smile, opened)
     if p['mole']:
         paint([_ellipse(p['mole'][0] + turn, p['mole'][1], 0.04, 0.04)], dark)
     _paint_glasses(paint, p, turn)
 
-    light = [int(v) for v in rng.integers(-60, 61, 2)]
-    tone = 256 + int(rng.integers(-50, 51)) + rng.integers(-12, 13, 3)
-    at = np.arange(big) - size
-    slope = (at[:, None] * light[0] + at * light[1])[..., None] // size
-    lit = canvas * (tone + slope) // 256
-    small = lit.reshape(size, 2, size, 2, 3).sum((1, 3)) // 4
-    return (small + rng.integers(-9, 10, small.shape)).clip(0, 255).astype(np.uint8)
+    return _in_light(rng, canvas)
 
 
 def _angles(start: int, stop: int, step: int) -> list[float]:
@@ -248,6 +223,45 @@ def _paint_beard(paint: Callable, p: dict, head: Loop, turn: float) -> None:
         )
 
 
+def _paint_eyes(
+    paint: Callable,
+    p: dict,
+    shade: tuple[int, ...],
+    turn: float,
+    gaze: float,
+    blink: float,
+    lifted: float,
+) -> None:
+    """Eyes, and the brows above them."""
+    for side in (-1, 1):
+        x, y = side * p['eye_gap'] + turn, p['eye_y']
+        wide, high = p['eye_width'], p['eye_width'] * p['eye_open'] * blink
+        paint([_ellipse(x, y, wide * 1.12, high * 1.25)], shade)
+        paint([_ellipse(x, y, wide, high)], (245, 243, 240))
+        pupil = x + gaze * wide
+        paint([_ellipse(pupil, y, min(high, wide * 0.55), min(high, wide * 0.55))], p['iris'])
+        paint([_ellipse(pupil, y, wide * 0.22, min(high, wide * 0.22))], (12, 12, 12))
+        inner, outer = x - side * wide * 1.1, x + side * wide * 1.3
+        level = y - p['brow_lift'] - lifted
+        rise, thick = p['brow_tilt'] * 0.12, p['brow_thick']
+        brow = [(inner, level + rise), (x, level - 0.03), (outer, level - rise)]
+        paint(
+            [brow + [(a, b + 2 * thick) for a, b in reversed(brow)]],
+            _mix(p['hair'], (30, 20, 20), 0.4),
+        )
+
+
+def _paint_nose(
+    paint: Callable, p: dict, shade: tuple[int, ...], dark: tuple[int, ...], turn: float
+) -> None:
+    tip = p['eye_y'] + 0.1 + p['nose_length']
+    nose = 1.5 * turn
+    paint([[(turn - 0.03, p['eye_y'] + 0.08), (nose + p['nose_width'], tip), (nose, tip)]], shade)
+    paint([_ellipse(nose, tip, p['nose_width'], 0.07)], shade)
+    for side in (-1, 1):
+        paint([_ellipse(nose + side * p['nose_width'] * 0.5, tip + 0.02, 0.035, 0.025)], dark)
+
+
 def _paint_mouth(paint: Callable, p: dict, turn: float, smile: float, opened: float) -> None:
     lips = _mix(p['skin'], (190, 30, 50), 0.3 + 0.5 * p['lip_red'])
     steps = [i / 6 for i in range(-6, 7)]
@@ -279,6 +293,18 @@ def _paint_glasses(paint: Callable, p: dict, turn: float) -> None:
         paint([_bar(x + side * wide, side * p['width'], y, 0.02)], p['frame'])
     inner = max(gap - wide, 0.02)
     paint([_bar(turn - inner, turn + inner, y, 0.02)], p['frame'])
+
+
+def _in_light(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """Light from a side, a tone and noise on a canvas, which is averaged to half its size."""
+    light = [int(v) for v in rng.integers(-60, 61, 2)]
+    tone = 256 + int(rng.integers(-50, 51)) + rng.integers(-12, 13, 3)
+    size = len(canvas) // 2
+    at = np.arange(len(canvas)) - size
+    slope = (at[:, None] * light[0] + at * light[1])[..., None] // size
+    lit = canvas * (tone + slope) // 256
+    small = lit.reshape(size, 2, size, 2, 3).sum((1, 3)) // 4
+    return (small + rng.integers(-9, 10, small.shape)).clip(0, 255).astype(np.uint8)
 
 
 def face_classes(identities: int) -> tuple[str, ...]:

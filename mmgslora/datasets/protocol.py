@@ -123,6 +123,10 @@ class Protocol:
         self.tasks = tuple(self._names(t, f'task {n}') for n, t in enumerate(tasks or (), 1))
         self.missing = self._names(missing, 'the missing classes')
         self.forgotten = self._names(forgotten, 'the classes the model has forgotten')
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse tasks that cannot all be asked of this model."""
         if not self.tasks:
             raise ForgettingError('The protocol has no tasks; give at least one list of classes.')
         asked_in: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,27 @@ def split_coco(path: str | Path, val: float = 0.15, seed: int = 0) -> dict[str, 
     for item in content['annotations']:
         if item['image_id'] in classes_of:
             classes_of[item['image_id']].add(item['category_id'])
+    chosen = _held_out(classes_of, val, seed)
+    if not chosen or len(chosen) == len(images):
+        raise ForgettingError(
+            f'{str(path)!r} has {len(images)} images, which leave none for one of the parts with '
+            f'a share of {val} for validation; give more images or another share.'
+        )
+    return {
+        name: {
+            **content,
+            'images': [x for x in content['images'] if (x['id'] in chosen) == held_out],
+            'annotations': [
+                x for x in content['annotations'] if (x['image_id'] in chosen) == held_out
+            ],
+        }
+        for name, held_out in (('train', False), ('val', True))
+    }
+
+
+def _held_out(classes_of: Mapping[int, set[int]], val: float, seed: int) -> set[int]:
+    """The images for validation, given the classes that each image shows."""
+    images = list(classes_of)
     order = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
     total = Counter(label for found in classes_of.values() for label in found)
     chosen: set[int] = set()
@@ -70,21 +92,7 @@ def split_coco(path: str | Path, val: float = 0.15, seed: int = 0) -> dict[str, 
             break
         if not classes_of[image]:
             take(image)
-    if not chosen or len(chosen) == len(images):
-        raise ForgettingError(
-            f'{str(path)!r} has {len(images)} images, which leave none for one of the parts with '
-            f'a share of {val} for validation; give more images or another share.'
-        )
-    return {
-        name: {
-            **content,
-            'images': [x for x in content['images'] if (x['id'] in chosen) == held_out],
-            'annotations': [
-                x for x in content['annotations'] if (x['image_id'] in chosen) == held_out
-            ],
-        }
-        for name, held_out in (('train', False), ('val', True))
-    }
+    return chosen
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -111,6 +111,11 @@ def start(plan: Plan) -> Iterator[str]:
         return
     if '://' in path:  # fetched when the run starts
         return
+    yield from _content(plan, path)
+
+
+def _content(plan: Plan, path: str) -> Iterator[str]:
+    """What a checkpoint to start from holds; where it can be loaded, it is."""
     checkpoint = read_checkpoint(path, 'The checkpoint to start from, load_from,')
     if made_by(checkpoint) is not None:
         yield (

@@ -121,17 +121,22 @@ def summary_lines(record: dict) -> list[str]:
         One sentence per line; what the record does not hold is left out.
     """
     tasks = tasks_of(record)
-    prefix = metric_prefix(record)
-    last = tasks[-1]
     gone = sum(len(task['forget']) for task in tasks)
     # Not those with a value: images to measure on need not show every class.
-    known = sum(map(len, class_groups(last).values()))
+    known = sum(map(len, class_groups(tasks[-1]).values()))
     lines = [
         f'{_count(len(tasks), "forgetting task")}: {gone} of {_count(known, "class")} '
         'asked to be forgotten.'
     ]
     lines += [f'{name}: {value}.' for name, value in run_settings(record)]
+    lines += _costs(record, tasks)
+    lines += [line for task in tasks if (line := _why_it_ended(task))]
+    return lines + _effects(record, tasks)
 
+
+def _costs(record: dict, tasks: list[dict]) -> list[str]:
+    """What all tasks took: parameters, images and time."""
+    lines = []
     trained = max((task.get('trainable_params') or 0 for task in tasks), default=0)
     total = max((task.get('total_params') or 0 for task in tasks), default=0)
     if total:
@@ -155,10 +160,12 @@ def summary_lines(record: dict) -> list[str]:
     lines.append(
         f'Training took {_duration(train)} in all, {before}evaluation {_duration(evaluate)}.'
     )
-    lines += _beside_the_original(record, tasks, prepare + train)
+    return lines + _beside_the_original(record, tasks, prepare + train)
 
-    lines += [line for task in tasks if (line := _why_it_ended(task))]
 
+def _effects(record: dict, tasks: list[dict]) -> list[str]:
+    """What stands beside AP_f and AP_r: the hardest hit class, and other ways to measure."""
+    prefix, last, lines = metric_prefix(record), tasks[-1], []
     hit = hardest_hit(record, last)
     if hit:
         lines.append(
