@@ -131,7 +131,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     audit = _audit(cfg, paths, run, task, files, settings, unseen)
     console = terminal()
-    # The output comes with every audit: no verdict without it.
 
     def measure(unit: str, model: str) -> None:
         if record.has(unit, model):
@@ -150,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ForgettingError(
             f'--models {unknown[0]!r} is not in this audit; there are {", ".join(audit.models)}.'
         )
+    # The output comes with every audit: no verdict without it.
     for unit, model in audit.units(['output', *args.measures]):
         if model in asked:
             measure(unit, model)

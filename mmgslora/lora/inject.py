@@ -154,20 +154,7 @@ def inject_lora(
                 'weight of its out_proj and does not call the layer; choose other Linears.'
             )
     _refuse_common_weights(model, matched)
-    # All are built before the first is put in, so that an error leaves the model as it was.
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    new_layers = {}
-    for layer, name in matched.items():
-        try:
-            if isinstance(layer, nn.Linear):
-                new_layers[layer] = LoRALinear.from_linear(layer, rank, lora_alpha, init)
-            else:
-                check_attention(layer, rank, lora_alpha, init)
-        except ForgettingError as error:
-            for parameter, requires_grad in before.items():
-                parameter.requires_grad_(requires_grad)
-            raise ForgettingError(f'{name}: {error}') from error
-
+    new_layers = _built(model, matched, rank, lora_alpha, init)
     for layer in matched:
         if isinstance(layer, nn.MultiheadAttention):
             LoRAMultiheadAttention.from_attention(layer, rank, lora_alpha, init)
@@ -180,6 +167,25 @@ def inject_lora(
                 setattr(parent, child_name, new_layers[child])
     _leave_fast_path(model)
     return list(lora_layers(model))
+
+
+def _built(
+    model: nn.Module, matched: dict[nn.Module, str], rank: int, lora_alpha: float, init: str
+) -> dict[nn.Module, LoRALinear]:
+    """The new layer of every Linear, none put in yet: an error leaves the model as it was."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    new_layers = {}
+    for layer, name in matched.items():
+        try:
+            if isinstance(layer, nn.Linear):
+                new_layers[layer] = LoRALinear.from_linear(layer, rank, lora_alpha, init)
+            else:
+                check_attention(layer, rank, lora_alpha, init)
+        except ForgettingError as error:
+            for parameter, requires_grad in before.items():
+                parameter.requires_grad_(requires_grad)
+            raise ForgettingError(f'{name}: {error}') from error
+    return new_layers
 
 
 def _match(
