@@ -127,7 +127,7 @@ def time_requests(cfg: Config, folder: Path, name: str) -> RequestClock:
 
 
 @torch.no_grad()
-def inference_ratio(runner: Runner, original: Path, merged: Path, rounds: int = 12) -> float:
+def inference_ratio(runner: Runner, original: Path, merged: Path) -> float:
     """Seconds of a prediction by the merged plain model over those of the original one."""
     batch = next(iter(runner.train_loop.evaluation_loop.dataloader))
     models = {}
@@ -135,7 +135,7 @@ def inference_ratio(runner: Runner, original: Path, merged: Path, rounds: int = 
         models[path] = plain_model(runner.cfg).to(next(runner.model.parameters()).device).eval()
         load_checkpoint(models[path], str(path), map_location='cpu', logger='silent')
     seconds: dict[Path, list[float]] = {path: [] for path in models}
-    for number in range(rounds + 1):
+    for number in range(13):  # the first does not count
         order = list(models) if number % 2 else list(models)[::-1]
         for path in order:
             since = now()

@@ -141,13 +141,13 @@ def _randomise(cfg: Config, folder: Path, scale: tuple[int, int]) -> None:
             torch.save(dict(state_dict=plain_model(cfg).state_dict(), meta={}), cfg.load_from)
 
 
-def write_many_shapes(root: Path, size: int, kinds: int = 3) -> list[str]:
-    """The generated shapes with several classes of each shape, told apart by nothing.
+def write_many_shapes(root: Path, size: int) -> list[str]:
+    """The generated shapes with three classes of each shape, told apart by nothing.
 
     Returns:
-        The names of the classes, 'circle 1' to 'heart 3' for three kinds.
+        The names of the classes, 'circle 1' to 'heart 3'.
     """
-    names = [f'{shape} {kind + 1}' for kind in range(kinds) for shape in SHAPES]
+    names = [f'{shape} {kind}' for kind in (1, 2, 3) for shape in SHAPES]
     if (root / 'shapes.json').exists():
         return names
     draft = root.with_name(f'{root.name}_draft')
@@ -157,7 +157,7 @@ def write_many_shapes(root: Path, size: int, kinds: int = 3) -> list[str]:
         content = json.loads(path.read_text())
         content['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
         for number, item in enumerate(content['annotations']):
-            item['category_id'] += len(SHAPES) * (number % kinds)
+            item['category_id'] += len(SHAPES) * (number % 3)
         path.write_text(json.dumps(content))
     draft.rename(root)
     return names

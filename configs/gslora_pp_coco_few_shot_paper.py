@@ -9,7 +9,7 @@ model = dict(method=dict(_delete_=True, **paper.method))
 train_dataloader = dict(
     batch_size=paper.batch_size,
     sampler=dict(by_class=False),
-    dataset=dict(data_ratio=paper.data_ratio, min_images=1, redraw=True),
+    dataset=dict(data_ratio=paper.data_ratio, min_images=1),
 )
 train_cfg = dict(steps_per_task=None, epochs_per_task=paper.epochs_per_task)
 optim_wrapper = dict(_delete_=True, **paper.optim_wrapper)
