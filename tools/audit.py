@@ -27,8 +27,7 @@ import mmgslora.register  # noqa: F401  puts compat in place
 from mmgslora.audit.measures import MEASURES, Audit, Settings
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import HEAD_ONLY, ORACLE, ORIGINAL, UNLEARNED, UNSEEN, is_oracle
-from mmgslora.audit.sentences import sentence
-from mmgslora.audit.table import audit_table
+from mmgslora.audit.table import audit_lines, audit_table
 from mmgslora.audit.verdict import limits_of
 from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
@@ -138,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = time.perf_counter()
         rows = audit.measure(unit, model, record.rate(unit, model))
         if unit == 'output' and is_oracle(model):
-            path = str(paths[model])
-            _check_oracle(rows, path, audit, mean_before(run.record, gone, gone=True))
+            before = mean_before(run.record, gone, gone=True)
+            _check_oracle(rows, str(paths[model]), audit, before)
         record.nearest = audit.nearest or record.nearest
         record.add(unit, model, rows, time.perf_counter() - started)
         console.print(f'{unit} of {model}: {record.units[f"{unit}:{model}"]["seconds"]} s')
@@ -157,12 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(unit, model)
     record.write()
     console.print(audit_table(record))
-    for kind in record.rows.kinds():
-        console.print(f'{kind.capitalize().replace("_", " ")}: {sentence(record.rows, kind)}')
-    for line in record.cannot_conclude():
-        console.print(f'Cannot be concluded: {line}')
-    if verdict := record.verdict():
-        console.print(f'Verdict: {verdict.verdict}. {verdict.reason}')
+    for line in audit_lines(record):
+        console.print(line)
     console.print(f'Results: {record.path}')
 
 

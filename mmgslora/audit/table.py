@@ -1,4 +1,4 @@
-"""The table that an audit prints."""
+"""What an audit prints: a table, and the sentences below it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.table import Table
 
 from mmgslora.audit.record import AuditRecord
 from mmgslora.audit.rows import HEAD_ONLY, ORIGINAL, UNLEARNED, UNSEEN, Spread, is_oracle
-from mmgslora.audit.sentences import text_of
+from mmgslora.audit.sentences import sentence, text_of
 
 
 def audit_table(record: AuditRecord) -> Table:
@@ -24,6 +24,14 @@ def audit_table(record: AuditRecord) -> Table:
                 values = (rows.value(measure, model) for model in models)
                 table.add_row(measure, *(_cell(kind, value) for value in values))
     return table
+
+
+def audit_lines(record: AuditRecord) -> list[str]:
+    """What every kind of measure found, what cannot be concluded from it, and the verdict."""
+    rows, verdict = record.rows, record.verdict()
+    lines = [f'{k.capitalize().replace("_", " ")}: {sentence(rows, k)}' for k in rows.kinds()]
+    lines += [f'Cannot be concluded: {line}' for line in record.cannot_conclude()]
+    return lines + ([f'Verdict: {verdict.verdict}. {verdict.reason}'] if verdict else [])
 
 
 def _cell(kind: str, value: Spread | None) -> str:
