@@ -56,13 +56,15 @@ def verify(
         except ForgettingError as error:
             raise ledger.misfit(entry['number'], str(error).rstrip('.')) from error
     check.record()
-    if head is not None and head != ledger.head:
-        raise ledger.misfit(
-            len(ledger.entries),
-            f'its hash is {ledger.head} and not the one that was kept, {head}: lines were taken '
-            'away, added or rewritten',
-        )
     lines = len(ledger.entries)
+    if head is not None and head != ledger.head:
+        kept = next((e['number'] for e in ledger.entries if e['sha256'] == head), None)
+        how = 'lines were taken away or rewritten'
+        if kept:  # as every request, export and seal does
+            how = f'that is line {kept}, which is as it was then; {lines - kept} came after it'
+        raise ledger.misfit(
+            lines, f'its hash is {ledger.head} and not the one that was kept, {head}: {how}'
+        )
     known = 'is the one that was kept' if head else 'should be kept elsewhere'
     return [
         f'{ledger.path}: {lines} line{"s" if lines > 1 else ""} as written.',

@@ -18,6 +18,9 @@ def test_a_run_that_fits(made):
     assert 'The metrics of 3 requests are those in forgetting.json.' in found
     head = Ledger(made.work_dir).head
     assert verify(made.work_dir, head=head)[-1] == f'Head: {head}, which is the one that was kept.'
+    first = Ledger(made.work_dir).entries[0]['sha256']
+    with pytest.raises(ForgettingError, match='that is line 1, which is as .* then; 2 came after'):
+        verify(made.work_dir, head=first)
 
 
 def change(path):
