@@ -71,12 +71,18 @@ def export(
         The line of the ledger; ``to_destroy`` has the paths, with ``final``.
 
     Raises:
-        ForgettingError: The form is unknown or not possible for this model, the file exists, the
-            model is not the one in the ledger, or the head cannot be sealed.
+        ForgettingError: The form is unknown, not possible for this model or not that of the file's
+            name, the file exists, the model is not the one in the ledger, or the head cannot be
+            sealed.
     """
     out = Path(out)
     if form not in FORMS:
         raise ForgettingError(f'The form is {form!r}; it can be {", ".join(FORMS)}.')
+    if out.suffix == '.onnx' and form != 'onnx':
+        raise ForgettingError(
+            f"{str(out)!r} would be no ONNX file: the form is {form!r}; give the form 'onnx', or "
+            'another name.'
+        )
     refuse_to_overwrite(out)
     checkpoint = read_checkpoint(sequence.current_file)
     state, meta = checkpoint['state_dict'], checkpoint['meta']

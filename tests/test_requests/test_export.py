@@ -77,6 +77,9 @@ def test_what_cannot_be_handed_out(made, tmp_path):
     sequence = RequestSequence(made.work_dir)
     with pytest.raises(ForgettingError, match="form is 'zip'; it can be checkpoint"):
         export(sequence, tmp_path / 'out', form='zip')
+    with pytest.raises(ForgettingError, match="no ONNX file: the form is 'checkpoint'"):
+        export(sequence, tmp_path / 'out.onnx')
+    assert not (tmp_path / 'out.onnx').exists()
     with pytest.raises(ForgettingError, match='original.pth. exists already'):
         export(sequence, made.base)
     merged = made.work_dir / 'merged/task_03.pth'
