@@ -34,6 +34,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     wanted = [args.work_dir, args.make_key, args.verify]
     if sum(value is not None for value in wanted) != 1:
         parser.error('give one of WORK_DIR, --make-key KEYFILE and --verify CERTIFICATE')
+    if args.key and not args.verify:
+        parser.error('--key needs --verify CERTIFICATE; --sign KEYFILE signs')
+    if (args.sign or args.config) and not args.work_dir:
+        parser.error('--sign and --config need WORK_DIR')
     return args
 
 

@@ -64,11 +64,19 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, main):
         main(work_dir, '--config', tmp_path / 'who.py')
 
 
-@pytest.mark.parametrize('arguments', [[], ['run', '--make-key', 'key']])
-def test_one_thing_at_a_time(main, arguments, capsys):
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'give one of WORK_DIR, --make-key KEYFILE and'),
+        (['run', '--make-key', 'key'], 'give one of WORK_DIR, --make-key KEYFILE and'),
+        (['run', '--key', 'key.pub'], '--key needs --verify CERTIFICATE; --sign KEYFILE signs'),
+        (['--verify', 'task_01.json', '--sign', 'key'], '--sign and --config need WORK_DIR'),
+    ],
+)
+def test_one_thing_at_a_time(main, arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(*arguments)
-    assert 'give one of WORK_DIR, --make-key KEYFILE and' in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
