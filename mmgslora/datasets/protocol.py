@@ -9,15 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from mmengine.logging import MessageHub
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from mmgslora.errors import ForgettingError
 
 _HUB_KEY = 'class_partition'
 _FILE_KEYS = ('tasks', 'order', 'sizes', 'missing')
+Tasks = Annotated[
+    Sequence[Sequence[str | int]],
+    Field(description='a list with a list of classes for each task ([[cat],[dog,horse]])'),
+]
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Protocol:
     def __init__(
         self,
         classes: Sequence[str],
-        tasks: Sequence[Sequence[str | int]] | None = None,
+        tasks: Tasks | None = None,
         missing: Sequence[str | int] = (),
         order: Sequence[str | int] | None = None,
         sizes: Sequence[int] | None = None,

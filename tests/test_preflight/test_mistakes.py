@@ -99,6 +99,7 @@ SETTINGS = {
     'empty task': ('train_cfg.protocol.tasks=[[star],[]]', 'Task 2 of the protocol is empty'),
     'no tasks': ('train_cfg.protocol.tasks=[]', 'has no tasks'),
     'tasks as text': ('train_cfg.protocol.tasks=star', "tasks is 'star'; it can be"),
+    'no list per task': ('train_cfg.protocol.tasks=[star]', r'can be .* \(\[\[cat\],\[dog,hor'),
     'other evaluator': ('test_evaluator.type=CocoMetric', "needs 'ForgettingCocoMetric'"),
     'names of its own': ('test_evaluator.prefix=coco', "prefix is 'coco'; leave it out"),
     'evaluator of another file': (
