@@ -41,6 +41,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def signed(run: FinishedRun) -> bool:
+    """Whether a certificate that lies in the work_dir has a signature."""
+    paths = (run.work_dir / 'certificates').glob('task_*.json')
+    return any(b'"signature": {' in path.read_bytes() for path in paths)
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     if args.make_key or args.verify or args.sign:
@@ -55,12 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
         key = signing.load_key(Path(args.sign)) if args.sign else None
         run = FinishedRun(args.work_dir, args.config)
         certificates = certificates_of(run)
+        signed_before = signed(run)
         if key:
             certificates = [signing.sign(certificate, key) for certificate in certificates]
         for certificate, path in zip(certificates, write_certificates(run, certificates)):
             verdict = certificate['verdict']
             back = 'taken back since; ' if certificate['taken_back'] else ''
             print(f'{os.path.relpath(path)}: {back}{verdict["result"]}. {verdict["sentence"]}')
+        if signed_before and not key:
+            print('They replace signed certificates and are not signed; --sign KEYFILE signs them.')
         if unfinished(run.record):
             print(unfinished(run.record))
         print(os.path.relpath(write_report(run, certificates)))

@@ -38,7 +38,12 @@ def test_report_certificates_and_signature_from_the_command_line(tmp_path, main,
     main('--verify', certificate, '--key', f'{key}.pub')
     assert 'the signature is valid' in capsys.readouterr().out
 
-    certificate.write_text(certificate.read_text().replace('"failed"', '"passed"', 1))
+    signed = certificate.read_text()
+    main(work_dir)
+    assert 'replace signed certificates and are not signed' in capsys.readouterr().out
+    main(work_dir)
+    assert 'signed' not in capsys.readouterr().out
+    certificate.write_text(signed.replace('"failed"', '"passed"', 1))
     checked = subprocess.run(
         [sys.executable, TOOL, '--verify', certificate], capture_output=True, text=True
     )
