@@ -179,13 +179,18 @@ def _effects(record: dict, tasks: list[dict]) -> list[str]:
         values = ', '.join(f'{value:.1f}' for value in at_random)
         lines.append(f'{prefix}f of the same queries in a random order: {values}.')
 
-    paper = [
-        f'{name} {value:.1f}'
-        for name in (f'{prefix}f', f'{prefix}r', f'{prefix}o')
-        if (value := metric(last, f'paper/{name}')) is not None
-    ]
-    if paper:
-        lines.append(f"Measured the paper's way after task {last['task']}: {', '.join(paper)}.")
+    # Of faces the papers keep the margin, which is measured where it was asked for.
+    ways = {'margin_at_test/paper/': ', with the margin,', 'paper/': ''}
+    for way, how in ways.items():
+        paper = [
+            f'{name} {value:.1f}'
+            for name in (f'{prefix}f', f'{prefix}r', f'{prefix}o')
+            if (value := metric(last, f'{way}{name}')) is not None
+        ]
+        if paper:
+            after = f'after task {last["task"]}'
+            lines.append(f"Measured the paper's way{how} {after}: {', '.join(paper)}.")
+            break
     return lines
 
 

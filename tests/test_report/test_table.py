@@ -161,6 +161,14 @@ def test_summary_says_what_the_run_cost():
     assert "paper's way after task 2: AP_f 0.4, AP_r 55.5" in text
 
 
+def test_the_papers_way_keeps_the_margin_where_it_was_measured():
+    record = shapes_record()
+    metrics = {'margin_at_test/paper/AP_f': 0.1, 'margin_at_test/paper/AP_r': 44.0}
+    record['tasks'][-1]['metrics'].update(metrics)
+    text = '\n'.join(summary_lines(record))
+    assert "paper's way, with the margin, after task 2: AP_f 0.1, AP_r 44.0." in text
+
+
 @pytest.mark.parametrize(
     ('width', 'lines', 'expected'),
     [
