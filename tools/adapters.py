@@ -21,6 +21,7 @@ from rich.table import Table
 import mmgslora.register  # noqa: F401  the families are known
 from mmgslora.command import plain_ending
 from mmgslora.errors import ForgettingError
+from mmgslora.lora.folder import weights_of
 from mmgslora.lora.stored import StoredAdapter
 from mmgslora.report.format import terminal
 from mmgslora.requests import RequestSequence, add, contents, export, merge, revoke
@@ -117,8 +118,13 @@ def show(folder: Path) -> None:
     if (folder / 'forgetting.json').is_file():
         console.print(_requests(RequestSequence(folder)))
         console.print(HIDES)
-    else:
+    elif (folder / weights_of(folder)).is_file():
         console.print(_groups(StoredAdapter.read(folder)))
+    else:
+        raise ForgettingError(
+            f'{str(folder)!r} is neither the work_dir of a run, with forgetting.json, nor the '
+            'folder of an adapter, such as WORK_DIR/adapters/task_01.'
+        )
 
 
 def _requests(sequence: RequestSequence) -> Table:

@@ -34,6 +34,8 @@ def test_show(made, main, capsys):
     main('show', made.work_dir / 'adapters/task_02')
     printed = ' '.join(capsys.readouterr().out.split())  # a long path breaks its line
     assert 'task 2, forgets dog' in printed and 'zero' in printed
+    with pytest.raises(ForgettingError, match="merged' is neither the work_dir of a run, with .*"):
+        main('show', made.work_dir / 'merged')
 
 
 def test_show_what_was_trained_itself(made, main, capsys):
