@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -18,6 +19,7 @@ from mmgslora.preflight import prepare
 from mmgslora.preflight.config import add_config_arguments, load_config
 from mmgslora.preflight.plan import reason
 from mmgslora.preflight.resume import checkpoints_in, resume_in
+from mmgslora.preflight.work_dir import LOCK
 from mmgslora.requests import continued_config
 from mmgslora.requests.measure import build_runner
 
@@ -101,6 +103,16 @@ def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
     return f'Stopped. {what}; go on {how}'
 
 
+def what_happened(error: Exception, cfg: Config, args: argparse.Namespace) -> list[str]:
+    """Sentences on an error of another library in the middle of a run."""
+    begun = checkpoints_in(cfg.work_dir) or Path(cfg.work_dir, LOCK).is_file()
+    # What has left nothing behind is started again as it was, once its mistake is mended.
+    return [
+        f'{reason(error)} (--debug shows where).',
+        *([how_to_go_on(cfg, args)] if begun else []),
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     with plain_ending(args.debug):
@@ -113,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     with plain_ending(
         args.debug,
         lambda: how_to_go_on(cfg, args),
-        lambda error: [f'{reason(error)} (--debug shows where).', how_to_go_on(cfg, args)],
+        lambda error: what_happened(error, cfg, args),
     ):
         if args.launcher == 'pytorch' and get_device() == 'cpu':
             start_on_cpu(cfg)

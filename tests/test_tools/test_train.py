@@ -238,6 +238,18 @@ def test_one_of_several_processes_does_not_say_its_own_command(repo_root, tmp_pa
     )
 
 
+def test_a_run_that_has_not_begun_has_nothing_to_go_on_with(repo_root, tmp_path):
+    """A wrong setting of a plain training, say: the same command with --resume fails, too."""
+    tool = runpy.run_path(str(repo_root / 'tools/train.py'))
+    args, cfg = tool['parse_args'](['config.py']), Config(dict(work_dir=str(tmp_path)))
+    error = TypeError('no max_epoch')
+    assert tool['what_happened'](error, cfg, args) == [
+        'TypeError: no max_epoch (--debug shows where).'
+    ]
+    (tmp_path / 'run.lock').touch()  # a forgetting run that had begun
+    assert tool['what_happened'](error, cfg, args)[1].startswith('Stopped. No checkpoint was saved')
+
+
 def test_a_refused_command_leaves_a_finished_run_as_it_was(call, tmp_path):
     """Not even the config is written: report and audit read the finished run's."""
     work_dir = tmp_path / 'run'
