@@ -155,6 +155,43 @@ def test_a_task_resumed_at_an_epoch_goes_on_like_the_whole(moment, last, held):
             group_.layers[0].held = False  # a model built anew
 
 
+def test_a_task_begins_with_nothing_from_the_one_before(moment, small):
+    """The group at zero learns again, the next look finds it for the first time."""
+    sparsity = Sparsity('proximal', alpha=0.0, select=0.5)
+    moment.steps, moment.step = 200, 100
+    sparsity.before_iter(moment)
+    assert small.layers[0].held
+    sparsity.before_task(moment)
+    small.layers[0].held = False
+    small.B[0].data.fill_(1.0)
+    sparsity.after_step(moment)
+    assert small.B[0].all()
+    small.B[0].data.zero_()
+    moment.step = 10
+    sparsity.before_iter(moment)
+    assert not small.layers[0].held
+    moment.model.tune.groups = lambda by: ['of a model built anew']
+    sparsity.before_task(moment)
+    assert sparsity.groups(moment) == ['of a model built anew']
+
+
+def test_groups_are_those_that_were_asked_for(moment):
+    asked, groups = [], moment.model.tune.groups('block')
+    moment.model.tune.groups = lambda by: asked.append(by) or groups
+    for settings in (dict(), dict(by='module')):
+        Sparsity('penalty', alpha=1.0, **settings).losses(moment)
+    assert asked == ['block', 'module']
+
+
+def test_a_task_is_settled_where_nothing_is_selected_any_more(moment):
+    moment.steps = 4
+    modes = ('proximal', 'penalty', 'none')
+    selecting = {mode: Sparsity(mode, alpha=1.0, select=0.5) for mode in modes}
+    for moment.step, proximal in ((0, False), (1, False), (2, True), (3, True)):
+        found = [selecting[mode].settled(moment) for mode in modes]
+        assert found == [proximal, True, True]
+
+
 def test_every_group_shrinks_at_its_own_learning_rate(moment):
     big, small = moment.model.tune.groups('block')
     other = nn.Parameter(torch.zeros(3))
@@ -191,6 +228,7 @@ def test_alpha_warms_up_as_a_step(moment):
 def test_a_warm_up_that_never_ends_is_refused(mode, epochs):
     Sparsity(mode, alpha=1.0, warmup_epochs=2).check_epochs(epochs)
     Sparsity(mode, warmup_epochs=3).check_epochs(epochs)  # alpha is 0 anyway
+    Sparsity('none', alpha=1.0, warmup_epochs=3).check_epochs(3)  # and counts nowhere
     with pytest.raises(ForgettingError, match='warmup_epochs is 3, .* it can be 2 at most'):
         Sparsity(mode, alpha=1.0, warmup_epochs=3).check_epochs(epochs)
 
@@ -206,6 +244,15 @@ def test_penalty_moves_nothing_itself_and_reports_the_joint_norm(moment):
     assert norms['small'] == pytest.approx(math.sqrt(4 + 0.01))
     assert sparsity.losses(moment)['loss_sparsity'].item() == pytest.approx(sum(norms.values()))
     assert sparsity.summary()['zero_group_ratio'] == 0
+
+
+def test_groups_that_nothing_drives_are_reported_all_the_same(moment):
+    """Of a model with LoRA, by the norm of B: 5 and 0.1; nothing is at zero."""
+    sparsity = Sparsity()
+    sparsity.after_task(moment)
+    assert sparsity.summary() == dict(
+        groups=dict(big=5.0, small=pytest.approx(0.1)), zero_group_ratio=0.0
+    )
 
 
 def test_a_model_without_groups_has_none_to_report():
