@@ -8,6 +8,8 @@ import torch
 from mmgslora.errors import ForgettingError
 from mmgslora.methods import GSLoRAPlusPlus
 from mmgslora.methods.base import of_task
+from mmgslora.methods.prototypes import Prototypes
+from mmgslora.methods.sparsity import Sparsity
 
 from .views import context, sides
 from .views import view as made_view
@@ -88,6 +90,23 @@ def test_weights_of_each_task():
     tasks = [context(number=number).task for number in (1, 2, 3)]
     found = [(of_task(few.prototype_weight, task), of_task(few.beta, task)) for task in tasks]
     assert found == [(0.015, 0.3), (0.06, 0.4), (0.06, 0.4)]
+
+
+def test_the_losses_take_the_weight_of_their_task():
+    """FAR from the prototype of class 1 and bounded at 2, with the third of two weights."""
+    pp = method(prototype_weight=[0.1, 0.3], prototype_bound=2.0)
+    views = sides(view('forget', [1], [[0.0, 0.0]]), view('retain', [0], [[0.0, 0.0]]))
+    found = pp.losses(views, context(number=3))['forget_loss_prototype']
+    assert found.item() == pytest.approx(0.3 * (2 - FAR), rel=1e-5)
+
+
+def test_sparsity_and_prototypes_are_both_its_parts_with_their_settings():
+    pp = GSLoRAPlusPlus(prototypes='embeddings', prototype_file='a.safetensors', prototype_passes=7)
+    assert [type(part) for part in pp.parts] == [Sparsity, Prototypes]
+    made = pp.parts[1]
+    assert (made.source, made.file, made.passes) == ('embeddings', 'a.safetensors', 7)
+    assert pp.files(1) == ['a.safetensors'] and GSLoRAPlusPlus().files(1) == []
+    assert GSLoRAPlusPlus().parts[1].passes == 4
 
 
 def test_bad_arguments():
