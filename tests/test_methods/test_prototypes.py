@@ -123,7 +123,33 @@ def test_one_pass_over_images_that_are_not_drawn_anew(context, monkeypatch):
 def test_rows_of_the_head(context):
     prototypes = Prototypes('head')
     prototypes.before_task(context)
+    context.model.classifier_weight.zero_()  # trained, or sealed
     assert prototypes.of(torch.tensor([2, 0])).tolist() == [[4, 5], [0, 1]]
+
+
+def test_means_are_taken_without_dropout_and_without_a_graph(context):
+    seen, views = [], context.model.views
+
+    def looking(**given):
+        seen.append((context.model.training, torch.is_grad_enabled()))
+        return views(**given)
+
+    context.model.views = looking
+    context.model.train()
+    Prototypes('embeddings', passes=1).before_task(context)
+    assert seen == [(False, False)] * 2
+
+
+def test_means_are_those_of_the_seed_whatever_was_drawn_before(context):
+    """The images are varied by chance; another run from the same model finds the same means."""
+    context.model.data_preprocessor = lambda batch, training: dict(batch=torch.rand(()))
+    found = []
+    for context.seed, drawn in ((5, 0), (5, 3), (6, 0)):
+        torch.rand(drawn)
+        prototypes = Prototypes('embeddings', passes=1)
+        prototypes.before_task(context)
+        found.append(prototypes.of(torch.tensor([0, 1])))
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2])
 
 
 def test_they_are_of_the_original_in_every_task_and_survive_a_kill(context):
@@ -150,6 +176,10 @@ def test_prototypes_of_a_different_model(context, tmp_path):
     Prototypes('embeddings', str(file)).before_task(context)  # its own model
     with pytest.raises(ForgettingError, match="of 'embeddings' and method.prototypes is 'head'"):
         Prototypes('head', str(file)).before_task(context)
+    same, context.task = context.task, made_context(names=('a', 'b', 'x')).task
+    with pytest.raises(ForgettingError, match='another model or other classes'):
+        Prototypes('embeddings', str(file)).before_task(context)
+    context.task = same
     with torch.no_grad():
         context.model.plain_model[0].weight[0, 0] += 1
     with pytest.raises(ForgettingError, match=r'other\.safetensors.*another model'):
