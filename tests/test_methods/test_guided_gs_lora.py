@@ -228,6 +228,47 @@ def test_two_processes_make_the_joint_gradient(monkeypatch):
     torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-9)
 
 
+def test_defaults():
+    """Those that the class says, in which the demo and its tables were made."""
+    method = GuidedGSLoRA()
+    sparsity = dict(mode='proximal', alpha=0.25, by='block', warmup_epochs=0, select=1 / 3)
+    assert method.settings() == dict(
+        forget_loss='predictions',
+        margin=3.0,
+        bound=9.0,
+        beta=0.4,
+        distill_weight=10.0,
+        background_weight=0.2,
+        sparsity=sparsity,
+        dropout=False,
+    )
+    assert method.parts == [method.sparsity]
+    assert method.tune == dict(type='LoRA', rank=16, lora_alpha=2.0)
+
+
+def test_beta_of_the_task_dropout_and_a_penalty_where_they_are_asked_for(groups):
+    """Class 1 has odds of 1 to e, so the hinge is 4 - 1; the penalty sees A alone, B being 0."""
+    method = GuidedGSLoRA(
+        forget_loss='odds',
+        bound=4.0,
+        beta=[0.5, 2.0],
+        background_weight=0.0,
+        distill_weight=0.0,
+        sparsity=dict(mode='penalty', alpha=0.5),
+        dropout=True,
+    )
+    assert method.dropout
+    rows = [[-math.log1p(1 / math.e), -math.log1p(math.e), -1e4]]
+    views = sides(
+        view('forget', rows, [[-1e4, -1e-9, -1e4]]), view('retain', rows, [[-1e4, -1e-9, -1e4]])
+    )
+    losses = method.losses(views, context(groups, number=2))
+    assert losses['forget_loss_cls'].item() == pytest.approx(2.0 * (4 - 1), rel=1e-5)
+    squares = [sum(a.double().square().sum().item() for a in group.A) for group in groups]
+    penalty = 0.5 * sum(map(math.sqrt, squares))
+    assert losses['loss_sparsity'].item() == pytest.approx(penalty, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
