@@ -71,6 +71,40 @@ def test_the_slope_is_that_of_the_information(monkeypatch):
     assert torch.allclose(found, embeddings.grad)
 
 
+def test_sums_fade_by_a_twentieth_each_step():
+    """Of one class: 1 and 3, and in the next step 6 and 6."""
+    first, second = (torch.tensor(x, dtype=torch.float64)[:, None] for x in ((1, 3), (6, 6)))
+    sums = _Sums.empty(1, first)
+    for embeddings in (first, second):
+        sums.add(embeddings, torch.zeros(2, dtype=torch.long))
+    mean = (0.95 * 4 + 12) / (0.95 * 2 + 2)
+    assert sums.counts.item() == pytest.approx(3.9) and sums.means.item() == pytest.approx(mean)
+    assert sums.scatter.item() == pytest.approx(0.95 * (1 + 1) + 2 * (6 - mean) ** 2)
+
+
+def test_the_reader_by_hand():
+    """Means -1 and 1 with a variance of 1 around each: 2 around that of all, and a tenth added."""
+    counts, totals, scatter = torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0]])
+    told = _Sums(counts, totals, scatter).told(torch.tensor([[3.0]] * 2), torch.tensor([0, 1]))
+    assert told.tolist() == pytest.approx([-3 / 2.2, 3 / 2.2])
+
+
+def test_layers_that_say_the_same_say_it_once():
+    """The reader does not see how wide a layer's numbers are, and the loss is a mean of both."""
+    one, two = ClassConfusion(), ClassConfusion()
+    for seed in range(_WARM_UP + 1):
+        embeddings, classes = shown([[-1, 0, 0], [1, 0, 0]], seed)
+        alone = one.loss([embeddings], classes, 2)
+        both = two.loss([embeddings, 2 * embeddings], classes, 2)
+    assert both.item() == pytest.approx(alone.item()) and alone > 0.3
+
+
+def test_a_task_begins_with_a_reader_that_knows_nothing():
+    part = warm(ClassConfusion(), [[-1, 0, 0], [1, 0, 0]])
+    part.before_task(None)
+    assert part.state_dict() == dict(steps=0, layers=[])
+
+
 def test_the_gradient_moves_classes_towards_each_other():
     part = warm(ClassConfusion(), [[-1, 0, 0], [1, 0, 0]])
     means = torch.tensor([[-1.0, 0, 0], [1, 0, 0]], dtype=torch.float64, requires_grad=True)
