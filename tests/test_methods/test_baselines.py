@@ -113,15 +113,84 @@ def test_salun_changes_nothing_that_has_no_gradient(context):
 
 
 def test_saluns_mask_is_the_same_whatever_was_drawn_before(context):
-    """As of a run that is resumed between two tasks."""
+    """As of a run that is resumed between two tasks; one of another seed draws others."""
     masks = []
     context.loader = [lambda: torch.randn(3, dtype=torch.float64)] * 3
-    for drawn in range(4):
+    for context.seed, drawn in ((0, 0), (0, 1), (0, 2), (1, 0)):
         torch.rand(drawn)
         method = SalUn()
         method.before_task(context)
         masks.append(method.state_dict()['masks']['weight'])
-    assert all(torch.equal(mask, masks[0]) for mask in masks)
+    *same, other = masks
+    assert all(torch.equal(mask, masks[0]) for mask in same) and not torch.equal(other, masks[0])
+
+
+def test_saluns_mask_is_that_of_a_whole_pass_without_dropout(context):
+    """The gradients of three batches are summed, as those of their images together are."""
+    model, method, training = context.model, SalUn(saliency=0.4), []
+    shifts = (0.0, 2.0, -1.0)
+    context.loader = [
+        lambda shift=shift: training.append(model.training) or shift for shift in shifts
+    ]
+    inputs, true = model.forget
+    pass_ = torch.cat([inputs + shift for shift in shifts]), true.repeat(3)
+    model.train()
+    method.before_task(context)
+    weight, found = model.weight.detach(), method.state_dict()['masks']['weight']
+    assert torch.equal(found, reference.salun_mask(weight, pass_, share=0.4))
+    for shift in shifts:  # no single batch says so
+        one = reference.salun_mask(weight, (inputs + shift, true), share=0.4)
+        assert not torch.equal(found, one)
+    assert training == [False] * 3
+
+
+def test_salun_relabels_what_is_to_be_forgotten_alone(context):
+    context.model.relabelled = lambda sample, draw: 'relabelled'
+    forget, retain = (SimpleNamespace(metainfo=dict(view=x)) for x in ('forget', 'retain'))
+    assert SalUn().prepare([retain, forget, retain], context) == [retain, 'relabelled', retain]
+
+
+def test_what_the_baselines_are_if_nothing_is_said():
+    """As each of them says it."""
+    assert NegGradPlus().settings() == dict(beta=0.05, bound=15.0, dropout=True)
+    assert SalUn().settings() == dict(saliency=0.5, alpha=1.0, dropout=True)
+    assert SCRUB().settings() == dict(
+        max_epochs=2, alpha=0.5, gamma=0.99, temperature=4.0, bound=15.0, dropout=True
+    )
+
+
+def test_scrub_leaves_out_what_earlier_tasks_forgot(context):
+    """The original knows it, and would bring it back: by both kinds of epochs, of other classes."""
+    gone, left_out = (3,), []
+    moment = made_context(names=tuple('abcde'), forget=FORGET, old=gone)
+    views = context.model.views()
+    for view in views.values():
+        view.now.divergence = lambda other, without, temperature: (
+            left_out.append(without.tolist()) or torch.zeros(())
+        )
+    for moment.epoch, side in ((0, 'forget'), (1, 'retain')):
+        SCRUB().losses({side: views[side]}, moment)
+    assert left_out == [[3], [1, 2, 3]]
+
+
+def test_ascent_stops_where_all_processes_together_are_at_the_bound(context, monkeypatch):
+    """What is here 1 and in the other process 21, so 11 in the mean, goes up to 15 and no more."""
+
+    def other_has_more(value, op):
+        value.add_(value + 20).div_(2)
+
+    monkeypatch.setattr('mmgslora.losses.over_processes.all_reduce', other_has_more)
+    views = context.model.views()
+    views['forget'].now.divergence = lambda other, without, temperature: torch.tensor(1.0)
+    views['forget'].match = lambda: Matching(
+        labels([1]), labels([0]), dict(loss_ce=torch.tensor(1.0))
+    )
+    for bound, left in ((15.0, 4.0), (10.0, 0.0)):
+        ascent = NegGradPlus(beta=[0.1, 0.5], bound=bound)
+        context.task = made_context(number=2).task
+        assert ascent.losses(views, context)['forget_loss_ce'].item() == pytest.approx(0.5 * left)
+        found = SCRUB(bound=bound).losses(dict(forget=views['forget']), context)
+        assert found['forget_loss_divergence'].item() == pytest.approx(left)
 
 
 def test_salun_deals_out_its_labels_over_the_processes(context, monkeypatch):
