@@ -76,6 +76,37 @@ def test_a_class_that_only_another_process_scores_is_not_taken_for_a_sealed_one(
     assert losses['loss_background'].item() == pytest.approx(0.2 * 4**2, rel=1e-6)
 
 
+def test_what_the_teacher_is_sure_of_is_neither_forgotten_nor_nothing():
+    """0 and 1 are on the object, 2 and 3 are not; of 1 and 3 the teacher says class a, half sure.
+
+    Of class c, which went earlier, it is sure at 0 and 2: that is nothing that stays.
+    """
+    box, away, half = [0.5, 0.5, 1, 1], [0.1, 0.1, 0.1, 0.1], math.log(0.5)
+    states, low = [[0.0, 0.0]] * 4, -6.0
+    says = [[EMPTY, low, low], [half, low, low], [EMPTY, -8.0, -8.0], [half, -5.0, -5.0]]
+    now = [[EMPTY, -4.0, -4.0], [half, -10.0, -10.0], [EMPTY, -6.0, -6.0], [half, -9.0, -9.0]]
+    boxes = [box, box, away, away]
+    now, teacher = outputs(now, boxes, states), outputs(says, boxes, states)
+    sure = teacher.logits.clone()
+    sure[[0, 2], 2] = 0.0  # p is 1/2
+    method = UNDO('x.pth', confusion_weight=0.0, margin=2.0, background_weight=1.0)
+    moment = context(names='abc', forget=(GONE,), old=(2,))
+    losses = method.losses(sides(now, teacher, matched=(0, 1)), moment)
+    # Where nothing is: 2 counts once and 3 by a half, so the level is (8 + 5 / 2) / 1.5 below 0.
+    level = -(8 + 5 / 2) / 1.5
+    hinge = (1 * (-4 - level + 2) + 0.5 * max(0, -10 - level + 2)) / 1.5
+    assert losses['forget_loss_suppress'].item() == pytest.approx(hinge, rel=1e-5)
+    rest = ((-6 - level) ** 2 + 0.5 * (-9 - level) ** 2) / 1.5
+    assert losses['loss_background'].item() == pytest.approx(rest, rel=1e-5)
+    teacher = Outputs(sure, teacher.embeddings, teacher.boxes, 'sigmoid')
+    again = method.losses(sides(now, teacher, matched=(0, 1)), moment)
+    # The level is now the mean of both classes', at 2 that of -8 and log 1/2.
+    level = -((8 - half) / 2 + 5 / 2) / 1.5
+    rest = ((-6 - level) ** 2 + 0.5 * (-9 - level) ** 2) / 1.5
+    assert again['loss_background'].item() == pytest.approx(rest, rel=1e-5)
+    assert again['forget_loss_distill'].item() == pytest.approx(0, abs=1e-6)  # b and c are gone
+
+
 @pytest.mark.parametrize(('images', 'suppress'), [(1, 0.0), (2, 3.0)])
 def test_a_box_in_another_image_is_not_on_the_object(images, suppress):
     """Of one image both are on it, and with nothing empty there is no level, 0; of two one is."""
@@ -128,6 +159,32 @@ def test_the_reader_sees_every_block_and_layer(monkeypatch):
     assert [x.shape for x in others] == [(0, 3), (0, 2), (0, 2)]
 
 
+def test_the_reader_comes_in_over_the_first_part_of_a_task(monkeypatch):
+    """At steps 0, 1, 2 and 3 of 10, in the first fifth: nothing, a half, all."""
+    now = outputs([[EMPTY, -4.0]], [[0.5, 0.5, 1, 1]], [[0.0, 0.0]])
+    method, found = UNDO('x.pth', confusion_weight=0.4, ramp=0.2), []
+    monkeypatch.setattr(method._confusion, 'loss', lambda *given: torch.tensor(3.0))
+    for step in range(4):
+        moment = context(names='ab', forget=(GONE,), step=step, steps=10)
+        found.append(method.losses(sides(now, now), moment)['forget_loss_confusion'].item())
+    assert found == pytest.approx([0.0, 0.6, 1.2, 1.2])
+
+
+def test_the_reader_is_told_classes_by_their_place_in_the_request(monkeypatch):
+    """Objects of classes c, b, c of a request for b and c: 1, 0 and 1 of two."""
+    now = outputs([[EMPTY] * 3] * 3, [[0.5, 0.5, 1, 1]] * 3, [[0.0, 0.0]] * 3)
+    views = sides(now, now, matched=(0, 1, 2))
+    found = Matching(labels([2, 1, 2]), labels([0, 1, 2]), {})
+    views['forget'].match = lambda: found
+    method, seen = UNDO('x.pth', ramp=0.0), []
+    monkeypatch.setattr(
+        method._confusion, 'loss', lambda *given: (seen.extend(given), torch.ones(()))[1]
+    )
+    losses = method.losses(views, context(names='abc', forget=(1, 2)))
+    assert seen[1].tolist() == [1, 0, 1] and seen[2] == 2
+    assert losses['forget_loss_confusion'].item() == pytest.approx(0.3)  # the weight by default
+
+
 def test_one_class_is_confused_with_what_the_teacher_is_sure_stays(monkeypatch):
     box = [[0.5, 0.5, 1, 1]] * 3
     now = outputs([[EMPTY] * 3] * 3, box, [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -162,6 +219,19 @@ def test_a_sealed_teacher_is_refused(tmp_path):
     model = SimpleNamespace(plain_model=plain, load_state_dict=plain.load_state_dict)
     with pytest.raises(ForgettingError, match=r'is sealed \(cat, dog\)'):
         UNDO(str(path)).check_files(model, 1)
+
+
+def test_defaults():
+    assert UNDO('x.pth').settings() == dict(
+        teacher='x.pth',
+        noise=0.5,
+        suppress_weight=1.0,
+        margin=3.0,
+        bound=9.0,
+        background_weight=0.2,
+        confusion_weight=0.3,
+        ramp=0.3,
+    )
 
 
 def test_name_of_the_teacher():
