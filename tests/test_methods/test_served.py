@@ -70,6 +70,31 @@ def test_a_pass_that_selects_counts_for_nothing(context):
         assert served.end_pass()['served'] is expected
 
 
+def test_a_class_that_went_earlier_may_drift():
+    """Of a, forgotten now, b, earlier, and c, at 1/2: c alone has not moved."""
+    one, two, three = (torch.tensor([label]) for label in range(3))
+    method = SimpleNamespace(settled=lambda context: True)
+    task = Task(2, ('a', 'b', 'c'), one, three, two, one[:0])
+    moment = SimpleNamespace(task=task, model=SimpleNamespace(method=method))
+    views = dict(
+        forget=view('forget', [[0.1, 0.1, 0.5]], [[0.9, 0.9, 0.5]]),
+        retain=view('retain', [[0.1, 0.1, 0.5]], [[0.9, 0.9, 0.5]]),
+    )
+    served = Served()
+    served.add(views, moment)
+    assert served.end_pass()['drift'] == 0
+
+
+def test_the_means_are_those_of_all_processes(context, monkeypatch):
+    """Another has half as much of both."""
+    monkeypatch.setattr('mmgslora.methods.served.mean_over_processes', lambda own: own * 0.75)
+    served = Served(forget_score=1, drift=1)
+    served.add(step(0.1, drifted=0.25), context)
+    found, kl = served.end_pass(), 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert found['forget_score'] == pytest.approx(0.75 * 0.16 / 1.2)
+    assert found['drift'] == pytest.approx(0.75 * kl)
+
+
 def test_one_side_says_nothing(context):
     served = Served()
     served.add({'forget': step(0.1)['forget']}, context)
@@ -86,5 +111,6 @@ def test_the_graph_of_the_losses_is_left_alone(context):
 
 
 def test_limits_are_numbers_from_0_up():
+    assert Served().settings() == dict(forget_score=0.02, drift=0.035)
     with pytest.raises(ForgettingError, match='drift is -1; it can be a number from 0 up'):
         Served(drift=-1)
