@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmgslora.families.view import Matching, Outputs, View
+from mmgslora.families.view import Matching, Outputs, View, expected
 
 
 def outputs(logits, boxes=None, kind='sigmoid'):
@@ -86,6 +86,36 @@ def test_divergence_with_background_by_hand():
     # (1/2, 1/2) and (3/4, 1/4); the other expects half an object, and 1 is the least divisor.
     expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     assert now.divergence(before, gone(0)).item() == pytest.approx(expected)
+
+
+def test_divergence_with_background_is_per_object_that_the_other_expects():
+    """Two predictions, of which the other is sure by 3/4 and by 11/12: 5/3 objects."""
+    theirs = torch.tensor([[0.0, math.log(3), 0.0], [0.0, math.log(11), 0.0]])
+    ours = torch.zeros(2, 3)
+    kinds = dict(kind='softmax_background')
+    found = outputs(ours, **kinds).divergence(outputs(theirs, **kinds), gone(0))
+    apart = [p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)) for p in (3 / 4, 11 / 12)]
+    assert found.item() == pytest.approx(sum(apart) * 3 / 5)
+
+
+def test_the_joint_sum_of_what_is_expected_is_at_least_1(monkeypatch):
+    """Of two processes their mean is therefore at least a half; sums go by column."""
+    monkeypatch.setattr('mmgslora.families.view.get_world_size', lambda: 2)
+    weights = torch.tensor([[0.25, 0.5, 2.0], [0.0, 0.25, 1.0]])
+    assert expected(weights).tolist() == [0.5, 0.75, 3.0]
+
+
+@pytest.mark.parametrize('kind', ['sigmoid', 'softmax', 'softmax_background'])
+def test_what_is_a_hair_above_rounding_is_a_difference(kind):
+    """Of the first logit by 2e-4, and of another by 5e-5, which is none and does not pull."""
+    before = outputs([[0.0, 0.0, 0.0]], kind=kind)
+    logits = torch.tensor([[2e-4, 5e-5, 0.0]], dtype=torch.float64, requires_grad=True)
+    now = Outputs(logits, torch.zeros(1, 3), kind=kind)
+    now.divergence(before).backward()
+    # At equal logits the slope is q - p: of a sigmoid d / 4; of three classes 2 d / 9.
+    slope = 2e-4 / 4 if kind == 'sigmoid' else 2e-4 * 2 / 9
+    assert logits.grad[0, 0].item() == pytest.approx(slope, rel=1e-3)
+    assert logits.grad[0, 1] == 0
 
 
 def test_rounding_is_no_difference():
