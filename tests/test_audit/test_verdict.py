@@ -354,6 +354,25 @@ def test_of_several_oracles_one_must_have_as_much(found, verdict):
     assert judge_request(record, record['tasks'][0], limits_of(None), audit).verdict == verdict
 
 
+def test_the_class_that_counts_is_the_furthest_above_its_own_limit():
+    """The oracle has all 18 of a, and c may have 5: it has 6, fewer than a, and is there."""
+    record = record_of(12.0)
+    task = record['tasks'][0]
+    task.update(forget=['a', 'c'], retain=['d'])
+    task['per_class'].update(a=18.0, c=6.0, d=60.0)
+    record['pretrained']['per_class']['d'] = 60.0
+    measured = {'a': 18, 'c': 0}
+    rows = [
+        dict(measure=f'output/per_class/{name}', model='oracle', value=value)
+        for name, value in measured.items()
+    ]
+    # A mean of 12 is above the oracle's 9 as well; the limit of the mean is the user's.
+    limits = limits_of(dict(forgotten_max=12.0))
+    found = judge_request(record, task, limits, AuditRows(dict(task=1, rows=rows)))
+    assert found.verdict == NOT_FORGOTTEN
+    assert found.reason == 'AP of c after task 1: 6 (allowed: 5).'
+
+
 def test_what_was_never_seen_gone_did_not_come_back():
     """Where the first model of a request is missing, the last one alone speaks."""
     record = record_of(0.0, latest=9.0)
