@@ -21,7 +21,6 @@ def attention(batch_first=False, **settings):
 def test_equals_the_plain_module_with_the_sum_of_weights(batch_first):
     plain, adapted = attention(batch_first)
     x, y = torch.randn(3, 5, 8).double(), torch.randn(3, 5, 8).double()
-    mask = torch.zeros(5, 5, dtype=torch.bool if batch_first else torch.float64)
     mask = torch.triu(torch.ones(5 if batch_first else 3, 5 if batch_first else 3), 1).bool()
     torch.testing.assert_close(adapted(x, y, y, attn_mask=mask), plain(x, y, y, attn_mask=mask))
     nn.init.normal_(adapted.lora_B)
@@ -33,6 +32,27 @@ def test_equals_the_plain_module_with_the_sum_of_weights(batch_first):
     torch.testing.assert_close(adapted(one, one, one)[0], plain(one, one, one)[0])
     adapted.merge()
     torch.testing.assert_close(adapted(x, y, y), plain(x, y, y))
+
+
+@pytest.mark.parametrize('batch_first', [False, True])
+def test_padding_dropout_and_weights_are_those_of_the_plain_module(batch_first):
+    """As a DETR gives it images of several sizes; the adapter is zero."""
+    plain, adapted = attention(batch_first, dropout=0.5)
+    x = torch.randn(3, 5, 8).double()
+    padding = torch.zeros((3, 5) if batch_first else (5, 3), dtype=torch.bool)
+    padding[1, 1:] = True
+    given = dict(key_padding_mask=padding, average_attn_weights=False)
+    (ours, weights), (theirs, wanted) = adapted(x, x, x, **given), plain(x, x, x, **given)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(weights, wanted)
+    assert not torch.allclose(ours, plain(x, x, x)[0]) and weights.shape[1] == 2  # heads
+    for module in (plain, adapted):
+        module.train()
+        torch.manual_seed(1)
+        ours, theirs = module(x, x, x)[0], ours
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, adapted.eval()(x, x, x)[0])
+    assert adapted.called
 
 
 def test_off_is_the_plain_module_and_only_the_adapter_learns():

@@ -92,6 +92,16 @@ def test_other_groupings_cover_the_same_matrices():
         assert set(found) == trainable
 
 
+@pytest.mark.parametrize(('by', 'held'), [('block', [0, 1]), ('module', [0]), ('matrix', [])])
+def test_the_layers_of_a_group_that_is_held_learn_no_more(by, held):
+    """Of two blocks of two layers each; a single matrix shares its layer with another."""
+    model = ViT()
+    names = inject_lora(model, rank=2)
+    discover_groups(model, by)[0].hold()
+    layers = lora_layers(model)
+    assert [i for i, name in enumerate(names) if not layers[name].learns] == held
+
+
 def test_an_unknown_grouping():
     model = ViT()
     inject_lora(model, rank=2)

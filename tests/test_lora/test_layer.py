@@ -133,6 +133,29 @@ def test_a_group_that_was_held_learns_again_in_the_next_task():
     assert layer.learns
 
 
+def test_the_adapter_after_a_merge_is_drawn_from_the_generator():
+    """In every process the same, and after a resume."""
+    layer, fresh = trained(), LoRALinear(6, 5, rank=3)
+    layer.merge(torch.Generator().manual_seed(4))
+    fresh.reset(torch.Generator().manual_seed(4))
+    assert torch.equal(layer.lora_A, fresh.lora_A)
+
+
+def test_a_merge_of_nothing_writes_nothing_and_one_of_an_adapter_that_is_off_does():
+    """-0 plus 0 would be 0, another bit and another fingerprint."""
+    layer = LoRALinear(3, 3, rank=1)
+    with torch.no_grad():
+        layer.weight.fill_(-0.0)
+    layer.merge()
+    assert layer.weight.signbit().all()
+    with torch.no_grad():
+        layer.lora_A.fill_(2.0)
+        layer.lora_B.fill_(3.0)
+    layer.enabled = False
+    layer.merge()
+    assert torch.equal(layer.weight, torch.full((3, 3), 6.0))  # the scale is 1 / 1
+
+
 def test_merge_can_be_undone():
     layer = trained(dtype=torch.float64)
     weight, update = layer.weight.clone(), layer.delta().detach()
