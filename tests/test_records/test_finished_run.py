@@ -56,6 +56,33 @@ def test_an_audit_with_another_original_does_not_count(tmp_path):
     )
 
 
+def test_an_audit_on_the_other_split_does_not_count(tmp_path):
+    """What is measured on val is no evidence beside numbers of test."""
+    audit = with_units(audit_of(shapes_record()), 'val')
+    for name, split, reason in (('a', 'val', ''), ('b', 'test', 'measured on other files')):
+        run = audited(tmp_path / name, audit, split=split)
+        found = run.audit_reason(run.tasks[-1])
+        assert reason in found and bool(found) == bool(reason)
+
+
+def test_an_audit_of_a_file_that_was_changed_after_the_run_does_not_count(tmp_path):
+    """It is of the very file that lies there; the run measured another one."""
+    record = json.loads(json.dumps(shapes_record()))
+    record['tasks'][-1]['merged'] = dict(path='merged/task_02.pth', sha256=ABC)
+    run = audited(tmp_path, audit_of(record), tasks=record['tasks'])
+    said = 'merged/task_02.pth was changed after the run had measured it'
+    assert run.audit_reason(run.tasks[-1]) == said and run.unfit == {2: said}
+
+
+def test_the_config_is_the_one_that_was_named_or_the_only_one(tmp_path):
+    run = FinishedRun(make_run(tmp_path, dict(shapes_record(), config='configs/gone.py')))
+    assert run.config_path == run.work_dir / 'forget.py'
+    (run.work_dir / 'another.py').write_text('')
+    assert run.config_path is None
+    (run.work_dir / 'gone.py').write_text('')
+    assert run.config_path == run.work_dir / 'gone.py'
+
+
 def fake_row(audit):
     audit['rows'].append(dict(model='oracle', seed=0, measure='probe/decoder.2', value=99.0))
 
