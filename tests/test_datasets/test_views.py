@@ -2,13 +2,16 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmdet.datasets import CocoDataset
+from mmengine.structures import BaseDataElement
 
 from mmgslora.datasets import ForgettingViews, PairedSampler, Protocol
 from mmgslora.datasets.views import check_held_out
@@ -219,6 +222,94 @@ def test_held_out_data_show_what_is_forgotten():
         check_held_out(dataset, [['a']], ['c', 'e'])
 
 
+class Drawn(Labels):
+    """Images with a label each, of which the pipeline draws a number and gives up on some."""
+
+    def __init__(self, labels, unusable=()):
+        super().__init__(labels)
+        self.unusable = unusable
+
+    def get_data_info(self, index):
+        return dict(img_id=index, gt_label=self.labels[index])
+
+    def pipeline(self, info):
+        if info['img_id'] in self.unusable:
+            return None
+        sample = BaseDataElement(metainfo=dict(img_id=info['img_id']))
+        return dict(inputs=torch.rand(1), data_samples=sample)
+
+
+def shown(views):
+    """Image id of each item, those of the forget view first."""
+    return [views[i]['data_samples'].img_id for i in range(len(views))]
+
+
+def test_images_kept_of_one_task_are_not_those_of_the_next():
+    """Once drawn is once for a task, and for a copy that draws for another task, too."""
+    partition = Protocol(tuple('abcdef'), [['a'], ['b']]).partition
+    views = ForgettingViews(Drawn([0, 1, 2, 0]), data_ratio=1.0, redraw=False)
+    drawn = {}
+    for task, forget in ((1, {0, 3}), (2, {1})):
+        views.set_partition(partition(task))
+        assert {*shown(views)[: views.num_forget]} == forget
+        drawn.update({(task, id_): views[i]['inputs'].item() for i, id_ in enumerate(shown(views))})
+    assert len({*drawn.values()}) == len(drawn) == 4 + 2  # the last retains image 2 alone
+    other = copy.deepcopy(views)
+    other.set_partition(partition(1))
+    assert {*shown(views)[:1]} == {1} and {*shown(other)[:2]} == {0, 3}
+    views.set_partition(partition(1))
+    again = {(1, id_): views[i]['inputs'].item() for i, id_ in enumerate(shown(views))}
+    assert again.items() <= drawn.items()  # as a resumed run draws them
+    views.seed = 1
+    views.set_partition(partition(1))
+    assert not {views[i]['inputs'].item() for i in range(4)} & {*again.values()}
+
+
+def test_the_next_image_serves_where_the_pipeline_gives_up():
+    """Of the same view, and after its last one the first."""
+    dataset = Drawn([0, 0, 0, 1, 1, 1])
+    views = ForgettingViews(dataset, data_ratio=1.0)
+    views.set_partition(Protocol(tuple('abcdef'), [['a']]).partition(1))
+    first, second, third, *retain = shown(views)
+    assert {first, second, third} == {0, 1, 2}
+    dataset.unusable = (second, retain[2])
+    assert shown(views) == [first, third, third, retain[0], retain[1], retain[0]]
+    assert [views[i]['data_samples'].view for i in (2, 3)] == ['forget', 'retain']
+    dataset.unusable = (0, 1, 2)
+    with pytest.raises(ForgettingError, match='nothing for each of the 3 images of the forget'):
+        views[0]
+
+
+def test_a_tenth_is_drawn_and_ten_of_a_class_and_anew_each_time():
+    """Unless something else is said: of 120 images a tenth, of 50 that have to stay ten."""
+    views = ForgettingViews(Drawn([0] * 120 + [1] * 50))
+    views.set_partition(Protocol(tuple('abcdef'), [['a']]).partition(1))
+    assert (views.num_forget, views.num_retain) == (12, 10)
+    for index in (0, views.num_forget):
+        assert views[index]['inputs'] != views[index]['inputs']
+
+
+@pytest.mark.parametrize(('keep_gb', 'made'), [(0, 6), (8e-9, 4), (1.0, 3)])
+def test_memory_for_what_is_kept_is_in_gigabytes(monkeypatch, keep_gb, made):
+    """Three images of 4 bytes, each asked for twice: with room for none, for two and for all."""
+    views = ForgettingViews(Drawn([0, 1, 1]), data_ratio=1.0, redraw=False, keep_gb=keep_gb)
+    views.set_partition(Protocol(tuple('abcdef'), [['a']]).partition(1))
+    calls, make = [], views._make
+    monkeypatch.setattr(views, '_make', lambda index: calls.append(index) or make(index))
+    assert shown(views) == shown(views) and len(calls) == made
+
+
+def test_every_task_draws_for_itself():
+    """Two tasks with the same 40 images to retain, of which each draws ten."""
+    partition = Protocol(tuple('abcdef'), [['a'], ['b']]).partition
+    views = ForgettingViews(Drawn([0, 1] + [2] * 40))
+    draws = []
+    for task in (1, 2, 1):
+        views.set_partition(replace(partition(task), retain=('c',)))
+        draws.append(views.image_ids('retain'))
+    assert draws[0] == draws[2] and {*draws[0]} != {*draws[1]}
+
+
 label_sets = st.lists(st.sets(st.integers(0, 5), max_size=4), min_size=1, max_size=30)
 
 
@@ -348,6 +439,39 @@ def test_the_authors_order_knows_no_classes():
         sampler.set_epoch(epoch)
         drawn += list(sampler)[0::2]
     assert np.bincount(drawn, minlength=10).tolist() == [3] * 10
+
+
+@pytest.mark.parametrize('pairs', [None, 20])
+def test_seed_and_epoch_make_the_order(pairs):
+    """Of 20 images in each view; no two passes and no two seeds have the same of either."""
+
+    def orders(seed, epoch):
+        sampler = PairedSampler(Counts(20, 20), seed=seed, pairs=pairs)
+        sampler.set_epoch(epoch)
+        order = tuple(sampler)
+        return order[0::2], order[1::2]
+
+    found = [orders(*moment) for moment in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    for side in zip(*found):
+        assert len({*side}) == 4 and all(len({*order}) == 20 for order in side)
+    assert orders(1, 1) == found[3]
+
+
+def test_the_order_in_which_classes_take_turns_is_drawn():
+    """Six classes of one image: a permutation for each round, others for another seed."""
+    rounds = set()
+    for seed in (0, 1):
+        order = list(PairedSampler(Counts(6, 12, [[i] for i in range(6)]), seed=seed))[0::2]
+        rounds |= {tuple(order[:6]), tuple(order[6:])}
+    assert len(rounds) == 4 and all(sorted(order) == list(range(6)) for order in rounds)
+
+
+def test_how_many_short_epochs_show_everything(monkeypatch):
+    """Of ten images to retain: five with two pairs each, three in two processes, one as a pass."""
+    assert PairedSampler(Counts(3, 10), pairs=2).parts == 5
+    monkeypatch.setattr('mmgslora.datasets.views.get_dist_info', lambda: (1, 2))
+    assert PairedSampler(Counts(3, 10), pairs=2).parts == 3
+    assert PairedSampler(Counts(3, 10)).parts == 1
 
 
 def test_short_epochs_go_on_where_the_last_one_ended():
