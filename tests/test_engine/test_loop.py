@@ -4,13 +4,16 @@ import copy
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+from mmgslora.engine import ContinualForgettingLoop
 from mmgslora.errors import ForgettingError
 from mmgslora.lora import apply_adapter, lora_layers
 
@@ -410,3 +413,40 @@ def test_a_schedule_of_too_few_steps(run_cfg):
     run_cfg.train_cfg.update(epochs_per_task=6, steps_per_task=5)
     with pytest.raises(ForgettingError, match='steps_per_task is 5; it must be at least.* 6'):
         Runner.from_cfg(run_cfg).train()
+
+
+def test_every_epoch_has_seeds_of_its_own_and_so_have_its_workers():
+    """Two epochs would see the same flips and crops; the same epoch of another run does."""
+
+    def drawn(seed, epoch):
+        loader = SimpleNamespace(worker_init_fn=partial(dict, rank=0, seed=99))
+        loop = SimpleNamespace(runner=SimpleNamespace(seed=seed), _epoch=epoch, dataloader=loader)
+        ContinualForgettingLoop._seed_epoch(loop)
+        return torch.rand(()).item(), loader.worker_init_fn()['seed']
+
+    with torch.random.fork_rng():
+        found = [drawn(*moment) for moment in ((0, 0), (0, 1), (1, 0), (None, 2))]
+        assert drawn(0, 1) == found[1]
+    assert all(len({*each}) == 4 for each in zip(*found))
+
+
+def test_every_task_has_a_fresh_adapter_of_its_own():
+    """The same in every process, and in the run that is resumed there."""
+
+    def drawn(seed, task):
+        loop = SimpleNamespace(runner=SimpleNamespace(seed=seed), task=task)
+        return torch.rand((), generator=ContinualForgettingLoop._generator(loop)).item()
+
+    assert len({drawn(0, 1), drawn(0, 2), drawn(0, 3), drawn(5, 1)}) == 4
+    assert drawn(None, 2) == drawn(0, 2)
+
+
+def test_the_first_task_alone_begins_as_the_first(run_cfg, monkeypatch):
+    """Adapters of init='xavier' are not nothing there, and the teachers are those of the method."""
+    run_cfg.train_cfg.update(protocol=dict(tasks=[['circle'], ['star']]), epochs_per_task=1)
+    runner = Runner.from_cfg(run_cfg)
+    tune = runner.model.tune
+    begun, begin = [], tune.begin_task
+    monkeypatch.setattr(tune, 'begin_task', lambda *given: (begun.append(given[1:]), begin(*given)))
+    runner.train()
+    assert begun == [(True, ('original',)), (False, ('original',))]

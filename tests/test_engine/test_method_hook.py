@@ -7,7 +7,7 @@ import torch
 from mmengine.runner import Runner
 
 from mmgslora.engine.method_hook import MethodHook
-from mmgslora.methods import METHODS, RetainOnly
+from mmgslora.methods import METHODS, Context, RetainOnly
 
 from .stopped import whole_and_resumed
 
@@ -61,6 +61,24 @@ def test_every_moment_in_its_order(run_cfg):
     assert Diary.lines == expected
     assert runner.message_hub.get_info('method_summary') == dict(note='written')
     assert runner.message_hub.get_info('prepare_seconds') > 0
+
+
+def test_what_a_method_draws_is_its_own_in_every_epoch():
+    """Of the same moment it is the same; so are the numbers that a method reads of it."""
+
+    def at(seed, epoch):
+        context = Context(None, None)
+        loop = SimpleNamespace(model=SimpleNamespace(context=context), dataloader=['a', 'b'])
+        loop.epoch, loop.epoch_in_task, loop.task, loop.steps_per_task = epoch, epoch % 3, 2, [6, 8]
+        wrapper = SimpleNamespace(optimizer='of the task')
+        runner = SimpleNamespace(train_loop=loop, optim_wrapper=wrapper, work_dir='x', seed=seed)
+        found = MethodHook._context(runner)
+        assert (found.epoch, found.steps, found.seed) == (epoch % 3, 8, seed or 0)
+        assert (found.optimizer, found.loader) == ('of the task', ['a', 'b'])
+        return torch.rand((), generator=found.generator).item()
+
+    assert len({at(0, 3), at(0, 4), at(0, 6), at(1, 3)}) == 4 and at(0, 4) == at(0, 4)
+    assert at(None, 3) == at(0, 3)
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 4), reason='no fused AdamW on a CPU')
