@@ -36,6 +36,8 @@ def test_what_a_line_says(ledger):
     assert ledger.last('forgotten')['task'] == 2
     assert ledger.last('forgotten', 1)['number'] == 1
     assert ledger.last('sealed') is None
+    ledger.append('exported', task=2)
+    assert ledger.taken_back == [1]
     assert Ledger(ledger.work_dir / 'nowhere').head == '0' * 64
 
 
