@@ -1,6 +1,7 @@
 """What a tuner of whole parameters leaves is as trustworthy as an adapter."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,28 @@ def test_attention_of_peft_is_refused(tmp_path):
     peft.get_peft_model(TorchTransformer(), config).save_pretrained(tmp_path / 'a')
     with pytest.raises(ForgettingError, match='out_proj PEFT counts twice'):
         apply_adapter(TorchTransformer(), tmp_path / 'a')
+
+
+def stored(whole=(), **metadata):
+    """A of ones and B of twos on layer a, scale 3 / 1."""
+    pair = torch.ones(1, 2), torch.full((2, 1), 2.0)
+    return StoredAdapter(Path('x'), {'a': pair}, dict(whole), ('a',), 3.0, False, metadata)
+
+
+def test_an_adapter_beside_a_module_that_was_replaced():
+    """Its matrices come on top of the weight that replaces the old one: 5 + 3 * 2 * 1."""
+    state = {'a.weight': torch.zeros(2, 2), 'a.bias': torch.zeros(2)}
+    merged = stored({'a.weight': torch.full((2, 2), 5.0)}).merged(state)
+    assert torch.equal(merged['a.weight'], torch.full((2, 2), 11.0))
+    assert torch.equal(merged['a.bias'], torch.zeros(2)) and not state['a.weight'].any()
+
+
+def test_a_weight_of_two_names_changes_under_both():
+    state = {f'{name}.weight': torch.zeros(2, 2) for name in 'abc'}
+    found = stored(also_named={'a.weight': ['b.weight']})
+    assert found.changes(state) == {'a.weight', 'b.weight'}
+    merged = found.merged(state)
+    assert [merged[f'{name}.weight'][0, 0].item() for name in 'abc'] == [6, 6, 0]
 
 
 def test_norms_by_hand():
