@@ -282,6 +282,13 @@ def test_tiny_scores_in_the_right_order_keep_ap_but_not_recall(tmp_path):
     assert (metrics['AR_f@0.3'], metrics['AR_f@0.05']) == (0, 0)
 
 
+def test_a_score_at_the_threshold_is_enough(tmp_path):
+    """Half is exact in every format."""
+    ClassPartition(1, forget=('dog',), retain=('cat',)).publish()
+    images = [(1, [('dog', *BOX), ('dog', *FAR)], [('dog', *BOX, 0.5), ('dog', *FAR, 0.4375)])]
+    assert measure(tmp_path, images, recall_scores=(0.5,))['AR_f@0.5'] == 50
+
+
 def test_crowds_are_neither_found_nor_missed_but_make_a_subset_image(tmp_path):
     ClassPartition(1, forget=('dog',), retain=('cat',)).publish()
     images = [
