@@ -373,6 +373,19 @@ def test_the_class_that_counts_is_the_furthest_above_its_own_limit():
     assert found.reason == 'AP of c after task 1: 6 (allowed: 5).'
 
 
+def test_an_oracle_that_was_measured_on_one_class_raises_no_limit():
+    """Where the other has no image to measure on, nothing is known of both together."""
+    record = record_of(6.0)
+    task = record['tasks'][0]
+    task.update(forget=['a', 'c'], retain=['d'])
+    for values in (record['pretrained']['per_class'], task['per_class']):
+        values.update(c=6.0, d=60.0)
+    rows = [dict(measure='output/per_class/a', model='oracle', value=50)]
+    found = judge_request(record, task, limits_of(None), AuditRows(dict(task=1, rows=rows)))
+    assert found.verdict == NOT_FORGOTTEN
+    assert found.reason.startswith('AP_f after task 1: 6 (allowed: 2);')
+
+
 def test_what_was_never_seen_gone_did_not_come_back():
     """Where the first model of a request is missing, the last one alone speaks."""
     record = record_of(0.0, latest=9.0)
