@@ -18,9 +18,9 @@ from mmgslora.settings import NonNegative, NonNegativeCount, PositiveShare, buil
 if TYPE_CHECKING:
     from mmgslora.tuning import Tuner
 
-_SCREEN_AFTER = 0.025
+_SCREEN_AFTER = 0.05
 """Share of a task before which nothing is looked at: at its start all groups are zero."""
-_SCREEN_EVERY = 5
+_SCREEN_EVERY = 10
 """Steps between two looks for groups at zero: every look waits for the weights."""
 
 
