@@ -23,6 +23,7 @@ from mmgslora.loading import read_checkpoint, read_results
 from mmgslora.preflight import Plan
 from mmgslora.preflight.checkpoint import forgotten_in
 from mmgslora.preflight.config import add_config_arguments, load_config
+from mmgslora.processes import join_processes, leave_processes
 from mmgslora.requests.measure import build_runner, testing_config
 
 
@@ -68,6 +69,7 @@ def test(args: argparse.Namespace) -> None:
             asked = {name for task in protocol.tasks for name in task}
             protocol.forgotten = tuple(name for name in forgotten_in(read) if name not in asked)
         partition = protocol.partition(len(protocol) if args.task is None else args.task)
+    join_processes(cfg)
     runner = build_runner(cfg)
     if partition is not None:
         partition.publish()
@@ -96,3 +98,4 @@ def regroup(runner: Runner, predictions: Sequence[Mapping], results: str) -> dic
 
 if __name__ == '__main__':
     main()
+    leave_processes()

@@ -8,9 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 
 import mmgslora  # noqa: F401  puts compat in place
 from mmgslora.command import plain_ending
@@ -20,6 +18,7 @@ from mmgslora.preflight.config import add_config_arguments, load_config
 from mmgslora.preflight.plan import reason
 from mmgslora.preflight.resume import checkpoints_in, resume_in
 from mmgslora.preflight.work_dir import LOCK
+from mmgslora.processes import join_processes, leave_processes
 from mmgslora.requests import continued_config
 from mmgslora.requests.measure import build_runner
 
@@ -66,31 +65,6 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
 
 
-def start_on_cpu(cfg: Config) -> None:
-    """Join the other processes where there is no accelerator: MMEngine would pick a GPU each."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-    )
-
-
-def leave_group() -> None:
-    """End this process of several: all are done, nothing is left to be written."""
-    if not torch.distributed.is_initialized():
-        return
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    if get_device() == 'cpu':
-        # Threads of gloo may outlive the group, and an abort at exit would fail a run that is done.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def how_to_go_on(cfg: Config, args: argparse.Namespace) -> str:
     """The line for a run that was stopped: what is saved, and the command that goes on."""
     asked = args.resume or args.continue_from  # which goes on by itself
@@ -127,8 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         lambda: how_to_go_on(cfg, args),
         lambda error: what_happened(error, cfg, args),
     ):
-        if args.launcher == 'pytorch' and get_device() == 'cpu':
-            start_on_cpu(cfg)
+        join_processes(cfg)
         for note in prepare(cfg, restart, args.check_data).notes:
             print(f'note: {note}')
         build_runner(cfg).train()
@@ -136,4 +109,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == '__main__':
     main()
-    leave_group()
+    leave_processes()

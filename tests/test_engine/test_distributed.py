@@ -96,14 +96,14 @@ def launch(repo_root, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def both_ranks(start, tmp_path_factory):
-    """The same without the start: tools/train.py in two processes that torchrun would start."""
+    """The same without the start: a tool in two processes that torchrun would start."""
     folder = tmp_path_factory.mktemp('both_ranks')
 
-    def both_ranks(*arguments):
+    def both_ranks(*arguments, tool='train'):
         common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), CUDA_VISIBLE_DEVICES='')
         common.update(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
         ranks = [dict(common, RANK=rank, LOCAL_RANK=rank) for rank in '01']
-        command = (start.root / 'tools/train.py', *arguments, '--launcher=pytorch')
+        command = (start.root / f'tools/{tool}.py', *arguments, '--launcher=pytorch')
         result = start(*command, environments=ranks, cwd=folder)
         assert result.returncode == 0, result.stderr[-4000:]
 
@@ -243,6 +243,17 @@ def test_two_processes_evaluate_the_same(runs):
     for a, b in zip(found, expected):
         assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id'])
         assert a['score'] == pytest.approx(b['score'], abs=1e-4)
+
+
+def test_two_processes_test_a_checkpoint(runs, both_ranks, tmp_path):
+    """tools/test.py, too: what the run measured after its second task."""
+    cfg = runs['default_two']
+    merged = Path(cfg.work_dir, 'merged/task_02.pth')
+    both_ranks(f'{cfg.work_dir}.py', merged, '--work-dir', tmp_path, tool='test')
+    (found,) = (json.loads(file.read_text()) for file in tmp_path.glob('*/*.json'))
+    expected = record_of(cfg)[1][1]['metrics']
+    for name in ('AP_f', 'AP_r', 'AP_o', 'mAP'):
+        assert found[name] == pytest.approx(expected[name], abs=1e-6), name
 
 
 def test_only_the_first_rank_writes(runs):
