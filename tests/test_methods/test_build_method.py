@@ -45,9 +45,7 @@ def test_the_config_stays_as_it_is():
     assert method.settings() == dict(
         bound=15.0,
         beta=(0.015, 0.03, 0.14, 0.13, 0.13, 0.15, 0.15),
-        sparsity=dict(
-            mode='penalty', alpha=3e-4, by='module', warmup_epochs=0, select=1 / 3, boost=1.0
-        ),
+        sparsity=dict(mode='penalty', alpha=3e-4, by='module', warmup_epochs=0, select=1 / 3),
         dropout=True,
     )
 
