@@ -13,14 +13,7 @@ from mmgslora.errors import ForgettingError
 from mmgslora.lora import LoRAGroup
 from mmgslora.losses import group_penalty, proximal_step, zero_ratio
 from mmgslora.methods.base import Context, Part
-from mmgslora.settings import (
-    NonNegative,
-    NonNegativeCount,
-    Positive,
-    PositiveShare,
-    build,
-    checked,
-)
+from mmgslora.settings import NonNegative, NonNegativeCount, PositiveShare, build, checked
 
 if TYPE_CHECKING:
     from mmgslora.tuning import Tuner
@@ -29,8 +22,6 @@ _SCREEN_AFTER = 0.05
 """Share of a task before which nothing is looked at: at its start all groups are zero."""
 _SCREEN_EVERY = 10
 """Steps between two looks for groups at zero: every look waits for the weights."""
-_BOOST_UNTIL = 0.1
-"""Share of a task in which alpha is boosted."""
 
 
 class Sparsity(Part):
@@ -53,8 +44,7 @@ class Sparsity(Part):
     groups at zero. One that two looks in a row find there (a group that gathers itself may come
     through zero once) is held, so that its block costs nothing from then on. After the share
     ``select`` all groups at zero are held, and the others train on without shrinkage, which would
-    cost accuracy. At the start Adam makes whole steps of whatever a gradient is, and every group
-    leaves zero; with ``boost`` those that add nothing come back sooner.
+    cost accuracy.
 
     Args:
         mode: 'proximal', 'penalty' or 'none'. Defaults to 'none'.
@@ -62,7 +52,6 @@ class Sparsity(Part):
         by: The grouping, see :func:`~mmgslora.lora.discover_groups`. Defaults to 'block'.
         warmup_epochs: Epochs of every task in which alpha is 0. Defaults to 0.
         select: Share of a task after which 'proximal' stops selecting. Defaults to 1/3.
-        boost: What 'proximal' multiplies alpha by in the first tenth of a task. Defaults to 1.
 
     Raises:
         ForgettingError: The optimizer moves the matrices of one group at several learning rates.
@@ -76,10 +65,9 @@ class Sparsity(Part):
         by: Literal['block', 'module', 'matrix'] = 'block',
         warmup_epochs: NonNegativeCount = 0,
         select: PositiveShare = 1 / 3,
-        boost: Positive = 1.0,
     ) -> None:
         self.mode, self.alpha, self.by = mode, alpha, by
-        self.warmup_epochs, self.select, self.boost = warmup_epochs, select, boost
+        self.warmup_epochs, self.select = warmup_epochs, select
         self._groups: list[LoRAGroup] = []
         self._held: list[LoRAGroup] = []
         self._at_zero: set[str] = set()
@@ -115,10 +103,7 @@ class Sparsity(Part):
     def alpha_at(self, context: Context) -> float:
         """Alpha at this moment."""
         over = self.mode == 'none' or context.epoch < self.warmup_epochs
-        if over or self.refits(context):
-            return 0.0
-        boosted = self.mode == 'proximal' and context.progress < _BOOST_UNTIL
-        return self.alpha * (self.boost if boosted else 1.0)
+        return 0.0 if over or self.refits(context) else self.alpha
 
     def refits(self, context: Context) -> bool:
         """Whether groups at zero are held there and the others train on."""

@@ -232,7 +232,6 @@ def test_defaults():
     """Those that the class says, in which the demo and its tables were made."""
     method = GuidedGSLoRA()
     sparsity = dict(mode='proximal', alpha=0.25, by='block', warmup_epochs=0, select=1 / 3)
-    sparsity['boost'] = 1.0
     assert method.settings() == dict(
         forget_loss='predictions',
         margin=3.0,

@@ -224,21 +224,6 @@ def test_alpha_warms_up_as_a_step(moment):
     assert not sparsity.losses(moment)
 
 
-def test_a_boost_is_over_after_a_tenth_of_the_task(moment):
-    """Of 40 steps: alpha 0.5 in the first four, 0.25 up to the refit at step 20."""
-    sparsity = Sparsity('proximal', alpha=0.25, select=0.5, boost=2.0)
-    moment.steps, alphas = 40, []
-    for moment.step in (0, 3, 4, 19, 20):
-        alphas.append(sparsity.alpha_at(moment))
-    assert alphas == [0.5, 0.5, 0.25, 0.25, 0.0]
-    big, small = moment.model.tune.groups('block')
-    moment.step = 0
-    step(sparsity, moment)  # threshold 0.1 * 0.5 * sqrt(4 entries): 5 -> 4.9
-    assert big.norm_B().item() == pytest.approx(4.9) and not small.B[0].any()
-    moment.step = 0
-    assert Sparsity('penalty', alpha=0.25, boost=2.0).alpha_at(moment) == 0.25
-
-
 @pytest.mark.parametrize(('mode', 'epochs'), [('penalty', 3), ('proximal', 9)])
 def test_a_warm_up_that_never_ends_is_refused(mode, epochs):
     Sparsity(mode, alpha=1.0, warmup_epochs=2).check_epochs(epochs)
