@@ -38,7 +38,7 @@ CHECKS = (
     (checkpoint.method_files, ('model', 'model_settings', 'protocol', 'resume', *_DATA)),
     (data.images, _DATA),
     (work_dir.work_dir, ('holder', 'protocol', *_DATA)),
-    (work_dir.disk_space, ('model', 'protocol', *_SETTINGS, *_DATA)),
+    (work_dir.disk_space, ('model', 'hooks', 'protocol', *_SETTINGS, *_DATA)),
 )
 
 

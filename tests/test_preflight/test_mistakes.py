@@ -164,6 +164,13 @@ def test_no_hooks(command, cfg):
     refused(command(), 'custom_hooks lacks MethodHook, AdapterHook, RecordHook')
 
 
+def test_checkpoints_of_no_interval_are_refused_in_one_sentence(command):
+    """The disk that they would take is not worked out."""
+    result = command('--cfg-options', 'default_hooks.checkpoint.interval=0')
+    refused(result, 'interval is 0; it can be a whole number from 1 up')
+    assert len(result.err.strip().splitlines()) == 1
+
+
 def test_checkpoints_far_apart_are_worth_a_note(command, cfg):
     cfg.default_hooks.checkpoint.interval = 10
     result = command()
